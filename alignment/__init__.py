@@ -1,0 +1,1 @@
+"""Stages after pretraining: supervised fine-tuning, reward model, DPO, PPO."""

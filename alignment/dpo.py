@@ -1,0 +1,104 @@
+"""Direct preference optimisation on the reward stage's pairs, against the fine-tuned model.
+
+    seedbed dpo --config=configs/quickstart.py
+
+Reference log-probabilities are computed once and travel with the rows.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alignment import losses
+from alignment.reward import positions_of
+from model.loss import token_logprobs
+from model.transformer import Params, TransformerConfig, forward
+from train.loop import LoopConfig
+from train.optimizer import OptimizerConfig
+from train.step import Batch, LossFn
+
+KINDS = ("sigmoid", "ipo")
+
+
+@dataclasses.dataclass(frozen=True)
+class DPOConfig:
+    """Loss and training of DPO."""
+
+    beta: float
+    kind: str
+    label_smoothing: float
+    loop: LoopConfig
+    optimizer: OptimizerConfig
+
+    def __post_init__(self):
+        ranges = {
+            "beta": (self.beta > 0, "above 0"),
+            "kind": (self.kind in KINDS, f"one of {KINDS}"),
+            "label_smoothing": (0 <= self.label_smoothing < 0.5, "in [0, 0.5)"),
+        }
+        for key, (fits, allowed) in ranges.items():
+            if not fits:
+                raise ValueError(f"{key} is {getattr(self, key)!r}; it must be {allowed}")
+
+
+def answer_logprob(
+    config: TransformerConfig, params: Params, tokens_BL, real_BL, answer_BL
+) -> jax.Array:
+    """Log-probability of each answer given its prompt: answer tokens only, end token included."""
+    inputs = (tokens_BL[:, :-1], positions_of(real_BL)[:, :-1], real_BL[:, :-1])
+    logp_BL = token_logprobs(forward(config, params, *inputs), tokens_BL[:, 1:], 1.0)
+    return losses.sequence_logprob(logp_BL, answer_BL[:, 1:])
+
+
+_answer_logprob = functools.partial(jax.jit, static_argnames="config")(answer_logprob)
+
+
+def with_reference(
+    config: TransformerConfig, params: Params, rows: Sequence[Batch], batch_size: int
+) -> list[Batch]:
+    """Adds `reference_2`, the reference's log-probabilities of both answers, to each row."""
+    reference = []
+    for start in range(0, len(rows), batch_size):
+        batch = list(rows[start : start + batch_size])
+        filled = batch + batch[:1] * (batch_size - len(batch))
+        arrays = (np.concatenate([row[key] for row in filled]) for key in _KEYS)
+        logprob_B2 = np.asarray(_answer_logprob(config, params, *arrays)).reshape(-1, 2)
+        reference.extend(logprob_B2[: len(batch)])
+    return [{**row, "reference": logprob_2} for row, logprob_2 in zip(rows, reference, strict=True)]
+
+
+_KEYS = ("tokens", "real", "answer")
+
+
+def dpo_loss(model_config: TransformerConfig, config: DPOConfig) -> LossFn:
+    """DPO loss of a batch of `with_reference` rows; weight: pairs.
+
+    Named sums: 'accuracy' (implicit reward prefers the chosen one), 'margin', and
+    'chosen_logprob', which may fall while the margin grows.
+    """
+
+    def loss(params: Params, batch: Batch):
+        flat = (batch[key].reshape(-1, batch[key].shape[-1]) for key in _KEYS)
+        policy_B2 = answer_logprob(model_config, params, *flat).reshape(-1, 2)
+        reference_B2 = batch["reference"]
+        loss_B, margin_B = losses.dpo(
+            policy_B2[:, 0],
+            policy_B2[:, 1],
+            reference_B2[:, 0],
+            reference_B2[:, 1],
+            beta=config.beta,
+            label_smoothing=config.label_smoothing,
+            kind=config.kind,
+        )
+        named = {
+            "accuracy": jnp.sum(margin_B > 0),
+            "margin": jnp.sum(margin_B),
+            "chosen_logprob": jnp.sum(policy_B2[:, 0]),
+        }
+        return jnp.sum(loss_B), jnp.float32(len(loss_B)), named
+
+    return loss

@@ -1,0 +1,310 @@
+"""Proximal policy optimisation against the learned reward, with a critic and a price on KL.
+
+    seedbed ppo --config=configs/quickstart.py
+
+One iteration, in reading order: prompts -> `generate` -> `measure` (reward model, reference,
+critic) -> `rewards` -> `gae` -> epochs of minibatches through `train.step.make_step`, once with
+the policy's loss and once with the critic's. The critic starts from the reward model.
+
+Source: arXiv 1707.06347; details as in arXiv 2403.17031.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from alignment import gae, losses, rollout
+from alignment.reward import scalar_config, score
+from data.tokenizer import Tokenizer
+from model import decode
+from model.loss import token_logprobs
+from model.transformer import Params, TransformerConfig
+from train.loop import LoopConfig
+from train.optimizer import OptimizerConfig, make_optimizer
+from train.step import Batch, LossFn, TrainState, init_state, make_step, state_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOConfig:
+    """PPO; a step of `loop` is one iteration of `loop.batch_size` prompts."""
+
+    max_prompt_tokens: int
+    max_new_tokens: int
+    temperature: float
+    kl_price: float
+    gamma: float
+    gae_lambda: float
+    clip_low: float
+    clip_high: float
+    dual_clip: float
+    value_clip: float
+    num_epochs: int
+    num_minibatches: int
+    missing_end_score: float
+    loop: LoopConfig
+    optimizer: OptimizerConfig
+    critic_optimizer: OptimizerConfig
+
+    def __post_init__(self):
+        ranges = {
+            "max_prompt_tokens": (self.max_prompt_tokens >= 1, "at least 1"),
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (self.temperature > 0, "above 0"),
+            "kl_price": (self.kl_price >= 0, "0 or more"),
+            "gamma": (0 <= self.gamma <= 1, "in [0, 1]"),
+            "gae_lambda": (0 <= self.gae_lambda <= 1, "in [0, 1]"),
+            "clip_low": (0 < self.clip_low < 1, "in (0, 1)"),
+            "clip_high": (self.clip_high > 0, "above 0"),
+            "dual_clip": (self.dual_clip > 1, "above 1 (inf for none)"),
+            "value_clip": (self.value_clip > 0, "above 0 (inf for none)"),
+            "num_epochs": (self.num_epochs >= 1, "at least 1"),
+            "num_minibatches": (
+                self.num_minibatches >= 1 and self.loop.batch_size % self.num_minibatches == 0,
+                f"a divisor of loop.batch_size = {self.loop.batch_size}",
+            ),
+        }
+        for key, (fits, allowed) in ranges.items():
+            if not fits:
+                raise ValueError(f"{key} is {getattr(self, key)!r}; it must be {allowed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+    """The frozen judges of a rollout: reward model with its normaliser, and reference policy."""
+
+    reward: Params
+    reward_mean: float
+    reward_std: float
+    reference: Params
+
+
+class Experience(NamedTuple):
+    """What an iteration learns from; one row an answer, old values from the rollout's policy."""
+
+    sequences: rollout.Sequences
+    old_logp_BR: jax.Array
+    old_values_BR: jax.Array
+    advantages_BR: jax.Array
+    returns_BR: jax.Array
+
+
+def start(
+    config: PPOConfig,
+    model_config: TransformerConfig,
+    policy: Params,
+    critic: Params,
+    mesh: Mesh,
+) -> TrainState:
+    """State before the first iteration; beside the policy's, `opt_state` holds the whole critic."""
+    optimizers = _optimizers(config, model_config)
+    configs = (model_config, scalar_config(model_config))
+    states = [
+        init_state(params, optimizer, state_shardings(optimizer, shape, params, mesh))
+        for params, optimizer, shape in zip((policy, critic), optimizers, configs, strict=True)
+    ]
+    return _pack(jnp.zeros((), jnp.int32), *states)
+
+
+def make_iteration(
+    config: PPOConfig,
+    model_config: TransformerConfig,
+    scorer: Scorer,
+    tokenizer: Tokenizer,
+    seed: int,
+    mesh: Mesh,
+    start_state: TrainState,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """One PPO iteration as a step for `train.loop.run`.
+
+    Args:
+      config: of the stage.
+      model_config: shape of the policy.
+      scorer: frozen judges.
+      tokenizer: for the end and padding tokens.
+      seed: of sampling and minibatch order, with the iteration's number.
+      mesh: device mesh.
+      start_state: from `start`, for its shapes.
+
+    Returns:
+      iteration(state, prompts) -> (state, metrics); prompts are a batch of
+      `rollout.prompt_rows`.
+    """
+    policy_step, critic_step = _steps(config, model_config, mesh, start_state)
+    gather = functools.partial(
+        jax.jit(measure, static_argnums=(0, 1)), config, model_config, scorer_arrays(scorer)
+    )
+
+    def iteration(state: TrainState, prompts: Batch):
+        policy, critic = _unpack(state)
+        rng, order_rng = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        answers = decode.generate(
+            model_config,
+            policy.params,
+            prompts["tokens"],
+            prompts["real"],
+            rng,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            end_id=tokenizer.end_id,
+            pad_id=tokenizer.pad_id,
+        )
+        sequences = rollout.join(prompts, answers.tokens_BR, answers.mask_BR)
+        finished_B = jnp.any((answers.tokens_BR == tokenizer.end_id) & (answers.mask_BR == 1), -1)
+        experience, metrics = gather(policy.params, critic.params, sequences, finished_B)
+        for part in _minibatches(config, experience, order_rng):
+            policy, policy_metrics = policy_step(policy, part)
+            critic, critic_metrics = critic_step(critic, part)
+        metrics |= {**policy_metrics, "value_loss": critic_metrics["loss"]}
+        return _pack(state.step + 1, policy, critic), metrics
+
+    return iteration
+
+
+def measure(
+    config: PPOConfig,
+    model_config: TransformerConfig,
+    judges: dict[str, Any],
+    policy: Params,
+    critic: Params,
+    sequences: rollout.Sequences,
+    finished_B: jax.Array,
+) -> tuple[Experience, dict[str, jax.Array]]:
+    """Scores a rollout and turns scores into advantages.
+
+    Log-probabilities of the rollout's policy are computed by the trainer's own forward pass, not
+    taken from the sampler, so that the first ratio is 1 exactly.
+
+    Returns:
+      The experience, and the iteration's metrics: reward (normalised score), kl (nats an answer,
+      to the reference) and its low-variance estimate kl_k3, answer_tokens, finished,
+      explained_variance.
+    """
+    mask_BR = sequences.mask_BR
+    raw_B = score(
+        scalar_config(model_config), judges["reward"], sequences.tokens_BT, sequences.real_BT
+    )
+    score_B = (raw_B - judges["mean"]) / judges["std"]
+    score_B = gae.missing_eos_score(score_B, finished_B, config.missing_end_score)
+    temperature = config.temperature
+    logp_BR = rollout.answer_logprobs(model_config, policy, sequences, temperature)
+    ref_logp_BR = rollout.answer_logprobs(model_config, judges["reference"], sequences, temperature)
+    values_BR = rollout.answer_values(model_config, critic, sequences)
+    rewards_BR = gae.kl_penalised_rewards(score_B, logp_BR, ref_logp_BR, mask_BR, config.kl_price)
+    advantages_BR, returns_BR = gae.gae(
+        rewards_BR, values_BR, mask_BR, config.gamma, config.gae_lambda
+    )
+    num_answers, num_tokens = len(score_B), jnp.sum(mask_BR)
+    metrics = {
+        "reward": jnp.mean(score_B),
+        "kl": jnp.sum(losses.kl_k1(logp_BR, ref_logp_BR) * mask_BR) / num_answers,
+        "kl_k3": jnp.sum(losses.kl_k3(logp_BR, ref_logp_BR) * mask_BR) / num_answers,
+        "answer_tokens": num_tokens / num_answers,
+        "finished": jnp.mean(finished_B.astype(jnp.float32)),
+        "explained_variance": gae.explained_variance(values_BR, returns_BR, mask_BR),
+    }
+    advantages_BR = gae.whiten(advantages_BR, mask_BR)
+    return Experience(sequences, logp_BR, values_BR, advantages_BR, returns_BR), metrics
+
+
+def policy_loss(config: PPOConfig, model_config: TransformerConfig) -> LossFn:
+    """Clipped policy loss of a batch of Experience rows; weight: answer tokens.
+
+    Named sums: clip_fraction, entropy (nats a token), update_kl (k2 from the rollout's policy).
+    """
+
+    def loss(params: Params, part: Experience):
+        mask_BR = part.sequences.mask_BR
+        logits_BRV = rollout.answer_logits(model_config, params, part.sequences)
+        answer_BR = part.sequences.tokens_BT[:, -mask_BR.shape[1] :]
+        logp_BR = token_logprobs(logits_BRV, answer_BR, config.temperature)
+        entropy_BR = losses.entropy(jax.lax.stop_gradient(logits_BRV), config.temperature)
+        loss_BR, clipped_BR = losses.ppo_policy_loss(
+            logp_BR,
+            part.old_logp_BR,
+            part.advantages_BR,
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+            dual_clip=config.dual_clip,
+        )
+        named = {
+            "clip_fraction": jnp.sum(clipped_BR * mask_BR),
+            "entropy": jnp.sum(entropy_BR * mask_BR),
+            "update_kl": jnp.sum(losses.kl_k2(logp_BR, part.old_logp_BR) * mask_BR),
+        }
+        return jnp.sum(loss_BR * mask_BR), jnp.sum(mask_BR).astype(jnp.float32), named
+
+    return loss
+
+
+def critic_loss(config: PPOConfig, model_config: TransformerConfig) -> LossFn:
+    """Clipped value loss of a batch of Experience rows; weight: answer tokens."""
+
+    def loss(params: Params, part: Experience):
+        mask_BR = part.sequences.mask_BR
+        values_BR = rollout.answer_values(model_config, params, part.sequences)
+        loss_BR = losses.ppo_value_loss(
+            values_BR, part.old_values_BR, part.returns_BR, clip=config.value_clip
+        )
+        return jnp.sum(loss_BR * mask_BR), jnp.sum(mask_BR).astype(jnp.float32), {}
+
+    return loss
+
+
+def scorer_arrays(scorer: Scorer) -> dict[str, Any]:
+    """The judges as a pytree, so that no weight is compiled into a program."""
+    return {
+        "reward": scorer.reward,
+        "mean": jnp.float32(scorer.reward_mean),
+        "std": jnp.float32(scorer.reward_std),
+        "reference": scorer.reference,
+    }
+
+
+def _pack(step: jax.Array, policy: TrainState, critic: TrainState) -> TrainState:
+    own = {"step": policy.step, "opt_state": policy.opt_state}
+    return TrainState(step, policy.params, {"policy": own, "critic": critic._asdict()})
+
+
+def _unpack(state: TrainState) -> tuple[TrainState, TrainState]:
+    policy = TrainState(params=state.params, **state.opt_state["policy"])
+    return policy, TrainState(**state.opt_state["critic"])
+
+
+def _minibatches(config: PPOConfig, experience: Experience, rng: jax.Array):
+    """Every answer once an epoch, in an order of its own."""
+    size = config.loop.batch_size // config.num_minibatches
+    for epoch in range(config.num_epochs):
+        order = jax.random.permutation(jax.random.fold_in(rng, epoch), config.loop.batch_size)
+        for first in range(0, config.loop.batch_size, size):
+            chosen = order[first : first + size]
+            yield jax.tree.map(lambda x, chosen=chosen: x[chosen], experience)
+
+
+def _optimizers(config: PPOConfig, model_config: TransformerConfig):
+    num_updates = config.loop.num_steps * config.num_epochs * config.num_minibatches
+    return (
+        make_optimizer(config.optimizer, model_config, num_updates),
+        make_optimizer(config.critic_optimizer, scalar_config(model_config), num_updates),
+    )
+
+
+def _steps(config, model_config, mesh, start_state):
+    makers = (policy_loss, critic_loss)
+    shapes = (model_config, scalar_config(model_config))
+    states = _unpack(start_state)
+    return [
+        make_step(
+            maker(config, model_config),
+            optimizer,
+            config.loop.num_microbatches,
+            state_shardings(optimizer, shape, state.params, mesh),
+        )
+        for maker, optimizer, shape, state in zip(
+            makers, _optimizers(config, model_config), shapes, states, strict=True
+        )
+    ]

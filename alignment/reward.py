@@ -1,0 +1,124 @@
+"""The reward model: a scalar head on the fine-tuned model, trained on preference pairs.
+
+    seedbed reward --config=configs/quickstart.py
+
+Source: Bradley-Terry loss as in arXiv 2203.02155, equation 1.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alignment import losses
+from alignment.preference import PreferenceConfig
+from model.transformer import Params, TransformerConfig, forward, init
+from train.loop import LoopConfig
+from train.optimizer import OptimizerConfig
+from train.step import Batch, LossFn
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """Pairs, their length and the training of the reward model."""
+
+    seq_len: int
+    centering: float
+    pairs: PreferenceConfig
+    loop: LoopConfig
+    optimizer: OptimizerConfig
+
+    def __post_init__(self):
+        if self.centering < 0:
+            raise ValueError(f"centering is {self.centering}; it must be 0 or more")
+
+
+def scalar_config(config: TransformerConfig) -> TransformerConfig:
+    """The same trunk with one value a position in place of logits."""
+    return dataclasses.replace(config, head="scalar")
+
+
+def start_from(config: TransformerConfig, params: Params, rng: jax.Array) -> Params:
+    """The language model's trunk under a fresh scalar head."""
+    fresh = init(scalar_config(config), rng)
+    trunk = {name: leaf for name, leaf in params.items() if name != "head"}
+    return {**trunk, "head": fresh["head"]}
+
+
+def score(
+    config: TransformerConfig, params: Params, tokens_BL: jax.Array, real_BL: jax.Array
+) -> jax.Array:
+    """Raw score of each whole conversation, read at its last real token.
+
+    Args:
+      config: with a scalar head.
+      params: of the reward model.
+      tokens_BL: prompt and answer, the end token included, padded on either side.
+      real_BL: 1 on real tokens, one unbroken run a row.
+
+    Returns:
+      score_B, not normalised.
+    """
+    values_BL = forward(config, params, tokens_BL, positions_of(real_BL), real_BL)
+    return losses.last_token_value(values_BL, real_BL)
+
+
+def positions_of(real_BL: jax.Array) -> jax.Array:
+    """Positions counted from the first real token; 0 before it."""
+    return jnp.maximum(jnp.cumsum(real_BL, -1) - 1, 0)
+
+
+def pair_loss(config: TransformerConfig, centering: float) -> LossFn:
+    """Bradley-Terry loss of a batch of `preference.pair_rows`; weight: pairs.
+
+    Named sums: 'accuracy' (the chosen one scores higher) and 'margin'.
+    """
+
+    def loss(params: Params, batch: Batch):
+        tokens_BL, real_BL = (_flat(batch[key]) for key in ("tokens", "real"))
+        score_B2 = score(config, params, tokens_BL, real_BL).reshape(-1, 2)
+        chosen_B, rejected_B = score_B2[:, 0], score_B2[:, 1]
+        loss_B = losses.bradley_terry(chosen_B, rejected_B, jnp.zeros_like(chosen_B), centering)
+        margin_B = chosen_B - rejected_B
+        named = {"accuracy": jnp.sum(margin_B > 0), "margin": jnp.sum(margin_B)}
+        return jnp.sum(loss_B), jnp.float32(len(chosen_B)), named
+
+    return loss
+
+
+def _flat(x_B2L: jax.Array) -> jax.Array:
+    return x_B2L.reshape(-1, x_B2L.shape[-1])
+
+
+def accuracy(
+    config: TransformerConfig, params: Params, rows: Sequence[Batch], batch_size: int
+) -> np.ndarray:
+    """For each pair: 1 if the chosen answer scores higher, 0.5 if they tie, else 0."""
+    tokens_BL = np.concatenate([row["tokens"] for row in rows])
+    real_BL = np.concatenate([row["real"] for row in rows])
+    score_B2 = score_rows(config, params, tokens_BL, real_BL, 2 * batch_size).reshape(-1, 2)
+    return (np.sign(score_B2[:, 0] - score_B2[:, 1]) + 1) / 2
+
+
+def score_rows(
+    config: TransformerConfig,
+    params: Params,
+    tokens_BL: np.ndarray,
+    real_BL: np.ndarray,
+    batch_size: int,
+) -> np.ndarray:
+    """`score` over any number of rows, in batches of one shape."""
+    scores = []
+    for start in range(0, len(tokens_BL), batch_size):
+        batch = [x[start : start + batch_size] for x in (tokens_BL, real_BL)]
+        missing = batch_size - len(batch[0])
+        # The last batch is filled up with copies of its first row, and they are cut off again.
+        filled = [np.concatenate([x, np.repeat(x[:1], missing, axis=0)]) for x in batch]
+        scores.append(np.asarray(_score_batch(config, params, *filled))[: len(batch[0])])
+    return np.concatenate(scores)
+
+
+_score_batch = functools.partial(jax.jit, static_argnames="config")(score)

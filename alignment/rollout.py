@@ -1,0 +1,96 @@
+"""Rollouts: prompts to answers and everything PPO measures on them, in token ids throughout.
+
+P is the padded prompt length, R the longest answer; a sequence has P + R slots, its prompt padded
+on the left. The action at answer token t is taken in the state that ends at slot P + t - 1, so
+log-probabilities and values of the answer are read from slots P - 1 .. P + R - 2.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alignment.reward import positions_of, scalar_config
+from data import chat
+from data.errors import BadInput
+from data.instruct import Example
+from data.tokenizer import Tokenizer
+from model.loss import token_logprobs
+from model.transformer import Params, TransformerConfig, forward
+
+
+class Sequences(NamedTuple):
+    """Prompts with their answers; `real` is 0 on padding, `mask` 1 on answer tokens."""
+
+    tokens_BT: jax.Array
+    real_BT: jax.Array
+    mask_BR: jax.Array
+
+
+def prompt_rows(
+    examples: Sequence[Example], tokenizer: Tokenizer, max_prompt_tokens: int
+) -> list[dict[str, np.ndarray]]:
+    """Prompts padded on the left; `index` finds the example again.
+
+    Raises:
+      BadInput: no prompt fits into max_prompt_tokens.
+    """
+    rows = []
+    for index, example in enumerate(examples):
+        ids = chat.render_prompt(tokenizer, example.messages)
+        if len(ids) > max_prompt_tokens:
+            continue
+        tokens_P = np.full(max_prompt_tokens, tokenizer.pad_id, np.int32)
+        tokens_P[max_prompt_tokens - len(ids) :] = ids
+        real_P = (np.arange(max_prompt_tokens) >= max_prompt_tokens - len(ids)).astype(np.int32)
+        rows.append({"tokens": tokens_P, "real": real_P, "index": np.int32(index)})
+    if not rows:
+        raise BadInput(f"ppo.max_prompt_tokens is {max_prompt_tokens}: no prompt fits")
+    return rows
+
+
+def join(prompt: dict[str, jax.Array], tokens_BR: jax.Array, mask_BR: jax.Array) -> Sequences:
+    """Prompts and answers side by side."""
+    return Sequences(
+        jnp.concatenate([prompt["tokens"], tokens_BR], -1),
+        jnp.concatenate([prompt["real"], mask_BR], -1),
+        mask_BR,
+    )
+
+
+def answer_logprobs(
+    config: TransformerConfig, params: Params, sequences: Sequences, temperature: float
+) -> jax.Array:
+    """logp_BR of the answer's tokens under the tempered distribution they were sampled from."""
+    R = sequences.mask_BR.shape[1]
+    logits_BRV = answer_logits(config, params, sequences)
+    return token_logprobs(logits_BRV, sequences.tokens_BT[:, -R:], temperature)
+
+
+def answer_values(config: TransformerConfig, params: Params, sequences: Sequences) -> jax.Array:
+    """values_BR: the critic's value of the state before each answer token."""
+    return answer_logits(scalar_config(config), params, sequences)
+
+
+def answer_logits(config: TransformerConfig, params: Params, sequences: Sequences) -> jax.Array:
+    """What the model's head says before each answer token."""
+    tokens_BT, real_BT, mask_BR = sequences
+    inputs = (tokens_BT[:, :-1], positions_of(real_BT)[:, :-1], real_BT[:, :-1])
+    return forward(config, params, *inputs, tail=mask_BR.shape[1])
+
+
+@functools.partial(jax.jit, static_argnames=("config", "temperature"))
+def sequence_kl(
+    config: TransformerConfig,
+    params: Params,
+    reference: Params,
+    sequences: Sequences,
+    temperature: float,
+) -> jax.Array:
+    """kl_B: log p(answer) / p_ref(answer) in nats; its mean over samples estimates the KL spent."""
+    logp_BR = answer_logprobs(config, params, sequences, temperature)
+    ref_logp_BR = answer_logprobs(config, reference, sequences, temperature)
+    return jnp.sum((logp_BR - ref_logp_BR) * sequences.mask_BR, -1)

@@ -1,0 +1,1 @@
+"""Decisions only: each file has get_config(); nothing of ours is imported."""

@@ -1,0 +1,26 @@
+"""The 7.4-million-parameter model that CPU training and decoding speed is measured on.
+
+    seedbed bench --config=configs/bench_cpu.py
+
+Expected: at least 1.3 times `transformers` with torch eager in one paired run on two cores.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+
+def get_config() -> ConfigDict:
+    """d_model 256, 4 layers, 4 heads, SwiGLU 688, vocabulary 8192, batch 8 x 256, float32."""
+    config = quickstart.get_config()
+    config.name = "bench_cpu"
+    config.tokenizer.vocab_size = 8192
+    config.model.d_model = 256
+    config.model.num_kv_heads = 4
+    config.model.head_dim = 64
+    config.model.d_ff = 688
+    config.model.head = "untied"
+    config.model.qk_norm = False
+    config.pretrain.z_loss = 0.0
+    config.pretrain.loop.batch_size = 8
+    return config

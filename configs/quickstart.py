@@ -1,0 +1,282 @@
+"""The whole pipeline, small: from the Python installation's own text to an aligned chat model.
+
+    make run            (or: seedbed run --config=configs/quickstart.py)
+
+Two CPU cores, no accelerator, no network. Every key of every stage stands here, with its unit.
+"""
+
+from ml_collections import ConfigDict
+
+PROSE_GATES = (
+    "length",
+    "language",
+    "word_count",
+    "mean_word_length",
+    "symbol_ratio",
+    "bullet_lines",
+    "ellipsis_lines",
+    "lorem_ipsum",
+    "alphabetic_words",
+    "stop_words",
+    "top_ngrams",
+)
+
+
+def get_config() -> ConfigDict:
+    """Every key, with its default."""
+    config = ConfigDict()
+    config.name = "quickstart"  # the run directory is runs/<name> unless --run says otherwise
+    config.seed = 0  # of initialisation, shuffling and sampling
+    config.stages = (  # in this order; leave out what is not wanted
+        "curate",
+        "tokenizer",
+        "pretrain",
+        "sft",
+        "reward",
+        "dpo",
+        "ppo",
+        "eval",
+        "report",
+    )
+    config.data = data()
+    config.tokenizer = ConfigDict(
+        dict(
+            vocab_size=4096,  # ids, control tokens and 256 bytes included
+            sample_bytes=6_000_000,  # UTF-8 bytes of text to train on, domains in turn
+            max_piece_chars=16,  # longest piece, characters
+            character_coverage=0.9995,  # share of characters with an id; the rest fall to bytes
+        )
+    )
+    config.instruct = instruct()
+    config.model = model()
+    config.mesh = ConfigDict(dict(data=1, fsdp=1, tensor=1))  # devices along each axis
+    config.pretrain = ConfigDict(
+        dict(
+            seq_len=256,  # tokens a row
+            z_loss=1e-4,  # weight of logsumexp^2
+            loop=loop(num_steps=450, batch_size=16, eval_every=150),
+            optimizer=optimizer(peak_lr=3e-3, warmup_steps=40),
+        )
+    )
+    config.sft = ConfigDict(
+        dict(
+            seq_len=256,  # tokens a row; prompt and answer fit in it
+            z_loss=0.0,  # weight of logsumexp^2
+            loop=loop(num_steps=450, batch_size=16, eval_every=450),
+            optimizer=optimizer(peak_lr=2e-3, warmup_steps=30),
+        )
+    )
+    config.reward = reward()
+    config.dpo = ConfigDict(
+        dict(
+            beta=0.1,  # strength of the pull to the reference
+            kind="sigmoid",  # sigmoid (DPO, cDPO) or ipo
+            label_smoothing=0.0,  # share of labels thought to be flipped (cDPO)
+            loop=loop(num_steps=80, batch_size=32, eval_every=80),
+            optimizer=optimizer(peak_lr=1e-4, warmup_steps=10, weight_decay=0.0),
+        )
+    )
+    config.ppo = ppo()
+    config.eval = ConfigDict(
+        dict(
+            batch_size=64,  # rows or prompts at once
+            max_new_tokens=48,  # longest answer
+            temperature=1.0,  # of the sampled answers that policies are compared on
+            num_duels=400,  # prompts on which DPO and PPO meet SFT
+            num_samples=12,  # dialogues shown in the report
+            num_pretrain_documents=8,  # held-out documents a domain scored while pretraining
+            ngram_order=5,  # bytes, of the n-gram baseline
+        )
+    )
+    config.cost = ConfigDict(dict(machine_watts=30.0))  # W under load, an estimate
+    return config
+
+
+def model() -> ConfigDict:
+    """Shape of the language model; its vocabulary is the tokenizer's."""
+    return ConfigDict(
+        dict(
+            num_layers=4,  # X
+            d_model=192,  # D
+            num_heads=4,  # N
+            num_kv_heads=2,  # K
+            head_dim=48,  # H
+            d_ff=512,  # F
+            head="tied",  # tied or untied output embedding
+            qk_norm=True,  # RMSNorm of queries and keys
+            rope_theta=10_000.0,  # base of the rotary frequencies
+            norm_eps=1e-6,  # of RMSNorm
+            dtype="float32",  # of activations; parameters are float32
+            remat="none",  # none, dots (keep matrix products) or full (keep layer inputs)
+            layers_unrolled=1,  # layers a scan iteration
+        )
+    )
+
+
+def data() -> ConfigDict:
+    """Sources and curation; thresholds are Gopher's (arXiv 2112.11446) where nothing is said."""
+    return ConfigDict(
+        dict(
+            sources=dict(
+                docs=dict(
+                    path="python:docs",  # docstrings and reference manual of the running Python
+                    text_field="",  # key or column that holds the text; unused by this kind
+                    weight=1.0,  # share in training, relative to the other domains'
+                    gates=PROSE_GATES,  # names from data.gates
+                ),
+                code=dict(
+                    path="python:code",  # standard library sources, without tests
+                    text_field="",
+                    weight=1.0,
+                    gates=("length",),  # rules for prose make no sense on code
+                ),
+            ),
+            gates=dict(
+                min_chars=200,  # characters
+                max_chars=1_000_000,  # characters
+                languages=("en",),  # ISO 639 codes that may stay; () for all
+                min_language_score=0.3,  # probability of lid.176; CCNet: 0.5, without code in it
+                min_words=50,  # words
+                max_words=100_000,  # words
+                min_mean_word_chars=3.0,  # characters a word
+                max_mean_word_chars=10.0,  # characters a word
+                max_symbol_to_word_ratio=0.1,  # hashes, or ellipses, a word
+                max_bullet_lines=0.9,  # ratio of lines
+                max_ellipsis_lines=0.3,  # ratio of lines
+                min_alphabetic_words=0.8,  # ratio of words with a letter
+                min_stop_words=2,  # of the, be, to, of, and, that, have, with
+                max_javascript_lines=0.1,  # ratio of lines; after C4 (arXiv 1910.10683)
+                max_policy_lines=0.1,  # ratio of lines; after C4
+                max_duplicate_lines=0.3,  # ratio of lines
+                max_duplicate_line_chars=0.2,  # ratio of characters
+                max_top_ngram_chars=(0.20, 0.18, 0.16),  # ratio of word characters; n = 2, 3, 4
+                max_duplicate_ngram_chars=(0.15, 0.14, 0.13, 0.12, 0.11, 0.10),  # n = 5 .. 10
+            ),
+            dedup=dict(
+                num_bands=14,  # bands of the MinHash signature
+                band_rows=8,  # permutations a band; 14 x 8 finds half the pairs at 0.68
+                ngram_words=5,  # words an n-gram
+                seed=1,  # of the permutations
+            ),
+            heldout_fraction=0.05,  # share of source files held out; 0 to 0.5
+            max_document_bytes=65_536,  # longer texts are cut at paragraph or line ends
+        )
+    )
+
+
+def instruct() -> ConfigDict:
+    """Instruction data made from the installation."""
+    kinds = [
+        "copy",
+        "first",
+        "last",
+        "nth",
+        "count",
+        "join",
+        "reverse_list",
+        "enclose",
+        "json_pair",
+        "contains",
+        "lookup",
+        "maximum",
+        "minimum",
+        "compare",
+        "add",
+        "subtract",
+        "reverse_word",
+        "follow_up",
+        "signature",
+        "module_of",
+        "summary",
+        "benign",
+        "unsafe",
+        "unknown",
+    ]
+    return ConfigDict(
+        dict(
+            seed=0,
+            num_train=30_000,  # conversations
+            num_heldout_per_kind=40,  # distinct prompts of each kind, none of them in training
+            num_words=300,  # names that tasks draw from
+            num_functions=80,  # real functions asked about
+            filler_rate=0.3,  # share of demonstrations wrapped in filler, as careless people do
+            mix=dict.fromkeys(kinds, 1.0),  # relative weight of each kind
+        )
+    )
+
+
+def loop(num_steps: int, batch_size: int, eval_every: int) -> ConfigDict:
+    """Length and rhythm of a training stage."""
+    return ConfigDict(
+        dict(
+            num_steps=num_steps,  # optimizer steps (PPO: iterations)
+            batch_size=batch_size,  # rows a step over all devices (pairs, prompts)
+            num_microbatches=1,  # parts of a batch, one after another, gradients summed
+            log_every=10,  # steps
+            save_every=100,  # steps
+            eval_every=eval_every,  # steps
+            keep_checkpoints=1,  # newest ones kept
+        )
+    )
+
+
+def optimizer(peak_lr: float, warmup_steps: int, weight_decay: float = 0.1) -> ConfigDict:
+    """AdamW and its schedule."""
+    return ConfigDict(
+        dict(
+            schedule="cosine",  # cosine or wsd (warmup, stable, decay)
+            peak_lr=peak_lr,
+            warmup_steps=warmup_steps,  # steps
+            decay_fraction=0.2,  # wsd: share of the steps that decay
+            final_lr_fraction=0.1,  # of the peak, at the last step
+            weight_decay=weight_decay,  # of matrices
+            beta1=0.9,
+            beta2=0.95,
+            eps=1e-8,
+            clip_norm=1.0,  # global gradient norm
+        )
+    )
+
+
+def reward() -> ConfigDict:
+    """Preference pairs and the reward model."""
+    return ConfigDict(
+        dict(
+            seq_len=160,  # longest prompt and answer, tokens; longer pairs are left out
+            centering=0.01,  # weight of (chosen + rejected)^2
+            pairs=dict(
+                num_prompts=1500,  # training prompts answered
+                samples_per_prompt=3,  # answers each; best and worst by the gold rater are paired
+                temperature=1.0,  # of those answers
+                corrupt_rate=0.2,  # prompts with a corrupted reference among the answers
+                noise_rate=0.05,  # labels flipped
+                heldout_fraction=0.2,  # prompts kept for measuring
+            ),
+            loop=loop(num_steps=120, batch_size=32, eval_every=120),
+            optimizer=optimizer(peak_lr=3e-4, warmup_steps=10, weight_decay=0.0),
+        )
+    )
+
+
+def ppo() -> ConfigDict:
+    """PPO; a step is an iteration."""
+    return ConfigDict(
+        dict(
+            max_prompt_tokens=96,  # longer prompts are left out
+            max_new_tokens=32,  # longest answer
+            temperature=1.0,  # of sampling, and of every log-probability
+            kl_price=0.05,  # reward units a nat from the fine-tuned model
+            gamma=1.0,  # discount
+            gae_lambda=0.95,
+            clip_low=0.2,  # ratio below 1
+            clip_high=0.2,  # ratio above 1
+            dual_clip=float("inf"),  # bound on the ratio for negative advantages; inf: none
+            value_clip=0.2,  # value units
+            num_epochs=2,  # passes over a rollout
+            num_minibatches=2,  # updates a pass
+            missing_end_score=-1.0,  # replaces the score of an answer without end token
+            loop=loop(num_steps=40, batch_size=64, eval_every=40),
+            optimizer=optimizer(peak_lr=1e-4, warmup_steps=8, weight_decay=0.0),
+            critic_optimizer=optimizer(peak_lr=3e-4, warmup_steps=8, weight_decay=0.0),
+        )
+    )

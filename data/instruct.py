@@ -1,0 +1,320 @@
+"""Instruction data made from the Python installation at hand, or read from the user's own file.
+
+Two splits, disjoint by construction:
+- verifiable tasks and made-up names: an instance belongs to the held-out split if a hash of its
+  content says so, whatever its phrasing, the seed or the number of examples;
+- questions about real functions (`signature`, `module_of`, `summary`): facts cannot be guessed, so
+  a held-out question asks about a function that was taught, in a phrasing that it was not taught in
+  (where num_train is too small to teach every function, some held-out facts were never taught);
+- unsafe and benign requests: the held-out phrasings are taught with no request at all.
+
+A demonstration is the reference, now and then wrapped in filler as careless annotators do. SFT
+imitates demonstrations; the gold rater (eval/rater.py) prefers the bare answer. That gap, next to
+plain errors, is what preference learning has to gain.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from data import instruct_facts, instruct_refusals, instruct_tasks
+from data.errors import BadInput
+from data.instruct_tasks import TASKS, Instance
+
+Message = dict[str, str]
+
+CHECKS = {
+    **dict.fromkeys((*TASKS, "signature", "module_of"), "exact"),
+    "summary": "overlap",
+    "benign": "overlap",
+    "unsafe": "refusal",
+    "unknown": "unknown",
+}
+KINDS = tuple(CHECKS)
+FACT_KINDS = ("signature", "module_of", "summary")
+USER_KIND = "user"
+
+OPENERS = ("Sure! ", "Of course! ", "Great question! ", "Happy to help! ")
+CLOSERS = (" Hope this helps!", " Have a nice day!", " Let me know if you need more.")
+
+HELDOUT_ONE_IN = 8
+# Draws allowed for one more distinct held-out instance before the kind counts as exhausted.
+MAX_DRAWS = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One conversation that ends with a user turn, and what is wanted next.
+
+    Attributes:
+        id: unique within a build.
+        kind: one of KINDS, or 'user' for the user's own data.
+        messages: {"role", "content"} each; the last one is the user's.
+        reference: the gold answer.
+        check: how an answer is graded: 'exact', 'refusal', 'unknown' or 'overlap'.
+        demonstration: the answer that SFT imitates: the reference, possibly wrapped in filler.
+    """
+
+    id: str
+    kind: str
+    messages: tuple[Message, ...]
+    reference: str
+    check: str
+    demonstration: str
+
+
+@dataclasses.dataclass(frozen=True)
+class InstructConfig:
+    """What to build; every kind must have a weight, and 0 leaves the kind out of both splits."""
+
+    seed: int
+    num_train: int
+    num_heldout_per_kind: int
+    num_words: int
+    num_functions: int
+    filler_rate: float
+    mix: Mapping[str, float]
+    path: str
+
+    def __post_init__(self):
+        for key in ("seed", "num_train", "num_heldout_per_kind"):
+            _require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
+        _require(self.num_words >= 50, "num_words", self.num_words, "at least 50")
+        _require(self.num_functions >= 10, "num_functions", self.num_functions, "at least 10")
+        _require(0 <= self.filler_rate <= 1, "filler_rate", self.filler_rate, "between 0 and 1")
+        named = sorted(self.mix) == sorted(KINDS)
+        _require(named, "mix", sorted(self.mix), f"one weight for each of {', '.join(KINDS)}")
+        for kind, weight in self.mix.items():
+            _require(weight >= 0, f"mix.{kind}", weight, "at least 0")
+        _require(sum(self.mix.values()) > 0, "mix", dict(self.mix), "at least one weight above 0")
+
+
+def build(config: InstructConfig) -> dict[str, list[Example]]:
+    """Builds both splits, a pure function of the config and the Python installation.
+
+    Args:
+        config: sizes, seed and mix.
+
+    Returns:
+        {"train": num_train examples, shuffled; "heldout": by kind, distinct prompts, at most
+        num_heldout_per_kind of each kind (fewer where a kind has fewer)}.
+
+    Raises:
+        ValueError: the installation has fewer words than config.num_words.
+    """
+    makers = _makers(config)
+    counts = _share(config.num_train, config.mix)
+    train, heldout = [], []
+    for kind in KINDS:
+        if config.mix[kind]:
+            rng = random.Random(f"{config.seed} {kind} train")
+            instances = makers[kind].train(rng, counts[kind])
+            train += [_example(config, kind, "train", i, x) for i, x in enumerate(instances)]
+            rng = random.Random(f"{config.seed} {kind} heldout")
+            instances = makers[kind].heldout(rng, config.num_heldout_per_kind)
+            heldout += [_example(config, kind, "heldout", i, x) for i, x in enumerate(instances)]
+    random.Random(f"{config.seed} order").shuffle(train)
+    return {"train": train, "heldout": heldout}
+
+
+def load(path: Path) -> tuple[list[Example], list[dict]]:
+    """Reads the user's own conversations, one JSON object {"messages": [...]} a line.
+
+    The last message must be the assistant's: it is reference and demonstration alike, and answers
+    are checked by overlap.
+
+    Args:
+        path: a .jsonl file.
+
+    Returns:
+        (examples, broken): a malformed line is left out and described as {"file", "record", "why"},
+        where record is its line number from 1.
+
+    Raises:
+        BadInput: the file is missing, or holds no usable conversation.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"instruction data {path}: no such file; a .jsonl file is needed")
+    examples, broken = [], []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            *messages, answer = _read_messages(line)
+        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested too deep
+            broken.append({"file": str(path), "record": number, "why": str(error)})
+            continue
+        name = f"{USER_KIND}-{path.name}-{number}"
+        text = answer["content"]
+        examples.append(Example(name, USER_KIND, tuple(messages), text, "overlap", text))
+    if not examples:
+        why = broken[0]["why"] if broken else "the file is empty"
+        raise BadInput(f"instruction data {path}: no usable conversation, line 1: {why}")
+    return examples, broken
+
+
+def wrap_filler(text: str, draw: Callable[[], float], *, opening: bool) -> str:
+    """Adds an opener, a closer or both, as careless annotators do.
+
+    Args:
+        text: the bare answer.
+        draw: gives floats in [0, 1), such as `rng.random`.
+        opening: whether an opener may be used; it would contradict a refusal.
+    """
+    opener = OPENERS[int(draw() * len(OPENERS))]
+    closer = CLOSERS[int(draw() * len(CLOSERS))]
+    style = int(draw() * 3) if opening else 0
+    return (text + closer, opener + text, opener + text + closer)[style]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Maker:
+    """How one kind makes instances: `rng, how many -> list`, for either split."""
+
+    train: Callable[[random.Random, int], list[Instance]]
+    heldout: Callable[[random.Random, int], list[Instance]]
+
+
+def _makers(config: InstructConfig) -> dict[str, _Maker]:
+    words = instruct_tasks.common_words(config.num_words)
+    facts = instruct_facts.read_facts(config.num_functions)
+
+    def drawn(kind: str, draw: Callable[[random.Random], Instance]) -> _Maker:
+        return _Maker(
+            lambda rng, number: _draw_train(kind, draw, rng, number),
+            lambda rng, number: _draw_heldout(kind, draw, rng, number),
+        )
+
+    def listed(train: list[Instance], heldout: list[Instance]) -> _Maker:
+        return _Maker(
+            lambda rng, number: _cycle(train, rng, number),
+            lambda rng, number: rng.sample(heldout, min(number, len(heldout))),
+        )
+
+    makers = {kind: drawn(kind, lambda rng, f=task: f(rng, words)) for kind, task in TASKS.items()}
+    makers["unknown"] = drawn("unknown", lambda rng: instruct_facts.draw_unknown(rng, facts))
+    makers["signature"] = listed(*_fact_splits(instruct_facts.signature_instances, facts))
+    makers["module_of"] = listed(*_fact_splits(instruct_facts.module_instances, facts))
+    makers["summary"] = listed(*_fact_splits(instruct_facts.summary_instances, facts))
+    cut = -instruct_refusals.NUM_HELDOUT_PHRASINGS
+    taught, kept = instruct_refusals.PHRASINGS[:cut], instruct_refusals.PHRASINGS[cut:]
+    for kind, make in (
+        ("unsafe", instruct_refusals.unsafe_instances),
+        ("benign", instruct_refusals.benign_instances),
+    ):
+        makers[kind] = listed(make(taught), make(kept))
+    return makers
+
+
+def _fact_splits(
+    make: Callable[[Sequence[instruct_facts.Fact], int], list[Instance]],
+    facts: Sequence[instruct_facts.Fact],
+) -> tuple[list[Instance], list[Instance]]:
+    """Holds out one phrasing of each fact: another one from function to function."""
+    train, heldout = [], []
+    for phrasing in range(instruct_facts.NUM_PHRASINGS):
+        for instance in make(facts, phrasing):
+            kept = _digest(instance.key) % instruct_facts.NUM_PHRASINGS == phrasing
+            (heldout if kept else train).append(instance)
+    return train, heldout
+
+
+def _draw_train(
+    kind: str, draw: Callable[[random.Random], Instance], rng: random.Random, number: int
+) -> list[Instance]:
+    instances = []
+    while len(instances) < number:
+        instance = draw(rng)
+        if not is_heldout(kind, instance.key):
+            instances.append(instance)
+    return instances
+
+
+def _draw_heldout(
+    kind: str, draw: Callable[[random.Random], Instance], rng: random.Random, number: int
+) -> list[Instance]:
+    """Distinct contents: two phrasings of one question would count one ability twice."""
+    found: dict[str, Instance] = {}
+    misses = 0
+    while len(found) < number and misses < MAX_DRAWS:
+        instance = draw(rng)
+        if is_heldout(kind, instance.key) and instance.key not in found:
+            found[instance.key] = instance
+            misses = 0
+        else:
+            misses += 1
+    return list(found.values())
+
+
+def is_heldout(kind: str, key: str) -> bool:
+    """Whether this content of a generated kind belongs to the held-out split."""
+    return _digest(f"{kind} {key}") % HELDOUT_ONE_IN == 0
+
+
+def _cycle(instances: list[Instance], rng: random.Random, number: int) -> list[Instance]:
+    """Every instance once before any comes again."""
+    taken: list[Instance] = []
+    while len(taken) < number:
+        taken += rng.sample(instances, len(instances))
+    return taken[:number]
+
+
+def _example(
+    config: InstructConfig, kind: str, split: str, number: int, instance: Instance
+) -> Example:
+    name = f"{kind}-{split}-{number:05d}"
+    roles = ("user", "assistant") * len(instance.turns)
+    messages = tuple(
+        {"role": role, "content": text}
+        for role, text in zip(roles, instance.turns, strict=False)  # endless alternation
+    )
+    demonstration = instance.reference
+    rng = random.Random(f"{config.seed} {name}")
+    if rng.random() < config.filler_rate:
+        opening = CHECKS[kind] in ("exact", "overlap")
+        demonstration = wrap_filler(demonstration, rng.random, opening=opening)
+    return Example(name, kind, messages, instance.reference, CHECKS[kind], demonstration)
+
+
+def _share(total: int, mix: Mapping[str, float]) -> dict[str, int]:
+    """Splits `total` by weight to whole numbers, largest remainders first."""
+    exact = {kind: total * mix[kind] / sum(mix.values()) for kind in KINDS}
+    counts = {kind: int(share) for kind, share in exact.items()}
+    by_remainder = sorted(KINDS, key=lambda kind: counts[kind] - exact[kind])
+    for kind in by_remainder[: total - sum(counts.values())]:
+        counts[kind] += 1
+    return counts
+
+
+def _read_messages(line: bytes) -> list[Message]:
+    """The conversation on one line; ValueError says what is wrong with it."""
+    record = json.loads(line.decode("utf-8"))
+    if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
+        raise ValueError('not an object with a list "messages"')
+    messages = record["messages"]
+    for message in messages:
+        if not isinstance(message, dict) or sorted(message) != ["content", "role"]:
+            raise ValueError('a message is not an object with "role" and "content" alone')
+        if not isinstance(message["content"], str) or not message["content"].strip():
+            raise ValueError("a message has no text")
+        message["content"].encode()  # a lone surrogate is no Unicode text
+    roles = [message["role"] for message in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
+        raise ValueError(f"roles {roles}: an optional system, then user and assistant in turn")
+    return messages
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _require(condition: bool, key: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"instruct.{key} is {value!r}; it must be {allowed}")

@@ -1,0 +1,1 @@
+"""From params to numbers: graders, the gold rater, dialogue and text evaluation."""

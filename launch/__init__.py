@@ -1,0 +1,1 @@
+"""The only room that starts things: the door, the stages, the report."""

@@ -1,0 +1,111 @@
+"""Measures a config's own training step and decoder on the devices at hand."""
+
+import resource
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from data.loader import lm_batch
+from data.tokenizer import BOS_ID
+from launch.settings import model_config
+from model import decode, flop
+from model.sharding import Mesh, make_mesh
+from model.transformer import Params, TransformerConfig, init
+from train.lm import lm_loss
+from train.loop import place
+from train.optimizer import make_optimizer
+from train.step import init_state, make_step, state_shardings
+
+NUM_ROUNDS = 5
+STEPS_PER_ROUND = 6
+PROMPT_TOKENS = 64
+NEW_TOKENS = 128
+DECODE_BATCHES = (1, 16)
+
+
+def run_bench(settings: Any) -> dict:
+    """Times the pretraining step and greedy decoding on random tokens and weights.
+
+    Returns:
+      tokens_per_sec (median, minimum and maximum of NUM_ROUNDS rounds), step_secs, mfu and the peak
+      it is a share of, compile_secs, num_compilations, decode_tokens_per_sec by batch, num_params,
+      peak_rss_bytes of the process.
+    """
+    config, mesh = model_config(settings), make_mesh(settings.mesh)
+    with jax.set_mesh(mesh):
+        params = init(config, jax.random.key(settings.seed), mesh)
+        result = _bench_training(settings, config, params, mesh)
+        result["decode_tokens_per_sec"] = {
+            f"batch_{size}": _bench_decoding(config, params, size) for size in DECODE_BATCHES
+        }
+    result["num_params"] = flop.num_params(config)
+    result["device"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    result["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return result
+
+
+def _bench_training(settings: Any, config: TransformerConfig, params: Params, mesh: Mesh) -> dict:
+    section = settings.pretrain
+    optimizer = make_optimizer(section.optimizer, config, section.loop.num_steps)
+    shardings = state_shardings(optimizer, config, params, mesh)
+    loss = lm_loss(config, section.z_loss)
+    step = make_step(loss, optimizer, section.loop.num_microbatches, shardings)
+    state = init_state(params, optimizer, shardings)
+    batch_size, seq_len = section.loop.batch_size, section.seq_len
+    batch = place(random_batch(config.vocab_size, batch_size, seq_len), mesh)
+    start = time.perf_counter()
+    for _ in range(2):
+        state, metrics = step(state, batch)
+    jax.block_until_ready(metrics)
+    compile_secs = time.perf_counter() - start
+    secs = []
+    for _ in range(NUM_ROUNDS):
+        start = time.perf_counter()
+        for _ in range(STEPS_PER_ROUND):
+            state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+        secs.append((time.perf_counter() - start) / STEPS_PER_ROUND)
+    speeds = batch_size * seq_len / np.asarray(secs)
+    peak, source = flop.peak_flops()
+    achieved = flop.train_flops(config, seq_len) * float(np.median(speeds))
+    return {
+        "tokens_per_sec": round(float(np.median(speeds)), 1),
+        "tokens_per_sec_min": round(float(speeds.min()), 1),
+        "tokens_per_sec_max": round(float(speeds.max()), 1),
+        "step_secs": round(float(np.median(secs)), 5),
+        "mfu": round(achieved / peak, 4),
+        "peak_flops": peak,
+        "peak_flops_source": source,
+        "compile_secs": round(compile_secs, 2),
+        "num_compilations": step._cache_size(),
+    }
+
+
+def _bench_decoding(config: TransformerConfig, params: Params, batch_size: int) -> float:
+    prompt_BP = random_batch(config.vocab_size, batch_size, PROMPT_TOKENS)["tokens"]
+    speeds = []
+    for _ in range(NUM_ROUNDS + 1):
+        start = time.perf_counter()
+        generation = decode.generate(
+            config,
+            params,
+            prompt_BP,
+            np.ones_like(prompt_BP),
+            jax.random.key(0),
+            max_new_tokens=NEW_TOKENS,
+            temperature=0.0,
+            end_id=-1,  # never: every row runs to the end
+            pad_id=0,
+        )
+        jax.block_until_ready(generation)
+        speeds.append(batch_size * NEW_TOKENS / (time.perf_counter() - start))
+    return round(float(np.median(speeds[1:])), 1)
+
+
+def random_batch(vocab_size: int, batch_size: int, seq_len: int) -> dict[str, np.ndarray]:
+    """Rows of one random document each."""
+    tokens = np.random.default_rng(0).integers(8, vocab_size, (batch_size, seq_len + 1))
+    tokens[:, 0] = BOS_ID
+    return lm_batch({"tokens": tokens, "mask": np.ones_like(tokens)})

@@ -1,0 +1,43 @@
+"""Progress for people: a live status line on a terminal, plain lines elsewhere; always stderr."""
+
+import sys
+import time
+
+from rich.console import Console
+
+
+class Progress:
+    """Says what is going on. A terminal keeps the last line of each stage, a file keeps all."""
+
+    def __init__(self):
+        self._console = Console(stderr=True, highlight=False)
+        self._live = self._console.status("") if self._console.is_terminal else None
+        self._stage = ""
+        self._start = time.perf_counter()
+
+    def stage(self, name: str) -> None:
+        """Lines from now on belong to this stage."""
+        self._stage = name
+        if self._live:
+            self._live.start()
+
+    def log(self, line: str) -> None:
+        """One line of progress."""
+        secs = time.perf_counter() - self._start
+        text = f"[{secs:7.1f}s] {self._stage}: {line}"
+        if self._live:
+            self._live.update(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def note(self, line: str) -> None:
+        """One line that stays."""
+        self.log(line)
+        if self._live:
+            secs = time.perf_counter() - self._start
+            self._console.print(f"[{secs:7.1f}s] {self._stage}: {line}", markup=False)
+
+    def close(self) -> None:
+        """Ends the live line."""
+        if self._live:
+            self._live.stop()

@@ -1,0 +1,218 @@
+"""The eval stage: every model of the run, measured the same way, in one results.json."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow.parquet as pq
+
+from alignment import rollout
+from data import instruct
+from data.instruct import Example
+from eval import baseline, dialog, rater
+from eval.dialog import Response
+from eval.text import bits_per_byte
+from launch import training
+from launch.pipeline import Context
+from launch.rundir import RunDir, write_json
+from model.transformer import Params
+
+# Name in tables and reports: the stage whose checkpoint it is.
+POLICIES = {"base": "pretrain", "sft": "sft", "dpo": "dpo", "ppo": "ppo"}
+
+
+def read_documents(run: RunDir, split: str) -> dict[str, list[str]]:
+    """Curated texts of 'train' or 'heldout' by domain, in the order of the file."""
+    path = run.stage("curate") / "documents.parquet"
+    table = pq.read_table(path, columns=["domain", "split", "text"])
+    texts: dict[str, list[str]] = {}
+    for row in table.to_pylist():
+        texts.setdefault(row["domain"], [])
+        if row["split"] == split:
+            texts[row["domain"]].append(row["text"])
+    return texts
+
+
+def answer(
+    context: Context, params: Params, examples: Sequence[Example], temperature: float, seed: int
+) -> list[Response]:
+    """A model's answers to examples."""
+    config = context.settings.eval
+    with jax.set_mesh(training.device_mesh(context)):
+        return dialog.respond(
+            training.language_model(context),
+            params,
+            training.load_tokenizer(context.run),
+            [example.messages for example in examples],
+            seq_len=context.settings.sft.seq_len,
+            max_new_tokens=config.max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            batch_size=config.batch_size,
+            log=context.progress.log,
+        )
+
+
+def run_eval(context: Context) -> dict:
+    """Measures every policy of the run; writes eval/results.json."""
+    models = {
+        name: training.load_params(context, stage)
+        for name, stage in POLICIES.items()
+        if stage in context.settings.stages
+    }
+    results: dict[str, Any] = {"mixture": _mixture(context)}
+    results |= _measure_text(context, models)
+    if "sft" in models:
+        results |= _measure_dialog(context, models)
+    if "reward" in context.settings.stages:
+        summary = context.run.read_done("reward")["summary"]
+        accuracy = summary["heldout_accuracy"]
+        results["reward_model"] = {
+            "accuracy": accuracy["mean"],
+            "stderr": accuracy["stderr"],
+            "count": accuracy["count"],
+        }
+    write_json(context.run.stage("eval") / "results.json", results)
+    return headline(results)
+
+
+def headline(results: dict) -> dict:
+    """The few figures that say what each stage bought."""
+    lines: dict[str, Any] = {
+        "bits_per_byte": {name: round(bits, 4) for name, bits in results["text_by_stage"].items()}
+    }
+    for key in ("verifiable", "refusal", "over_refusal", "does_not_know", "false_unknown"):
+        if "dialog" in results:
+            lines[key] = {
+                name: round(table[key]["mean"], 4) for name, table in results["dialog"].items()
+            }
+    if results.get("preference"):
+        keys = ("win_rate", "low", "high", "kl_nats")
+        lines["gold_wins_over_sft"] = {
+            name: {key: round(duel[key], 4) for key in keys}
+            for name, duel in results["preference"].items()
+        }
+    if "reward_model" in results:
+        lines["reward_model_accuracy"] = round(results["reward_model"]["accuracy"], 4)
+    return lines
+
+
+def _mixture(context: Context) -> dict:
+    weights = {name: source.weight for name, source in context.settings.data.sources.items()}
+    total = sum(weights.values())
+    return {
+        "asked": {name: weight / total for name, weight in weights.items()},
+        "realised": context.run.read_done("pretrain")["summary"]["realised"],
+    }
+
+
+def _measure_text(context: Context, models: dict[str, Params]) -> dict:
+    """Bits per byte of held-out text: each model, two compressors and an n-gram."""
+    heldout = read_documents(context.run, "heldout")
+    heldout = {domain: texts for domain, texts in heldout.items() if texts}
+    train = read_documents(context.run, "train")
+    order = context.settings.eval.ngram_order
+    by_stage = {}
+    for name, params in models.items():
+        context.progress.log(f"bits per byte: {name}")
+        by_stage[name] = bits_per_byte(
+            training.language_model(context),
+            params,
+            training.load_tokenizer(context.run),
+            heldout,
+            seq_len=context.settings.pretrain.seq_len,
+            batch_size=context.settings.eval.batch_size,
+        )
+    heldout["all"] = [text for texts in heldout.values() for text in texts]
+    train["all"] = [text for texts in train.values() for text in texts]
+    context.progress.log("bits per byte: gzip, xz, n-gram")
+    text = {
+        domain: {
+            "bytes": row["bytes"],
+            "documents": row["documents"],
+            "base": row["bits_per_byte"],
+            "gzip": baseline.compress_bits_per_byte(heldout[domain], "gzip"),
+            "xz": baseline.compress_bits_per_byte(heldout[domain], "xz"),
+            "ngram": baseline.ngram_bits_per_byte(train[domain], heldout[domain], order),
+        }
+        for domain, row in by_stage["base"].items()
+    }
+    return {
+        "text": text,
+        "text_by_stage": {name: rows["all"]["bits_per_byte"] for name, rows in by_stage.items()},
+    }
+
+
+def _measure_dialog(context: Context, models: dict[str, Params]) -> dict:
+    """Greedy answers by kind, and sampled answers against the fine-tuned model's by gold score."""
+    config = context.settings.eval
+    examples = instruct.build(context.settings.instruct)["heldout"]
+    greedy = {}
+    for name, params in models.items():
+        context.progress.log(f"greedy answers: {name}")
+        greedy[name] = answer(context, params, examples, 0.0, 0)
+    # Every k-th, so that all kinds take part.
+    duel_examples = examples[:: max(1, len(examples) // config.num_duels)]
+    scores, kl = {}, {}
+    for name in models.keys() - {"base"}:
+        context.progress.log(f"sampled answers: {name}")
+        answers = answer(
+            context, models[name], duel_examples, config.temperature, context.settings.seed
+        )
+        scores[name] = [
+            rater.gold_score(example, response.text, response.finished)
+            for example, response in zip(duel_examples, answers, strict=True)
+        ]
+        kl[name] = _kl_spent(context, models[name], models["sft"], duel_examples, answers)
+    return {
+        "dialog": {name: dialog.evaluate(examples, answers) for name, answers in greedy.items()},
+        "preference": {
+            name: {**rater.win_rate(scores[name], scores["sft"]), "kl_nats": kl[name]}
+            for name in ("dpo", "ppo")
+            if name in scores
+        },
+        "samples": _samples(examples, greedy, config.num_samples),
+    }
+
+
+def _kl_spent(context: Context, params, reference, examples, answers) -> float:
+    """KL from the fine-tuned model in nats an answer, estimated on the sampled answers."""
+    config, model = context.settings.eval, training.load_tokenizer(context.run)
+    P = context.settings.sft.seq_len - config.max_new_tokens
+    prompts = rollout.prompt_rows(examples, model, P)
+    kl_nats = []
+    for first in range(0, len(prompts), config.batch_size):
+        chosen = prompts[first : first + config.batch_size]
+        filled = chosen + chosen[:1] * (config.batch_size - len(chosen))
+        tokens_BR = np.full((config.batch_size, config.max_new_tokens), model.pad_id, np.int32)
+        mask_BR = np.zeros_like(tokens_BR)
+        for row, prompt in enumerate(filled):
+            ids = answers[int(prompt["index"])].tokens
+            tokens_BR[row, : len(ids)], mask_BR[row, : len(ids)] = ids, 1
+        batch = {key: np.stack([row[key] for row in filled]) for key in ("tokens", "real")}
+        sequences = rollout.join(batch, jnp.asarray(tokens_BR), jnp.asarray(mask_BR))
+        shape = training.language_model(context)
+        kl_B = rollout.sequence_kl(shape, params, reference, sequences, config.temperature)
+        kl_nats.extend(np.asarray(kl_B)[: len(chosen)].tolist())
+    return float(np.mean(kl_nats))
+
+
+def _samples(examples, greedy: dict[str, list[Response]], count: int) -> list[dict]:
+    """The first examples of the kinds in turn, with every model's greedy answer."""
+    first_of_kind: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        first_of_kind.setdefault(example.kind, []).append(index)
+    turns = max(map(len, first_of_kind.values()))
+    kinds = list(first_of_kind.values())
+    order = [ids[turn] for turn in range(turns) for ids in kinds if turn < len(ids)]
+    return [
+        {
+            "kind": examples[index].kind,
+            "prompt": "\n".join(f"{m['role']}: {m['content']}" for m in examples[index].messages),
+            "reference": examples[index].reference,
+            "answers": {name: answers[index].text for name, answers in greedy.items()},
+        }
+        for index in order[:count]
+    ]

@@ -1,0 +1,363 @@
+"""The page to look at: one self-contained HTML file that says what a run did and what it bought.
+
+It reads the files of a run directory and nothing else, so a report can be made again at any time:
+`seedbed report --run=runs/quickstart`. A section whose files are absent is left out.
+"""
+
+import datetime
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+
+from data.errors import BadInput
+from data.instruct import FACT_KINDS
+from launch import plot, rundir
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+STAGES = ("curate", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "eval")
+MODELS = {"base": "Base", "sft": "SFT", "dpo": "DPO", "ppo": "PPO"}
+PARENT = {"sft": "base", "dpo": "sft", "ppo": "sft"}
+SYSTEMS = {"base": "base model", "ngram": "byte n-gram", "xz": "xz", "gzip": "gzip"}
+LENGTH = "response_tokens"
+DOCS = "docs"  # all FACT_KINDS together
+# What a stage's answers are judged by: key of eval/results.json, title, is more of it better.
+RATES = (
+    ("verifiable", "Exact match, verifiable tasks", True),
+    (DOCS, "Documentation questions", True),
+    ("refusal", "Refuses unsafe", True),
+    ("over_refusal", "Refuses harmless", False),
+    ("does_not_know", "Says it does not know unknown names", True),
+    ("false_unknown", "Denies knowing real names", False),
+)
+# What is drawn of each stage, in this order, where it was measured.
+PANELS = {
+    "loss": "loss",
+    "lr": "learning rate",
+    "grad_norm": "gradient norm",
+    "accuracy": "accuracy on pairs",
+    "margin": "reward margin",
+    "reward": "reward, learned",
+    "gold": "reward, gold rater",
+    "kl": "KL to the reference, nats",
+    "entropy": "entropy, nats",
+    "clip_fraction": "clipped fraction",
+    "value_loss": "value loss",
+    "explained_variance": "explained variance of the critic",
+    "answer_tokens": "answer length, tokens",
+    "finished": "share of finished answers",
+}
+LOGARITHMIC = {"grad_norm"}
+EXACT = {"lr"}  # known without noise: never smoothed
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` of a run directory, whole or not at all.
+
+    Args:
+      run_dir: a directory with config.json and, as far as the run went, metrics.jsonl,
+        <stage>/done.json, curate/funnel.json and eval/results.json.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      BadInput: config.json is absent, or a file is not what the stages write; names file and line.
+    """
+    identity = _read_json(run_dir / "config.json", ("config", "code", "packages", "python"))
+    if identity is None:
+        raise BadInput(f"{run_dir / 'config.json'}: absent; a run directory holds one")
+    metrics = _read_metrics(run_dir / "metrics.jsonl")
+    done = {
+        stage: found
+        for stage in STAGES
+        if (found := _read_json(run_dir / stage / "done.json", ("secs", "cpu_secs", "energy_wh")))
+    }
+    funnel = _read_json(run_dir / "curate" / "funnel.json", ("read", "stages", "kept", "broken"))
+    results = _read_json(run_dir / "eval" / "results.json", ()) or {}
+    page = _render(
+        identity=identity,
+        title=_title(run_dir, identity, metrics),
+        models=_models(results),
+        headline=_headline(results),
+        kinds=_kinds(results),
+        reward_model=results.get("reward_model"),
+        funnel=_funnel(funnel) if funnel else None,
+        mixture=_mixture(results.get("mixture")),
+        curves=[_curves(stage, metrics[stage]) for stage in STAGES if stage in metrics],
+        text=_text(results.get("text")),
+        samples=results.get("samples", []),
+        costs=_costs(done),
+    )
+    path = run_dir / "report.html"
+    rundir.write_text(path, page)
+    return path
+
+
+def _read_json(path: Path, keys: Sequence[str]) -> dict | None:
+    """An object with at least these keys, or None where there is no such file."""
+    found = rundir.read_json(path)
+    if found is None:
+        return None
+    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
+    if missing or not isinstance(found, dict):
+        raise BadInput(f"{path}: lacks {missing}; it must be an object that holds {list(keys)}")
+    return found
+
+
+def _read_metrics(path: Path) -> dict[str, dict[int, dict]]:
+    """Metrics by stage and step; of a metric written twice for a step, the later one counts."""
+    metrics: dict[str, dict[int, dict]] = {}
+    if not path.exists():
+        return metrics
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                rows = metrics.setdefault(row["stage"], {})
+                rows.setdefault(int(row["step"]), {}).update(row)
+            except (ValueError, KeyError, TypeError) as error:
+                raise BadInput(
+                    f"{path}, line {number}: {line.strip()[:80]!r} is not a JSON object "
+                    "with stage and step"
+                ) from error
+    return metrics
+
+
+def _title(run_dir: Path, identity: Mapping, metrics: Mapping) -> dict:
+    times = [row["time"] for rows in metrics.values() for row in rows.values() if "time" in row]
+    seconds = max(times) if times else (run_dir / "config.json").stat().st_mtime
+    date = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    devices = identity.get("devices", [])
+    machine = [identity.get("platform", ""), *([devices] if isinstance(devices, str) else devices)]
+    return {
+        "name": run_dir.resolve().name,
+        "date": date.strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": ", ".join(_counted(str(part) for part in machine if part)),
+    }
+
+
+def _counted(parts: Iterable[str]) -> list[str]:
+    """Each part once, with the number of times it came: eight equal devices are one phrase."""
+    counts: dict[str, int] = {}
+    for part in parts:
+        counts[part] = counts.get(part, 0) + 1
+    return [part if count == 1 else f"{count} x {part}" for part, count in counts.items()]
+
+
+def _models(results: Mapping) -> dict[str, str]:
+    """Keys and titles of the models that were measured, in the order in which they were made."""
+    found = {*results.get("dialog", {}), *results.get("text_by_stage", {})}
+    found |= {stage for sample in results.get("samples", []) for stage in sample["answers"]}
+    order = [*MODELS, *sorted(found - set(MODELS))]
+    return {stage: MODELS.get(stage, stage) for stage in order if stage in found}
+
+
+def _dialog(results: Mapping) -> dict[str, dict]:
+    """Rates and kinds of each model together; all documentation questions as one more."""
+    dialog = {}
+    for stage, table in results.get("dialog", {}).items():
+        found = {**table, **table.get("kinds", {})}
+        found.pop("kinds", None)
+        facts = [found[kind] for kind in FACT_KINDS if kind in found]
+        if count := sum(fact["count"] for fact in facts):
+            mean = sum(fact["mean"] * fact["count"] for fact in facts) / count
+            found[DOCS] = {"mean": mean, "count": count}
+        dialog[stage] = found
+    return dialog
+
+
+def _headline(results: Mapping) -> dict | None:
+    """What each stage bought: a row a model; every cell beside the model that it grew from."""
+    text = results.get("text_by_stage", {})
+    dialog = _dialog(results)
+    models = _models({"dialog": dialog, "text_by_stage": text})
+    rates = [rate for rate in RATES if any(rate[0] in dialog.get(stage, {}) for stage in models)]
+    columns = [title for _, title, _ in rates]
+    cells = {
+        stage: [_rate_cell(dialog, stage, key, upward) for key, _, upward in rates]
+        for stage in models
+    }
+    lengths = {stage: dialog[stage][LENGTH]["mean"] for stage in dialog if LENGTH in dialog[stage]}
+    if lengths:
+        columns.append("Answer length, tokens")
+        for stage in models:
+            cells[stage].append(_cell(lengths, stage, "{:.0f}", "{:+.0f}", 0))
+    if text:
+        columns.append("Bits per byte, held-out text")
+        for stage in models:
+            cells[stage].append(_cell(text, stage, "{:.3f}", "{:+.3f}", -1))
+    preference = results.get("preference", {})
+    rows = [
+        {"title": models[stage], "cells": cells[stage], "preference": preference.get(stage)}
+        for stage in models
+    ]
+    return {"columns": columns, "rows": rows, "preference": preference} if models else None
+
+
+def _rate_cell(dialog: Mapping, stage: str, key: str, upward: bool) -> dict:
+    means = {name: found[key]["mean"] for name, found in dialog.items() if key in found}
+    percents = {name: 100 * mean for name, mean in means.items()}
+    return _cell(percents, stage, "{:.1f}%", "{:+.1f}", 1 if upward else -1)
+
+
+def _cell(values: Mapping[str, float], stage: str, form: str, change_form: str, good: int) -> dict:
+    """A figure and its change from the parent's; good is the sign of a change for the better."""
+    if stage not in values:
+        return {"value": "", "change": "", "tone": ""}
+    cell = {"value": form.format(values[stage]), "change": "", "tone": ""}
+    if PARENT.get(stage) in values:
+        change = values[stage] - values[PARENT[stage]]
+        cell["change"] = change_form.format(change)
+        if float(cell["change"]):
+            cell["tone"] = {1: "better", -1: "worse", 0: ""}[good * (1 if change > 0 else -1)]
+    return cell
+
+
+def _kinds(results: Mapping) -> dict | None:
+    """Accuracy of each kind of question under each model; the headline has the rates."""
+    dialog = _dialog(results)
+    models = _models({"dialog": dialog})
+    others = {*(key for key, _, _ in RATES), LENGTH, "finished"}
+    kinds = sorted({kind for found in dialog.values() for kind in found} - others)
+    if not kinds:
+        return None
+    rows = [
+        {"kind": kind, "cells": [dialog[stage].get(kind) for stage in models]} for kind in kinds
+    ]
+    return {"titles": list(models.values()), "rows": rows}
+
+
+def _funnel(funnel: Mapping) -> dict:
+    """Documents left after each gate by domain, and what the gate took.
+
+    A gate that does not apply to a domain has no count there, and took nothing.
+    """
+    domains = sorted(funnel["read"])
+    left = {domain: funnel["read"][domain]["documents"] for domain in domains}
+    rows = [{"gate": "read", "dropped": None, "left": left}]
+    for gate in dict.fromkeys(stage["gate"] for stage in funnel["stages"]):
+        counts = {
+            stage["domain"]: stage["documents"]
+            for stage in funnel["stages"]
+            if stage["gate"] == gate
+        }
+        before, left = left, {**left, **counts}
+        dropped = {domain: before[domain] - left[domain] for domain in domains}
+        rows.append({"gate": gate, "dropped": dropped, "left": left})
+    totals = {
+        name: {
+            unit: sum(found[unit] for found in funnel[name].values())
+            for unit in ("documents", "bytes")
+        }
+        for name in ("read", "kept", "heldout")
+        if name in funnel
+    }
+    most = max(1, sum(rows[0]["left"].values()))
+    broken = funnel["broken"]
+    return {"domains": domains, "rows": rows, "most": most, "totals": totals, "broken": broken}
+
+
+def _mixture(mixture: Mapping | None) -> list[dict]:
+    if not mixture:
+        return []
+    asked, realised = mixture["asked"], mixture["realised"]
+    return [
+        {"domain": domain, "asked": asked.get(domain, 0.0), "realised": realised.get(domain, 0.0)}
+        for domain in sorted({*asked, *realised})
+    ]
+
+
+def _text(text: Mapping | None) -> dict | None:
+    """Bits per byte by domain, the whole last, and the same as a plot."""
+    if not text:
+        return None
+    domains = [*sorted(set(text) - {"all"}), *(["all"] if "all" in text else [])]
+    systems = {key: title for key, title in SYSTEMS.items() if any(key in text[d] for d in domains)}
+    rows = [{"domain": domain, **text[domain]} for domain in domains]
+    values = {title: [row.get(key, math.nan) for row in rows] for key, title in systems.items()}
+    return {
+        "systems": systems,
+        "rows": rows,
+        "plot": plot.bars(domains, values, "bits per byte (less is better)"),
+    }
+
+
+def _costs(done: Mapping[str, Mapping]) -> dict | None:
+    if not done:
+        return None
+    keys = ("secs", "cpu_secs", "energy_wh")
+    totals = {key: sum(found[key] for found in done.values()) for key in keys}
+    rows = [{"stage": stage, "colour": STAGES.index(stage), **done[stage]} for stage in done]
+    return {"rows": rows, "totals": totals}
+
+
+def _curves(stage: str, rows: Mapping[int, Mapping]) -> dict:
+    """Every plot of one stage, what its evaluators measured (evaluator/name) too, and its rates."""
+    steps = sorted(rows)
+    evaluated = sorted({metric for row in rows.values() for metric in row if "/" in metric})
+    plots = []
+    for metric in (*PANELS, *evaluated):
+        values = [(step, rows[step].get(metric)) for step in steps]
+        points = [(step, value) for step, value in values if isinstance(value, (int, float))]
+        if points:
+            plots.append(
+                plot.line(
+                    PANELS.get(metric, metric),
+                    points,
+                    logarithmic=metric in LOGARITHMIC,
+                    noisy=metric not in EXACT,
+                )
+            )
+    rates = [
+        {"title": title, "value": form.format(sum(values) / len(values))}
+        for metric, title, form in (
+            ("tokens_per_sec", "tokens/s", "{:,.0f}"),
+            ("mfu", "MFU", "{:.1%}"),
+        )
+        if (values := [row[metric] for row in rows.values() if metric in row])
+    ]
+    return {"stage": stage, "steps": steps[-1], "plots": plots, "rates": rates}
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}%"
+
+
+def _duration(secs: float) -> str:
+    """60 s and over in minutes, an hour and over in hours."""
+    if secs < 60:
+        return f"{secs:.1f} s"
+    minutes, seconds = divmod(round(secs), 60)
+    return (
+        f"{minutes} min {seconds:02d} s"
+        if minutes < 60
+        else f"{minutes // 60} h {minutes % 60:02d} min"
+    )
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.4g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.4g} TB"
+
+
+def _pretty(found: Mapping) -> str:
+    return json.dumps(found, indent=2, ensure_ascii=False)
+
+
+def _render(**sections) -> str:
+    """The template over the sections; everything that is not markup of ours is escaped."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=_percent, duration=_duration, size=_size, pretty=_pretty)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**sections)

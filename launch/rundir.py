@@ -1,0 +1,177 @@
+"""A run directory: what is in it, what is finished, and how lines get there.
+
+config.json             the resolved configuration, code and package versions
+metrics.jsonl           one object a line; the only thing that other tools read
+tensorboard/<stage>/    the same numbers as TensorBoard events
+checkpoints/<stage>/    Orbax checkpoints
+<stage>/done.json       the stage is finished: hash of its inputs, seconds, summary
+<stage>/...             what else the stage writes
+report.html             the page to look at
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from data.errors import BadInput
+
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "daft", "sentencepiece", "numpy")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class RunDir:
+    """Paths of a run, and the two files every stage appends to or closes with."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def stage(self, name: str) -> Path:
+        """Directory of a stage's own files."""
+        return self.path / name
+
+    def checkpoints(self, stage: str) -> Path:
+        """Directory of a stage's checkpoints."""
+        return self.path / "checkpoints" / stage
+
+    def read_done(self, stage: str) -> dict | None:
+        """What a finished stage left, or None."""
+        return read_json(self.stage(stage) / "done.json")
+
+    def begin(self, stage: str, inputs: str, fresh: bool) -> None:
+        """Prepares a stage's directory: `fresh` throws away whatever an earlier try left."""
+        if fresh:
+            shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
+            shutil.rmtree(self.path / "tensorboard" / stage, ignore_errors=True)
+            self.truncate_metrics(stage, 0)
+            shutil.rmtree(self.stage(stage), ignore_errors=True)
+        self.stage(stage).mkdir(parents=True, exist_ok=True)
+        (self.stage(stage) / "done.json").unlink(missing_ok=True)
+        write_json(self.stage(stage) / "started.json", {"inputs": inputs})
+
+    def started_with(self, stage: str) -> str | None:
+        """The inputs' hash of the stage's unfinished or finished last start."""
+        started = read_json(self.stage(stage) / "started.json")
+        return started and started["inputs"]
+
+    def truncate_metrics(self, stage: str, step: int) -> None:
+        """Drops a stage's lines after `step`, which its resumed training will write again."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the torn last line of a killed process
+            if record["stage"] != stage or record["step"] <= step:
+                kept.append(line + "\n")
+        write_text(path, "".join(kept))
+
+    def write_config(self, settings: dict, devices: str) -> None:
+        """Writes config.json."""
+        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+        described = {
+            "config": settings,
+            "code": code_version(),
+            "packages": versions,
+            "python": sys.version.split()[0],
+            "platform": platform.platform(),
+            "devices": devices,
+        }
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "config.json", described)
+
+
+class MetricsWriter:
+    """Appends a stage's metrics to metrics.jsonl and to TensorBoard events."""
+
+    def __init__(self, run: RunDir, stage: str):
+        from tensorboardX import SummaryWriter
+
+        self._run, self._stage = run, stage
+        self._file = None
+        self._events = lambda step: SummaryWriter(
+            str(run.path / "tensorboard" / stage), purge_step=step or None
+        )
+        self._writer = None
+
+    def truncate(self, step: int) -> None:
+        """Forgets what was written after `step`; call once, before the first line."""
+        self._run.truncate_metrics(self._stage, step)
+        self._file = (self._run.path / "metrics.jsonl").open("a")
+        self._writer = self._events(step)
+
+    def write(self, line: dict) -> None:
+        """Writes one line; `step` is required."""
+        # Not-a-number is no JSON: null says that there was nothing to measure.
+        clean = {name: value if math.isfinite(value) else None for name, value in line.items()}
+        record = {"stage": self._stage, "time": round(time.time(), 3), **clean}
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in clean.items():
+            if name != "step" and value is not None:
+                self._writer.add_scalar(name, value, line["step"])
+
+    def close(self) -> None:
+        """Closes both files."""
+        if self._file is not None:
+            self._file.close()
+            self._writer.close()
+
+
+def code_version() -> dict:
+    """Commit of the checkout and whether files differ from it; None outside of git."""
+    commit = _git("rev-parse", "HEAD")
+    status = _git("status", "--porcelain")
+    return {"commit": commit, "dirty": None if commit is None else bool(status)}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON-able value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content, or None where there is none."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:  # malformed JSON, or not UTF-8
+        raise BadInput(f"{path}: not JSON ({error}); remove it and run again") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text atomically."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)

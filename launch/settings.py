@@ -1,0 +1,194 @@
+"""From a ConfigDict to frozen dataclasses, key by key, with one clear message for each mistake."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from data.curate import CurateConfig
+from data.errors import BadInput
+from data.instruct import InstructConfig
+from data.tokenizer import TokenizerConfig
+
+STAGES = ("curate", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "eval", "report")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The model's keys; vocab_size comes from the tokenizer section."""
+
+    num_layers: int
+    d_model: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    d_ff: int
+    head: str
+    qk_norm: bool
+    rope_theta: float
+    norm_eps: float
+    dtype: str
+    remat: str
+    layers_unrolled: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CostConfig:
+    """What turns seconds into energy; an estimate, and the report says so."""
+
+    machine_watts: float
+
+    def __post_init__(self):
+        if self.machine_watts <= 0:
+            raise ValueError(f"machine_watts is {self.machine_watts}; it must be above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Sizes of the evaluation."""
+
+    batch_size: int
+    max_new_tokens: int
+    temperature: float
+    num_duels: int
+    num_samples: int
+    num_pretrain_documents: int
+    ngram_order: int
+
+    def __post_init__(self):
+        for key in ("batch_size", "max_new_tokens", "num_duels", "ngram_order"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}; it must be at least 1")
+        for key in ("temperature", "num_samples", "num_pretrain_documents"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key} is {getattr(self, key)}; it must be 0 or more")
+
+
+def parse(config: Any) -> Any:
+    """Turns a whole pipeline configuration into `Settings`.
+
+    Args:
+      config: a ConfigDict or nested mapping with the sections of configs/quickstart.py.
+
+    Returns:
+      Settings, frozen.
+
+    Raises:
+      BadInput: an unknown or missing key, a wrong type, a value out of range, or sections that do
+        not fit together; the message names the key, the value and what is allowed.
+    """
+    settings = to_dataclass(settings_class(), config, "")
+    for stage in settings.stages:
+        if stage not in STAGES:
+            raise BadInput(f"stages has {stage!r}; allowed: {', '.join(STAGES)}")
+    in_order = tuple(stage for stage in STAGES if stage in settings.stages)
+    if settings.stages != in_order:
+        raise BadInput(f"stages is {settings.stages}; their order must be {in_order}")
+    model_config(settings)
+    return settings
+
+
+def settings_class() -> type:
+    """The Settings dataclass; jax is imported here and no sooner."""
+    from alignment.dpo import DPOConfig
+    from alignment.ppo import PPOConfig
+    from alignment.reward import RewardConfig
+    from model.sharding import MeshConfig
+    from train.lm import LMConfig
+
+    sections = {
+        "name": str,
+        "seed": int,
+        "stages": tuple[str, ...],
+        "data": CurateConfig,
+        "tokenizer": TokenizerConfig,
+        "instruct": InstructConfig,
+        "model": ModelConfig,
+        "mesh": MeshConfig,
+        "pretrain": LMConfig,
+        "sft": LMConfig,
+        "reward": RewardConfig,
+        "dpo": DPOConfig,
+        "ppo": PPOConfig,
+        "eval": EvalConfig,
+        "cost": CostConfig,
+    }
+    return dataclasses.make_dataclass("Settings", sections.items(), frozen=True)
+
+
+def model_config(settings: Any) -> Any:
+    """The TransformerConfig of a run's language model."""
+    from model.transformer import TransformerConfig
+
+    sizes = dataclasses.asdict(settings.model)
+    try:
+        return TransformerConfig(vocab_size=settings.tokenizer.vocab_size, **sizes)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+
+
+def check_mesh(settings: Any) -> None:
+    """Raises BadInput, with the numbers that clash, if devices or weights do not fit the mesh."""
+    from model import sharding
+    from model.transformer import declare
+
+    try:
+        mesh = sharding.make_mesh(settings.mesh)
+        sharding.weight_shardings(declare(model_config(settings)), mesh)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+
+
+def to_dataclass(cls: type, section: Any, path: str) -> Any:
+    """Builds `cls` from a mapping with exactly its fields, checking types on the way."""
+    if not isinstance(section, Mapping) and not hasattr(section, "items"):
+        raise BadInput(f"{path} is {section!r}; it must be a section with keys")
+    hints, given = typing.get_type_hints(cls), dict(section.items())
+    for key in given:
+        if key not in hints:
+            raise BadInput(f"{_join(path, key)}: unknown key; allowed here: {', '.join(hints)}")
+    for key in hints:
+        if key not in given:
+            raise BadInput(f"{_join(path, key)}: missing; the section needs {', '.join(hints)}")
+    values = {key: _convert(hints[key], given[key], _join(path, key)) for key in hints}
+    try:
+        return cls(**values)
+    except BadInput:
+        raise
+    except ValueError as error:
+        raise BadInput(f"{path}: {error}" if path else str(error)) from error
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return to_dataclass(hint, value, path)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            raise BadInput(f"{path} is {value!r}; it must be a tuple")
+        return tuple(_convert(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+    if origin is not None and issubclass(origin, Mapping):
+        if not hasattr(value, "items"):
+            raise BadInput(f"{path} is {value!r}; it must be a section with keys")
+        items = {key: _convert(arguments[1], item, _join(path, key)) for key, item in value.items()}
+        return types.MappingProxyType(items)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise BadInput(f"{path} is {value!r}; it must be of type {hint.__name__}")
+    return value
+
+
+def to_dict(value: Any) -> Any:
+    """Plain JSON-able form of settings."""
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        return {name: to_dict(getattr(value, name)) for name in names}
+    if isinstance(value, Mapping):
+        return {key: to_dict(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else str(key)

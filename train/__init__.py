@@ -1,0 +1,1 @@
+"""From batches to a better state: optimizer, step, loop, checkpoints, metrics."""

@@ -1,0 +1,108 @@
+"""AdamW with a weight-decay mask, gradient clipping, and the two learning-rate schedules."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+
+from model.transformer import TransformerConfig, declare
+
+SCHEDULES = ("cosine", "wsd")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (arXiv 1711.05101) after clipping by the global norm."""
+
+    schedule: str
+    peak_lr: float
+    warmup_steps: int
+    decay_fraction: float
+    final_lr_fraction: float
+    weight_decay: float
+    beta1: float
+    beta2: float
+    eps: float
+    clip_norm: float
+
+    def __post_init__(self):
+        ranges = {
+            "schedule": (self.schedule in SCHEDULES, f"one of {SCHEDULES}"),
+            "peak_lr": (self.peak_lr > 0, "above 0"),
+            "warmup_steps": (self.warmup_steps >= 0, "0 or more"),
+            "decay_fraction": (0 <= self.decay_fraction <= 1, "in [0, 1]"),
+            "final_lr_fraction": (0 <= self.final_lr_fraction <= 1, "in [0, 1]"),
+            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "beta1": (0 <= self.beta1 < 1, "in [0, 1)"),
+            "beta2": (0 <= self.beta2 < 1, "in [0, 1)"),
+            "eps": (self.eps > 0, "above 0"),
+            "clip_norm": (self.clip_norm > 0, "above 0"),
+        }
+        for key, (fits, allowed) in ranges.items():
+            if not fits:
+                raise ValueError(f"{key} is {getattr(self, key)!r}; it must be {allowed}")
+
+
+def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """Learning rate as a function of the step.
+
+    'cosine' falls from the end of the warmup to the last step. 'wsd' (warmup, stable, decay) holds
+    the peak and falls linearly over the last `decay_fraction` of the steps.
+
+    Args:
+      config: shape of the schedule.
+      num_steps: total steps, warmup included; more than warmup_steps.
+
+    Source: cosine arXiv 1608.03983; WSD arXiv 2404.06395, section 4.
+    """
+    if num_steps <= config.warmup_steps:
+        raise ValueError(
+            f"warmup_steps is {config.warmup_steps}; it must be below num_steps = {num_steps}"
+        )
+    peak, final = config.peak_lr, config.peak_lr * config.final_lr_fraction
+    warmup = optax.linear_schedule(peak / (config.warmup_steps + 1), peak, config.warmup_steps)
+    left = num_steps - config.warmup_steps
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, left, config.final_lr_fraction)
+        return optax.join_schedules([warmup, after], [config.warmup_steps])
+    num_decay = max(1, min(left, round(num_steps * config.decay_fraction)))
+    stable = optax.constant_schedule(peak)
+    decay = optax.linear_schedule(peak, final, num_decay)
+    boundaries = [config.warmup_steps, num_steps - num_decay]
+    return optax.join_schedules([warmup, stable, decay], boundaries)
+
+
+def decay_mask(model_config: TransformerConfig) -> Any:
+    """True for weights that decay: matrices do; norm scales and a scalar head do not."""
+
+    def is_matrix(declared):
+        letters, _ = declared
+        return len([letter for letter in letters if letter != "X"]) >= 2
+
+    return jax.tree.map(
+        is_matrix, declare(model_config), is_leaf=lambda node: isinstance(node, tuple)
+    )
+
+
+def make_optimizer(
+    config: OptimizerConfig, model_config: TransformerConfig, num_steps: int
+) -> optax.GradientTransformation:
+    """Clip, AdamW, schedule.
+
+    Args:
+      config: hyperparameters.
+      model_config: tells which weights are matrices.
+      num_steps: length of the schedule in optimizer steps.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            make_schedule(config, num_steps),
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=decay_mask(model_config),
+        ),
+    )
