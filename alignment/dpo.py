@@ -35,10 +35,14 @@ class DPOConfig:
     optimizer: OptimizerConfig
 
     def __post_init__(self):
+        smoothable = self.label_smoothing == 0 or self.kind == "sigmoid"
         ranges = {
             "beta": (self.beta > 0, "above 0"),
             "kind": (self.kind in KINDS, f"one of {KINDS}"),
-            "label_smoothing": (0 <= self.label_smoothing < 0.5, "in [0, 0.5)"),
+            "label_smoothing": (
+                0 <= self.label_smoothing < 0.5 and smoothable,
+                "in [0, 0.5), and 0 unless kind is 'sigmoid'",
+            ),
         }
         for key, (fits, allowed) in ranges.items():
             if not fits:

@@ -64,8 +64,10 @@ class PPOConfig:
             "value_clip": (self.value_clip > 0, "above 0 (inf for none)"),
             "num_epochs": (self.num_epochs >= 1, "at least 1"),
             "num_minibatches": (
-                self.num_minibatches >= 1 and self.loop.batch_size % self.num_minibatches == 0,
-                f"a divisor of loop.batch_size = {self.loop.batch_size}",
+                self.num_minibatches >= 1
+                and self.loop.batch_size % (self.num_minibatches * self.loop.num_microbatches) == 0,
+                f"a divisor of loop.batch_size = {self.loop.batch_size} also when multiplied by "
+                f"loop.num_microbatches = {self.loop.num_microbatches}",
             ),
         }
         for key, (fits, allowed) in ranges.items():

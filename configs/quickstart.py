@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
         dict(
             seq_len=256,  # tokens a row
             z_loss=1e-4,  # weight of logsumexp^2
-            loop=loop(num_steps=450, batch_size=16, eval_every=150),
+            loop=loop(num_steps=360, batch_size=16, eval_every=120),
             optimizer=optimizer(peak_lr=3e-3, warmup_steps=40),
         )
     )
@@ -62,20 +62,12 @@ def get_config() -> ConfigDict:
         dict(
             seq_len=256,  # tokens a row; prompt and answer fit in it
             z_loss=0.0,  # weight of logsumexp^2
-            loop=loop(num_steps=450, batch_size=16, eval_every=450),
+            loop=loop(num_steps=420, batch_size=16, eval_every=420),
             optimizer=optimizer(peak_lr=2e-3, warmup_steps=30),
         )
     )
     config.reward = reward()
-    config.dpo = ConfigDict(
-        dict(
-            beta=0.1,  # strength of the pull to the reference
-            kind="sigmoid",  # sigmoid (DPO, cDPO) or ipo
-            label_smoothing=0.0,  # share of labels thought to be flipped (cDPO)
-            loop=loop(num_steps=80, batch_size=32, eval_every=80),
-            optimizer=optimizer(peak_lr=1e-4, warmup_steps=10, weight_decay=0.0),
-        )
-    )
+    config.dpo = dpo()
     config.ppo = ppo()
     config.eval = ConfigDict(
         dict(
@@ -198,7 +190,8 @@ def instruct() -> ConfigDict:
             num_train=30_000,  # conversations
             num_heldout_per_kind=40,  # distinct prompts of each kind, none of them in training
             num_words=300,  # names that tasks draw from
-            num_functions=80,  # real functions asked about
+            num_functions=150,  # real functions asked about
+            path="",  # JSONL of {"messages": [...]} to fine-tune on besides; "" for none
             filler_rate=0.3,  # share of demonstrations wrapped in filler, as careless people do
             mix=dict.fromkeys(kinds, 1.0),  # relative weight of each kind
         )
@@ -242,7 +235,7 @@ def reward() -> ConfigDict:
     """Preference pairs and the reward model."""
     return ConfigDict(
         dict(
-            seq_len=160,  # longest prompt and answer, tokens; longer pairs are left out
+            seq_len=96,  # longest prompt and answer, tokens; longer pairs are left out
             centering=0.01,  # weight of (chosen + rejected)^2
             pairs=dict(
                 num_prompts=1500,  # training prompts answered
@@ -258,11 +251,24 @@ def reward() -> ConfigDict:
     )
 
 
+def dpo() -> ConfigDict:
+    """Direct preference optimisation on the reward stage's pairs."""
+    return ConfigDict(
+        dict(
+            beta=0.1,  # strength of the pull to the reference
+            kind="sigmoid",  # sigmoid (DPO, cDPO) or ipo
+            label_smoothing=0.0,  # share of labels thought to be flipped (cDPO)
+            loop=loop(num_steps=80, batch_size=32, eval_every=80),
+            optimizer=optimizer(peak_lr=1e-4, warmup_steps=10, weight_decay=0.0),
+        )
+    )
+
+
 def ppo() -> ConfigDict:
     """PPO; a step is an iteration."""
     return ConfigDict(
         dict(
-            max_prompt_tokens=96,  # longer prompts are left out
+            max_prompt_tokens=64,  # longer prompts are left out
             max_new_tokens=32,  # longest answer
             temperature=1.0,  # of sampling, and of every log-probability
             kl_price=0.05,  # reward units a nat from the fine-tuned model

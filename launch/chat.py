@@ -11,7 +11,7 @@ import jax
 from data.errors import BadInput
 from eval import dialog
 from launch import training
-from launch.rundir import RunDir, read_json
+from launch.rundir import RunDir
 from model.sharding import MeshConfig, make_mesh
 
 # The last of these that the run has finished is the one that answers.
@@ -34,10 +34,17 @@ def run_chat(run: RunDir, stage: str, prompt: str, as_json: bool) -> dict:
       BadInput: the run has no such model, or the conversation has grown too long.
     """
     stage = stage or _newest(run)
+    if stage not in STAGES:
+        raise BadInput(f"--stage={stage}: must be one of {', '.join(STAGES)}")
+    described = run.read_config()
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     config, params = training.load_model(run, stage, mesh)
     tokenizer = training.load_tokenizer(run)
-    described = read_json(run.path / "config.json")["config"]
+    if tokenizer.vocab_size != config.vocab_size:
+        raise BadInput(
+            f"{run.stage('tokenizer')}: its model has {tokenizer.vocab_size} ids and that of "
+            f"{stage} {config.vocab_size}; it must be the tokenizer that {stage} was trained with"
+        )
 
     def reply(messages: list[dict]) -> str:
         responses = dialog.respond(

@@ -200,13 +200,16 @@ def _kl_spent(context: Context, params, reference, examples, answers) -> float:
 
 
 def _samples(examples, greedy: dict[str, list[Response]], count: int) -> list[dict]:
-    """The first examples of the kinds in turn, with every model's greedy answer."""
+    """Examples of as many kinds as fit, with every model's greedy answer."""
     first_of_kind: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         first_of_kind.setdefault(example.kind, []).append(index)
-    turns = max(map(len, first_of_kind.values()))
     kinds = list(first_of_kind.values())
-    order = [ids[turn] for turn in range(turns) for ids in kinds if turn < len(ids)]
+    turns = max(map(len, kinds))
+    # Every second kind first: neighbours in the list are alike.
+    order = [
+        ids[turn] for turn in range(turns) for ids in kinds[::2] + kinds[1::2] if turn < len(ids)
+    ]
     return [
         {
             "kind": examples[index].kind,

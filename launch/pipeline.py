@@ -3,7 +3,7 @@
 import dataclasses
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ def run_stages(
     settings: Any,
     run: RunDir,
     progress: Progress,
-    table: dict[str, Stage],
+    table: Mapping[str, Stage],
+    devices: str,
     *,
     only: str | None,
     fresh: bool,
@@ -48,13 +49,14 @@ def run_stages(
     """Runs the pipeline's stages in order, or one of them.
 
     A finished stage whose inputs have the hash they had is skipped. With `only`, the stages it
-    stands on must be finished, and nothing else runs.
+    stands on must be finished, and nothing else runs. Nothing is written before all is checked.
 
     Args:
       settings: from `settings.parse`.
       run: the run directory.
       progress: where lines go.
       table: every stage.
+      devices: what the stages run on, for config.json.
       only: one stage's name, or None for the whole pipeline.
       fresh: throw away what the stages to run have left before.
 
@@ -62,42 +64,82 @@ def run_stages(
       {stage: {"status": "done" or "skipped", "secs", **summary}}.
 
     Raises:
-      BadInput: `only` stands on a stage that is not finished.
+      BadInput: `only` stands on a stage that is not finished, or has a checkpoint of other inputs.
     """
-    names = settings.stages
-    if only is not None and only not in names:
-        raise BadInput(f"stages is {names}; it must hold {only!r} for this verb")
-    inputs = hash_inputs(settings, table)
-    context = Context(settings, run, progress, inputs)
+    names = settings.stages if only is None else (only,)
+    inputs = describe_inputs(settings, table)
+    hashes = {name: digest(inputs[name]) for name in inputs}
+    done = {name: run.read_done(name) for name in inputs}
+    finished = {name for name in inputs if done[name] and done[name]["inputs"] == hashes[name]}
+    if only is not None:
+        _check_single(only, run, table, inputs, finished, fresh)
+    if fresh or not finished.issuperset(names):
+        run.write_config(to_dict(settings), devices)
+    context = Context(settings, run, progress, hashes)
     outcome = {}
     for name in names:
-        done = run.read_done(name)
-        finished = done is not None and done["inputs"] == inputs[name]
-        if only is not None and name != only:
-            if name in _upstream(only, table, names) and not finished:
-                raise BadInput(
-                    f"{run.path}: stage {name!r}, which {only!r} stands on, is not finished for "
-                    f"this configuration; run `seedbed {name}` or `seedbed run` first"
-                )
-            continue
         progress.stage(name)
-        if finished and not fresh:
+        if name in finished and not fresh:
             progress.note("nothing to do, its inputs are unchanged")
-            outcome[name] = {"status": "skipped", "secs": 0.0, **done["summary"]}
+            outcome[name] = {"status": "skipped", "secs": 0.0, **done[name]["summary"]}
             continue
-        # `run` starts over where inputs changed; a single stage refuses, at its checkpoint.
-        changed = run.started_with(name) not in (None, inputs[name])
-        run.begin(name, inputs[name], fresh=fresh or (changed and only is None))
+        run.begin(name, inputs[name], fresh=fresh or _changes(run, name, inputs) is not None)
         outcome[name] = _run_stage(context, name, table[name])
     return outcome
 
 
-def hash_inputs(settings: Any, table: dict[str, Stage]) -> dict[str, str]:
-    """Hash of each stage's inputs: its sections, and the hashes of the stages it stands on.
+def _check_single(
+    only: str,
+    run: RunDir,
+    table: Mapping[str, Stage],
+    inputs: dict[str, dict],
+    finished: set[str],
+    fresh: bool,
+) -> None:
+    """Refuses to run one stage on unfinished ones, or on a checkpoint of other inputs."""
+    if only not in inputs:
+        raise BadInput(f"stages is {tuple(inputs)}; it must hold {only!r} for this verb")
+    for name in inputs:
+        if name in _upstream(only, table, inputs) and name not in finished:
+            raise BadInput(
+                f"{run.path}: stage {name!r}, which {only!r} stands on, is not finished for "
+                f"this configuration; run `seedbed {name}` or `seedbed run` first"
+            )
+    change = _changes(run, only, inputs)
+    if change and run.checkpoints(only).exists() and not fresh:
+        raise BadInput(
+            f"{run.checkpoints(only)}: written with {change}; use the same value, another --run "
+            "directory, or --fresh to start the stage over"
+        )
+
+
+def _changes(run: RunDir, name: str, inputs: dict[str, dict]) -> str | None:
+    """The first key in which the stage's last start differs from what is asked now, or None."""
+    started = run.read_started(name)
+    if started is None or started["hash"] == digest(inputs[name]):
+        return None
+    was, now = _flatten(started["inputs"], ""), _flatten(inputs[name], "")
+    before, after = ({key: found.get(key, "absent") for key in was | now} for found in (was, now))
+    key = next(key for key in before if before[key] != after[key])
+    return f"{key} = {before[key]!r}, this configuration has {after[key]!r}"
+
+
+def _flatten(value: Any, path: str) -> dict[str, Any]:
+    """Leaves by dotted path; an empty section is a leaf."""
+    if not isinstance(value, dict) or not value:
+        return {path: value}
+    leaves = {}
+    for key, item in value.items():
+        leaves |= _flatten(item, f"{path}.{key}" if path else key)
+    return leaves
+
+
+def describe_inputs(settings: Any, table: Mapping[str, Stage]) -> dict[str, dict]:
+    """What each stage's result depends on: its sections, and the hashes of those it stands on.
 
     Files count by their content. The mesh is left out: a run may go on on another one.
     """
-    hashes: dict[str, str] = {}
+    described: dict[str, dict] = {}
     for name in settings.stages:
         stage = table[name]
         inputs = {section: to_dict(_section(settings, section)) for section in stage.sections}
@@ -105,9 +147,9 @@ def hash_inputs(settings: Any, table: dict[str, Stage]) -> dict[str, str]:
             inputs["sources"] = sources.fingerprint(settings.data.sources)
         if name == "sft" and settings.instruct.path:
             inputs["own"] = hash_file(Path(settings.instruct.path))
-        inputs["upstream"] = {need: hashes[need] for need in stage.needs if need in hashes}
-        hashes[name] = digest({"stage": name, **inputs})
-    return hashes
+        upstream = {need: digest(described[need]) for need in stage.needs if need in described}
+        described[name] = {"stage": name, **inputs, "upstream": upstream}
+    return described
 
 
 def _section(settings: Any, path: str) -> Any:
@@ -116,7 +158,7 @@ def _section(settings: Any, path: str) -> Any:
     return settings
 
 
-def _upstream(name: str, table: dict[str, Stage], present: tuple[str, ...]) -> set[str]:
+def _upstream(name: str, table: Mapping[str, Stage], present: Collection[str]) -> set[str]:
     found: set[str] = set()
     for need in table[name].needs:
         if need in present:

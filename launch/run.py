@@ -3,15 +3,20 @@
 `python -m launch.run` is the same. Nothing heavy is imported before the flags are understood.
 """
 
+import errno
 import json
 import os
+import re
+import runpy
+import signal
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from data.errors import BadInput
 
@@ -29,7 +34,14 @@ VERBS = {
     "chat": "talk to a run",
     "bench": "speed of the config's step and decoder on this machine",
 }
-WITHOUT_CONFIG = ("chat", "report")
+# What the other verbs have: --config --run --fresh --json.
+FLAGS = {
+    "chat": ("run", "stage", "prompt", "json"),
+    "report": ("run", "json"),
+    "bench": ("config", "json"),
+}
+# Of files: said in one line, since it is not the program that is wrong.
+MACHINE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOSPC)
 DONE, BAD_INPUT, PREEMPTED = 0, 2, 75
 
 USAGE = """usage: seedbed VERB --config=FILE.py[:ARG] [--config.SECTION.KEY=VALUE ...] [flags]
@@ -60,32 +72,38 @@ def run_command(arguments: list[str]) -> int:
     Returns:
       The exit code.
     """
-    if not arguments or {"--help", "-h", "help"} & set(arguments[:2]):
+    if arguments[:1] == ["help"] or {"--help", "-h"} & set(arguments):
         lines = (f"  {verb:10} {does}" for verb, does in VERBS.items())
         print(USAGE.format(verbs="\n".join(lines)))
-        return DONE if arguments else BAD_INPUT
+        return DONE
     try:
+        if not arguments:
+            raise BadInput("a verb is missing; `seedbed --help` lists them")
         return _run_verb(arguments[0], arguments[1:])
     except BadInput as error:
-        print(f"seedbed: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return _refuse(str(error))
+    except OSError as error:
+        if error.errno not in MACHINE_ERRORS:
+            raise
+        return _refuse(f"{error.filename}: {error.strerror}")
+
+
+def _refuse(message: str) -> int:
+    print("seedbed:", " ".join(message.split()), file=sys.stderr)
+    return BAD_INPUT
 
 
 def _run_verb(verb: str, arguments: list[str]) -> int:
     if verb not in VERBS:
         raise BadInput(f"verb {verb!r} is unknown; allowed: {', '.join(VERBS)}")
-    given = _parse_flags(arguments)
-    if verb not in WITHOUT_CONFIG and given.config is None:
-        raise BadInput("--config is missing; for example --config=configs/quickstart.py")
-    if verb in WITHOUT_CONFIG and not given.run:
-        raise BadInput(f"--run is missing; `seedbed {verb}` needs a run directory")
+    given, config = _parse_flags(verb, arguments)
     _quieten()
     if verb == "chat":
         result = _chat(given)
     elif verb == "report":
         result = _report(given)
     else:
-        result = _run_config(verb, given)
+        result = _run_config(verb, given, config)
     if given.json:
         print(json.dumps(result))
     elif verb != "chat":
@@ -93,60 +111,80 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     return PREEMPTED if result.get("preempted") else DONE
 
 
-def _parse_flags(arguments: list[str]) -> flags.FlagValues:
-    file = [argument for argument in arguments if argument.startswith("--config=")][-1:]
-    try:
-        if file:
-            plain, _ = _read_flags(file)
-            _check_overrides(plain.config, arguments)
-        values, rest = _read_flags(arguments)
-    except BadInput:
-        raise
-    except OSError as error:
-        raise BadInput(f"{file[0]}: no such file") from error
-    except (flags.Error, TypeError, ValueError) as error:
-        raise BadInput(f"flags: {_last_line(error)}") from error
+def _parse_flags(verb: str, arguments: list[str]) -> tuple[flags.FlagValues, ConfigDict | None]:
+    """The verb's flags, and the configuration with its overrides."""
+    given = flags.FlagValues()
+    for name, default in {"config": None, "run": "", "stage": "", "prompt": ""}.items():
+        flags.DEFINE_string(name, default, name, flag_values=given)
+    for name in ("json", "fresh"):
+        flags.DEFINE_bool(name, False, name, flag_values=given)
+    given.set_gnu_getopt(True)
+    argv = _read_flags(given, arguments, known_only=True)
+    _check_flags(verb, given)
+    overrides, config = flags.FlagValues(), None
+    if given.config is not None:
+        config = _load_config(given.config)
+        _check_overrides(config, argv)
+        config_flags.DEFINE_config_dict("config", config, sys_argv=argv, flag_values=overrides)
+    rest = _read_flags(overrides, argv, known_only=False)
     if rest:
         raise BadInput(f"argument {rest[0]!r} is unknown; flags begin with --")
-    return values
+    return given, config
 
 
-def _read_flags(arguments: list[str]) -> tuple[flags.FlagValues, list[str]]:
-    values, argv = flags.FlagValues(), ["seedbed", *arguments]
-    options = {"flag_values": values}
-    config_flags.DEFINE_config_file(
-        "config", None, "configuration", lock_config=True, sys_argv=argv, **options
-    )
-    flags.DEFINE_string("run", "", "run directory", **options)
-    flags.DEFINE_bool("json", False, "JSON on standard output", **options)
-    flags.DEFINE_bool("fresh", False, "start over", **options)
-    flags.DEFINE_string("stage", "", "whose model chats", **options)
-    flags.DEFINE_string("prompt", "", "one question", **options)
-    return values, values(argv)[1:]
+def _read_flags(values: flags.FlagValues, arguments: list[str], known_only: bool) -> list[str]:
+    """Parses into `values`; returns what is left."""
+    try:
+        return values(["seedbed", *arguments], known_only=known_only)[1:]
+    except (flags.Error, TypeError, ValueError) as error:
+        raise BadInput(f"flags: {error}") from error
 
 
-def _check_overrides(config: Any, arguments: list[str]) -> None:
-    """Refuses `--config.a.b=` where the configuration has no a.b.
+def _load_config(file: str) -> ConfigDict:
+    """Runs FILE.py[:ARG]'s get_config(ARG)."""
+    path, colon, argument = file.partition(":")
+    if not Path(path).is_file():
+        raise BadInput(f"--config={file}: no such file {path!r}; FILE.py or FILE.py:ARG is needed")
+    try:
+        get_config = runpy.run_path(path).get("get_config")
+        config = get_config and get_config(*([argument] if colon else []))
+    except Exception as error:  # the file is the user's and may raise anything
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f", line {frame.lineno}" for frame in frames if frame.filename == path]
+        place = path + "".join(lines[-1:])
+        raise BadInput(f"--config={file}: {place}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise BadInput(
+            f"--config={file}: {path} must have a function get_config() that returns an "
+            f"ml_collections.ConfigDict; it gives {type(config).__name__}"
+        )
+    return config
 
-    Raises:
-      BadInput: names the key and those allowed in its place.
-      OSError: the file of the configuration does not load.
-    """
-    config.lock()  # a file that did not load raises here
+
+def _check_overrides(config: ConfigDict, arguments: list[str]) -> None:
+    """Refuses `--config.a.b=` where the configuration has no a.b."""
     for argument in arguments:
-        if not argument.startswith("--config."):
-            continue
-        path, section = argument.removeprefix("--config.").partition("=")[0], config
-        for key in path.split("."):
-            allowed = list(section.keys()) if hasattr(section, "keys") else []
+        found = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        section = config
+        for key in found[1].split(".") if found else ():
+            allowed = list(section.keys()) if isinstance(section, ConfigDict) else []
             if key not in allowed:
-                raise BadInput(f"--config.{path}: unknown key {key!r}; allowed here: {allowed}")
+                raise BadInput(f"--config.{found[1]}: unknown key {key!r}; allowed here: {allowed}")
             section = section[key]
+        if found and isinstance(section, ConfigDict):
+            raise BadInput(f"--config.{found[1]}: a section; give one of its keys: {list(section)}")
 
 
-def _last_line(error: Exception) -> str:
-    """The last line says what is wrong; a traceback stands before it."""
-    return [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+def _check_flags(verb: str, given: flags.FlagValues) -> None:
+    """Refuses flags that the verb does not read, and misses those that it needs."""
+    allowed = FLAGS.get(verb, ("config", "run", "fresh", "json"))
+    for name in given:
+        if given[name].present and name not in allowed:
+            raise BadInput(f"--{name}: `seedbed {verb}` has no such flag; allowed: {allowed}")
+    if "config" in allowed and given.config is None:
+        raise BadInput("--config is missing; for example --config=configs/quickstart.py")
+    if "config" not in allowed and not given.run:
+        raise BadInput(f"--run is missing; `seedbed {verb}` needs a run directory")
 
 
 def _quieten() -> None:
@@ -156,10 +194,11 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", module="google|tensorflow_datasets|etils")
 
 
-def _run_config(verb: str, given: flags.FlagValues) -> dict:
+def _run_config(verb: str, given: flags.FlagValues, config: ConfigDict) -> dict:
     from launch import settings
 
-    parsed = settings.parse(given.config)
+    parsed = settings.parse(config)
+    settings.check_mesh(parsed)
     if verb == "bench":
         from launch.bench import run_bench
 
@@ -171,24 +210,29 @@ def _run_pipeline(verb: str, given: flags.FlagValues, parsed: Any) -> dict:
     import jax
 
     from launch.console import Progress
-    from launch.pipeline import run_stages
     from launch.rundir import RunDir
-    from launch.settings import check_mesh, to_dict
+
+    run = RunDir(Path(given.run or f"runs/{parsed.name}"))
+    run.check()
+    from launch.pipeline import run_stages
     from launch.stages import TABLE
     from train.loop import PreemptedError
 
-    check_mesh(parsed)
-    run = RunDir(Path(given.run or f"runs/{parsed.name}"))
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    run.write_config(to_dict(parsed), devices)
     progress = Progress()
     only = None if verb == "run" else verb
+
+    def stop(*_: Any) -> None:
+        raise PreemptedError("stopped by SIGTERM; what is finished is kept")
+
+    before = signal.signal(signal.SIGTERM, stop)  # training stages save first: train/loop.py
     try:
-        outcome = run_stages(parsed, run, progress, TABLE, only=only, fresh=given.fresh)
-    except PreemptedError as stop:
-        progress.note(str(stop))
-        return {"verb": verb, "run": str(run.path), "preempted": str(stop)}
+        outcome = run_stages(parsed, run, progress, TABLE, devices, only=only, fresh=given.fresh)
+    except PreemptedError as stopped:
+        progress.note(str(stopped))
+        return {"verb": verb, "run": str(run.path), "preempted": str(stopped)}
     finally:
+        signal.signal(signal.SIGTERM, before)
         progress.close()
     return {"verb": verb, "run": str(run.path), "stages": outcome}
 

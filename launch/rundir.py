@@ -41,25 +41,43 @@ class RunDir:
         """Directory of a stage's checkpoints."""
         return self.path / "checkpoints" / stage
 
+    def read_config(self) -> dict:
+        """The configuration that the run was made with."""
+        path = self.path / "config.json"
+        described = read_json(path, ("config",))
+        if described is None:
+            raise BadInput(f"{path}: no such file; a run directory holds one")
+        return described["config"]
+
     def read_done(self, stage: str) -> dict | None:
         """What a finished stage left, or None."""
-        return read_json(self.stage(stage) / "done.json")
+        return read_json(self.stage(stage) / "done.json", ("inputs", "summary"))
 
-    def begin(self, stage: str, inputs: str, fresh: bool) -> None:
+    def read_started(self, stage: str) -> dict | None:
+        """The inputs of the stage's last start, finished or not, and their hash; or None."""
+        return read_json(self.stage(stage) / "started.json", ("hash", "inputs"))
+
+    def check(self) -> None:
+        """Raises BadInput if there is something here that no run has made."""
+        if self.path.is_dir() and not (self.path / "config.json").exists():
+            strangers = [path.name for path in self.path.iterdir() if path.suffix != ".part"]
+            if strangers:
+                raise BadInput(
+                    f"--run={self.path}: holds {min(strangers)!r} and no config.json; it must be "
+                    "a run, an empty directory, or a new one"
+                )
+
+    def begin(self, stage: str, inputs: dict, *, fresh: bool) -> None:
         """Prepares a stage's directory: `fresh` throws away whatever an earlier try left."""
-        if fresh:
-            shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
-            shutil.rmtree(self.path / "tensorboard" / stage, ignore_errors=True)
-            self.truncate_metrics(stage, 0)
-            shutil.rmtree(self.stage(stage), ignore_errors=True)
-        self.stage(stage).mkdir(parents=True, exist_ok=True)
+        # First of all: what is half thrown away must not count as finished.
         (self.stage(stage) / "done.json").unlink(missing_ok=True)
-        write_json(self.stage(stage) / "started.json", {"inputs": inputs})
-
-    def started_with(self, stage: str) -> str | None:
-        """The inputs' hash of the stage's unfinished or finished last start."""
-        started = read_json(self.stage(stage) / "started.json")
-        return started and started["inputs"]
+        if fresh:
+            remove(self.checkpoints(stage))
+            remove(self.path / "tensorboard" / stage)
+            self.truncate_metrics(stage, 0)
+            remove(self.stage(stage))
+        self.stage(stage).mkdir(parents=True, exist_ok=True)
+        write_json(self.stage(stage) / "started.json", {"hash": digest(inputs), "inputs": inputs})
 
     def truncate_metrics(self, stage: str, step: int) -> None:
         """Drops a stage's lines after `step`, which its resumed training will write again."""
@@ -87,7 +105,10 @@ class RunDir:
             "platform": platform.platform(),
             "devices": devices,
         }
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, FileNotFoundError) as error:
+            raise BadInput(f"--run={self.path}: cannot be made ({error.strerror})") from error
         write_json(self.path / "config.json", described)
 
 
@@ -155,14 +176,31 @@ def hash_file(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file's content, or None where there is none."""
+def remove(directory: Path) -> None:
+    """Removes a directory at once: killed half-way, what is left no longer has its name."""
+    trash = directory.with_name(f".{directory.name}.removed")
+    shutil.rmtree(trash, ignore_errors=True)
+    if directory.exists():
+        directory.replace(trash)
+        shutil.rmtree(trash)
+
+
+def read_json(path: Path, keys: tuple[str, ...] = ()) -> Any:
+    """A JSON file's content, or None where there is none.
+
+    Raises:
+      BadInput: it is not JSON, or not an object with these keys.
+    """
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except ValueError as error:  # malformed JSON, or not UTF-8
         raise BadInput(f"{path}: not JSON ({error}); remove it and run again") from error
+    missing = [key for key in keys if not isinstance(value, dict) or key not in value]
+    if missing:
+        raise BadInput(f"{path}: lacks {missing}; remove it and run again")
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,6 +1,7 @@
 """From a ConfigDict to frozen dataclasses, key by key, with one clear message for each mistake."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -12,6 +13,17 @@ from data.instruct import InstructConfig
 from data.tokenizer import TokenizerConfig
 
 STAGES = ("curate", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "eval", "report")
+TRAINED = ("pretrain", "sft", "reward", "dpo", "ppo")
+# The one stage without which a stage has nothing to work on.
+STANDS_ON = {
+    "tokenizer": "curate",
+    "pretrain": "tokenizer",
+    "sft": "pretrain",
+    "reward": "sft",
+    "dpo": "reward",
+    "ppo": "reward",
+    "eval": "pretrain",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +43,13 @@ class ModelConfig:
     dtype: str
     remat: str
     layers_unrolled: int
+
+    def __post_init__(self):
+        if self.head not in ("tied", "untied"):
+            raise ValueError(f"head is {self.head!r}; it must be 'tied' or 'untied'")
+        for key in ("rope_theta", "norm_eps"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise ValueError(f"{key} is {getattr(self, key)}; it must be above 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +98,44 @@ def parse(config: Any) -> Any:
         not fit together; the message names the key, the value and what is allowed.
     """
     settings = to_dataclass(settings_class(), config, "")
-    for stage in settings.stages:
+    if not 0 <= settings.seed < 2**31:
+        raise BadInput(f"seed is {settings.seed}; it must be in [0, 2**31)")
+    _check_stages(settings.stages)
+    _check_schedules(settings)
+    model_config(settings)
+    longest = settings.eval.max_new_tokens
+    for path, room in (("sft", settings.sft.seq_len), ("reward", settings.reward.seq_len)):
+        if longest >= room:
+            raise BadInput(
+                f"eval.max_new_tokens is {longest}; it must be below {path}.seq_len = {room}, "
+                "which prompt and answer share"
+            )
+    return settings
+
+
+def _check_stages(stages: tuple[str, ...]) -> None:
+    for stage in stages:
         if stage not in STAGES:
             raise BadInput(f"stages has {stage!r}; allowed: {', '.join(STAGES)}")
-    in_order = tuple(stage for stage in STAGES if stage in settings.stages)
-    if settings.stages != in_order:
-        raise BadInput(f"stages is {settings.stages}; their order must be {in_order}")
-    model_config(settings)
-    return settings
+        if STANDS_ON.get(stage, stage) not in stages:
+            raise BadInput(f"stages has {stage!r}; it needs {STANDS_ON[stage]!r} too")
+    in_order = tuple(stage for stage in STAGES if stage in stages)
+    if not stages or stages != in_order:
+        raise BadInput(f"stages is {stages}; it must be some of {STAGES}, each once, in this order")
+
+
+def _check_schedules(settings: Any) -> None:
+    from train.optimizer import make_schedule
+
+    updates = {name: getattr(settings, name).loop.num_steps for name in TRAINED}
+    updates["ppo"] *= settings.ppo.num_epochs * settings.ppo.num_minibatches
+    optimizers = {f"{name}.optimizer": getattr(settings, name).optimizer for name in TRAINED}
+    optimizers["ppo.critic_optimizer"] = settings.ppo.critic_optimizer
+    for path, optimizer in optimizers.items():
+        try:
+            make_schedule(optimizer, updates[path.split(".")[0]])
+        except ValueError as error:
+            raise BadInput(f"{path}: {error}") from error
 
 
 def settings_class() -> type:
@@ -129,7 +178,7 @@ def model_config(settings: Any) -> Any:
 
 
 def check_mesh(settings: Any) -> None:
-    """Raises BadInput, with the numbers that clash, if devices or weights do not fit the mesh."""
+    """Raises BadInput, with the numbers that clash, if devices, weights or rows do not fit it."""
     from model import sharding
     from model.transformer import declare
 
@@ -138,6 +187,14 @@ def check_mesh(settings: Any) -> None:
         sharding.weight_shardings(declare(model_config(settings)), mesh)
     except ValueError as error:
         raise BadInput(str(error)) from error
+    parts = settings.mesh.data * settings.mesh.fsdp
+    for name in TRAINED:
+        rows = getattr(settings, name).loop.batch_size
+        if rows % parts:
+            raise BadInput(
+                f"{name}.loop.batch_size is {rows}; it must divide by mesh.data x mesh.fsdp, "
+                f"which is {parts}"
+            )
 
 
 def to_dataclass(cls: type, section: Any, path: str) -> Any:
@@ -177,6 +234,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise BadInput(f"{path} is {value!r}; it must be of type {hint.__name__}")
+    if value != value:
+        raise BadInput(f"{path} is not a number; it must be one")
     return value
 
 

@@ -33,14 +33,14 @@ def causal_mask(segments_BL: jax.Array) -> jax.Array:
 
 
 def attend(
-    q_BLNH: jax.Array, k_BMKH: jax.Array, v_BMKH: jax.Array, mask_BLM: jax.Array
+    q_BLNH: jax.Array, k_BKMH: jax.Array, v_BKMH: jax.Array, mask_BLM: jax.Array
 ) -> jax.Array:
     """Grouped-query attention; softmax in float32.
 
     Args:
       q_BLNH: queries; head n reads kv head n // G, G = N / K.
-      k_BMKH: keys.
-      v_BMKH: values.
+      k_BKMH: keys, heads before positions: a cache is kept this way, so that no step turns it.
+      v_BKMH: values, likewise.
       mask_BLM: True where a query may see a key; each query must see at least one.
 
     Returns:
@@ -49,11 +49,10 @@ def attend(
     Source: arXiv 2305.13245 (grouped queries); arXiv 1706.03762, equation 1.
     """
     B, L, N, H = q_BLNH.shape
-    M, K = k_BMKH.shape[1:3]
+    K, M = k_BKMH.shape[1:3]
     G = N // K
     # Queries of one kv head stand in one matrix: two batched products, no broadcast of keys.
     q_BKGLH = jnp.moveaxis(q_BLNH.reshape(B, L, K, G, H), 1, 3) * jnp.asarray(H**-0.5, q_BLNH.dtype)
-    k_BKMH, v_BKMH = jnp.moveaxis(k_BMKH, 1, 2), jnp.moveaxis(v_BMKH, 1, 2)
     score_BKSM = jnp.einsum(
         "BKSH,BKMH->BKSM",
         q_BKGLH.reshape(B, K, G * L, H),
@@ -62,6 +61,6 @@ def attend(
     )
     score_BKGLM = score_BKSM.reshape(B, K, G, L, M)
     score_BKGLM = jnp.where(mask_BLM[:, None, None], score_BKGLM, jnp.float32(-1e30))
-    weight_BKGLM = jax.nn.softmax(score_BKGLM, axis=-1).astype(v_BMKH.dtype)
+    weight_BKGLM = jax.nn.softmax(score_BKGLM, axis=-1).astype(v_BKMH.dtype)
     mixed_BKSH = jnp.einsum("BKSM,BKMH->BKSH", weight_BKGLM.reshape(B, K, G * L, M), v_BKMH)
     return jnp.moveaxis(mixed_BKSH.reshape(B, K, G, L, H), 3, 1).reshape(B, L, N, H)

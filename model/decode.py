@@ -25,8 +25,8 @@ class Generation(NamedTuple):
 class Cache(NamedTuple):
     """Keys and values of every layer, written at the same index in all rows (left padding)."""
 
-    k_XBMKH: jax.Array
-    v_XBMKH: jax.Array
+    k_XBKMH: jax.Array
+    v_XBKMH: jax.Array
 
 
 @functools.partial(
@@ -44,10 +44,9 @@ def generate(
     end_id: int,
     pad_id: int,
 ) -> Generation:
-    """Samples a continuation of each prompt.
+    """Samples a continuation of each prompt; compiles once a shape and set of static arguments.
 
-    Each row draws from its own random stream and sees only itself, so that its tokens do not
-    depend on the other rows. Compiles once for each prompt shape and set of static arguments.
+    Each row draws from its own random stream and sees only itself: the other rows do not matter.
 
     Args:
       config: shape of the model.
@@ -57,43 +56,38 @@ def generate(
       rng: a jax key.
       max_new_tokens: R, at least 1.
       temperature: divides the logits; 0 takes the most likely token.
-      end_id: generation of a row stops after this token.
+      end_id: a row stops after this token.
       pad_id: fills tokens_BR after the end.
-
-    Returns:
-      Generation.
     """
     B, P = prompt_BP.shape
     R = max_new_tokens
-    model = transformer.build(config, params)
     # Generated slots are all real: those not yet written are later than any query.
     real_BM = jnp.pad(prompt_mask_BP.astype(bool), ((0, 0), (0, R)), constant_values=True)
+    model = transformer.build(config, params)
+    extend = functools.partial(_extend, model, model.unstack(), real_BM)
     num_real_B = prompt_mask_BP.sum(-1).astype(jnp.int32)
     positions_BP = jnp.maximum(jnp.cumsum(prompt_mask_BP, -1) - 1, 0)
     keys_B = jax.random.split(rng, B)
 
     def emit(step, out, cache, logits_BV, done_B):
         token_B, logprob_B = _draw(keys_B, step, logits_BV, temperature)
-        column = (jnp.where(done_B, pad_id, token_B), ~done_B, jnp.where(done_B, 0.0, logprob_B))
-        out = jax.tree.map(
-            lambda x, y: x.at[:, step].set(y.astype(x.dtype)), out, Generation(*column)
-        )
+        now = (jnp.where(done_B, pad_id, token_B), ~done_B, jnp.where(done_B, 0.0, logprob_B))
+        out = jax.tree.map(lambda x, y: x.at[:, step].set(y), out, Generation(*now))
         return step + 1, out, cache, token_B, done_B | (token_B == end_id)
 
     def advance(carry):
         step, out, cache, token_B, done_B = carry
         positions_B1 = (num_real_B + step - 1)[:, None]
-        slot = P + step - 1
-        logits_BV, cache = _extend(model, cache, token_B[:, None], positions_B1, real_BM, slot)
+        logits_BV, cache = extend(cache, token_B[:, None], positions_B1, P + step - 1)
         return emit(step, out, cache, logits_BV, done_B)
 
     def unfinished(carry):
         return (carry[0] < R) & ~carry[-1].all()
 
-    cache = _empty_cache(config, B, P + R)
-    logits_BV, cache = _extend(model, cache, prompt_BP, positions_BP, real_BM, 0)
+    logits_BV, cache = extend(_empty_cache(config, B, P + R), prompt_BP, positions_BP, 0)
     first = emit(0, _empty_generation(B, R, pad_id), cache, logits_BV, jnp.zeros(B, bool))
-    return jax.lax.while_loop(unfinished, advance, first)[1]
+    out = jax.lax.while_loop(unfinished, advance, first)[1]
+    return out._replace(mask_BR=out.mask_BR.astype(jnp.int32))
 
 
 def _draw(keys_B, step, logits_BV, temperature: float) -> tuple[jax.Array, jax.Array]:
@@ -108,7 +102,7 @@ def _draw(keys_B, step, logits_BV, temperature: float) -> tuple[jax.Array, jax.A
     return token_B, chosen_B - jax.nn.logsumexp(logits_BV, -1)
 
 
-def _extend(model, cache: Cache, tokens_BL, positions_BL, real_BM, start):
+def _extend(model, blocks, real_BM, cache: Cache, tokens_BL, positions_BL, start):
     """Runs tokens at slots start.. of the cache; returns the last one's logits and the cache."""
     slot_L = start + jnp.arange(tokens_BL.shape[1])
     slot_M = jnp.arange(real_BM.shape[1])
@@ -121,25 +115,25 @@ def _extend(model, cache: Cache, tokens_BL, positions_BL, real_BM, start):
         x_BLD, cache = carry
         written = []
 
-        def mix(q_BLNH, k_BLKH, v_BLKH):
-            at = (layer, 0, start, 0, 0)
+        def mix(q_BLNH, k_BKLH, v_BKLH):
+            at = (layer, 0, 0, start, 0)
             put = jax.lax.dynamic_update_slice
-            written.append(put(cache.k_XBMKH, k_BLKH[None], at))
-            written.append(put(cache.v_XBMKH, v_BLKH[None], at))
+            written.append(put(cache.k_XBKMH, k_BKLH[None], at))
+            written.append(put(cache.v_XBKMH, v_BKLH[None], at))
             return attend(q_BLNH, written[0][layer], written[1][layer], mask_BLM)
 
         x_BLD = block(x_BLD, positions_BL, mix)
         return x_BLD, Cache(*written)
 
-    x_BLD, cache = model.layers(body, (model.embed(tokens_BL), cache))
+    x_BLD, cache = model.layers(body, (model.embed(tokens_BL), cache), blocks)
     return model.project(x_BLD[:, -1:])[:, 0], cache
 
 
 def _empty_generation(B: int, R: int, pad_id: int) -> Generation:
-    zeros_BR = jnp.zeros((B, R), jnp.int32)
-    return Generation(jnp.full_like(zeros_BR, pad_id), zeros_BR, jnp.zeros((B, R)))
+    tokens_BR = jnp.full((B, R), pad_id, jnp.int32)
+    return Generation(tokens_BR, jnp.zeros((B, R), bool), jnp.zeros((B, R)))
 
 
 def _empty_cache(config: transformer.TransformerConfig, B: int, M: int) -> Cache:
-    shape = (config.num_layers, B, M, config.num_kv_heads, config.head_dim)
+    shape = (config.num_layers, B, config.num_kv_heads, M, config.head_dim)
     return Cache(*(jnp.zeros(shape, transformer.DTYPES[config.dtype]) for _ in range(2)))

@@ -136,14 +136,15 @@ class Attention(nnx.Module):
         self.k_norm = Norm(config, "H", rngs) if config.qk_norm else None
 
     def project(self, x_BLD: jax.Array, positions_BL: jax.Array):
-        """Queries, keys and values, normed and rotated."""
+        """Queries q_BLNH, keys k_BKLH and values v_BKLH, normed and rotated."""
         cast, theta = functools.partial(_cast, x_BLD.dtype), self.config.rope_theta
         q_BLNH = product("BLD,DNH->BLNH", x_BLD, cast(self.q))
         k_BLKH = product("BLD,DKH->BLKH", x_BLD, cast(self.k))
         v_BLKH = product("BLD,DKH->BLKH", x_BLD, cast(self.v))
         if self.config.qk_norm:
             q_BLNH, k_BLKH = self.q_norm(q_BLNH), self.k_norm(k_BLKH)
-        return rope(q_BLNH, positions_BL, theta), rope(k_BLKH, positions_BL, theta), v_BLKH
+        q_BLNH, k_BLKH = rope(q_BLNH, positions_BL, theta), rope(k_BLKH, positions_BL, theta)
+        return q_BLNH, jnp.moveaxis(k_BLKH, 1, 2), jnp.moveaxis(v_BLKH, 1, 2)
 
     def merge(self, mixed_BLNH: jax.Array) -> jax.Array:
         """Output projection."""
@@ -176,7 +177,7 @@ class Block(nnx.Module):
         self.feed_forward = FeedForward(config, rngs)
 
     def __call__(self, x_BLD, positions_BL, mix):
-        """`mix(q_BLNH, k_BLKH, v_BLKH) -> mixed_BLNH` is attention over a row, or over a cache."""
+        """`mix(q_BLNH, k_BKLH, v_BKLH) -> mixed_BLNH` is attention over a row, or over a cache."""
         q, k, v = self.attention.project(self.attention_norm(x_BLD), positions_BL)
         x_BLD = x_BLD + self.attention.merge(mix(q, k, v))
         x_BLD = x_BLD + self.feed_forward(self.feed_forward_norm(x_BLD))
@@ -215,8 +216,28 @@ class Transformer(nnx.Module):
         head_DV = cast(self.embedding).T if self.config.head == "tied" else cast(self.head)
         return sharding.constrain(product("BLD,DV->BLV", x_BLD, head_DV, jnp.float32), "BLV")
 
-    def layers(self, body: Callable[[Block, jax.Array, Any], Any], carry: Any) -> Any:
-        """Runs `carry = body(block, index, carry)` over the stacked blocks, one compiled body."""
+    def unstack(self) -> list[Block] | None:
+        """The blocks one by one if the config unrolls them all, else None.
+
+        A caller with a loop of its own cuts the stack once, outside of it.
+        """
+        if self.config.layers_unrolled < self.config.num_layers:
+            return None
+        block_graph, stacked = nnx.split(self.blocks)
+        cut = (jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(self.config.num_layers))
+        return [nnx.merge(block_graph, params) for params in cut]
+
+    def layers(
+        self, body: Callable[[Block, Any, Any], Any], carry: Any, blocks: list[Block] | None = None
+    ) -> Any:
+        """Runs `carry = body(block, index, carry)` over the blocks.
+
+        Without `blocks` (see `unstack`) it is a scan over the stack: one compiled body.
+        """
+        if blocks is not None:
+            for index, block in enumerate(blocks):
+                carry = body(block, index, carry)
+            return carry
         block_graph, stacked = nnx.split(self.blocks)
 
         def step(carry, layer):
@@ -237,7 +258,8 @@ def _cast(dtype: Any, param: nnx.Param) -> jax.Array:
 def _abstract(config: TransformerConfig) -> tuple[nnx.GraphDef, nnx.State]:
     """Structure of the model, and its parameters' shapes and letters; no device is touched."""
     with nnx.use_eager_sharding(False):
-        return nnx.split(nnx.eval_shape(lambda: _new(config, jax.random.key(0))))
+        # Not nnx.eval_shape: under a mesh it looks for the letters among the mesh's axes.
+        return jax.eval_shape(lambda: nnx.split(_new(config, jax.random.key(0))))
 
 
 def _new(config: TransformerConfig, rng: jax.Array) -> Transformer:

@@ -130,7 +130,7 @@ def run(
 
     Raises:
       PreemptedError: SIGTERM came; state and loader are saved.
-      FloatingPointError: the loss is not finite; nothing is saved after the last good checkpoint.
+      FloatingPointError: the loss or the gradient is not finite; no such state is ever saved.
     """
     state, first = _resume(state, loader, checkpointer)
     watch.truncate(first)
@@ -144,10 +144,12 @@ def run(
             if done == config.num_steps or done % config.eval_every == 0:
                 for name, evaluate in evaluators.items():
                     watch.write({"step": done, **_prefix(name, evaluate(state.params))})
-            if done == config.num_steps or done % config.save_every == 0 or told_to_stop():
+            stopping = told_to_stop()
+            if done == config.num_steps or done % config.save_every == 0 or stopping:
                 meter.flush()
+                refuse_infinite(done, metrics)
                 checkpointer.save(done, state.params, _rest(state), loader.get_state())
-            if told_to_stop() and done < config.num_steps:
+            if stopping:
                 checkpointer.wait()
                 raise PreemptedError(f"stopped by SIGTERM after step {done}, saved")
     checkpointer.wait()
@@ -176,8 +178,7 @@ class Meter:
         step, metrics = self._pending
         self._pending = None
         line = {"step": step, **{name: float(np.asarray(x)) for name, x in metrics.items()}}
-        if not np.isfinite(line["loss"]):
-            raise FloatingPointError(f"the loss is {line['loss']} at step {step}")
+        refuse_infinite(step, line)
         now = time.perf_counter()
         if self._last is not None:
             steps, secs = step - self._last[0], now - self._last[1]
@@ -185,6 +186,14 @@ class Meter:
         self._last = (step, now)
         self._watch.write(line)
         self._watch.log(describe(line, self._config.num_steps))
+
+
+def refuse_infinite(step: int, metrics: Mapping[str, Any]) -> None:
+    """Raises FloatingPointError if this step's loss or gradient is not finite."""
+    for name in ("loss", "grad_norm"):
+        value = float(np.asarray(metrics[name]))
+        if not np.isfinite(value):
+            raise FloatingPointError(f"the {name} is {value} at step {step}")
 
 
 def describe(line: dict, num_steps: int) -> str:

@@ -89,7 +89,7 @@ def make_step(
         weight = sums.pop("weight")
         grads = jax.tree.map(lambda g: g / weight, grads)
         metrics = {name: total / weight for name, total in sums.items()}
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics

@@ -1,0 +1,176 @@
+"""The reward model: trunk kept, scores read at the last real token, pairs learnt."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from alignment import reward
+from model import sharding
+from model.transformer import TransformerConfig, declare, forward
+from train.step import init_state, make_step, state_shardings
+
+SCORE_ATOL = 1e-5  # the same sums in another order
+LOSS_RTOL = 1e-5
+
+CONFIG = TransformerConfig(
+    vocab_size=64,
+    num_layers=2,
+    d_model=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    d_ff=24,
+    head="scalar",
+    qk_norm=True,
+    rope_theta=10_000.0,
+    norm_eps=1e-6,
+    dtype="float32",
+    remat="none",
+    layers_unrolled=1,
+)
+
+
+def make_params(config, seed=0):
+    rng = np.random.default_rng(seed)
+
+    def draw(path, declared):
+        around = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
+        return np.float32(around + 0.3 * rng.normal(size=declared[1]))
+
+    return jax.tree.map_with_path(
+        draw, declare(config), is_leaf=lambda node: isinstance(node, tuple)
+    )
+
+
+def make_rows(num_pairs=5, seq_len=10, seed=0):
+    """Pairs of conversations of any lengths, padded on the right."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(num_pairs):
+        real_2L = (np.arange(seq_len) < rng.integers(3, seq_len + 1, (2, 1))).astype(np.int32)
+        rows.append({"tokens": np.where(real_2L, rng.integers(1, 64, (2, seq_len)), 0)})
+        rows[-1] |= {"real": real_2L}
+    return rows
+
+
+def stack(rows):
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+run_forward = jax.jit(forward, static_argnums=0)
+
+
+def scores_alone(params, rows):
+    """Each conversation by itself, unpadded: the value at its last token."""
+    scores = []
+    for row in rows:
+        for tokens_L, real_L in zip(row["tokens"], row["real"], strict=True):
+            # One shape for all, so that it compiles once: what follows cannot be seen.
+            positions, ones = np.arange(len(tokens_L))[None], np.ones((1, len(tokens_L)), int)
+            values_BL = run_forward(CONFIG, params, tokens_L[None], positions, ones)
+            scores.append(float(values_BL[0, real_L.sum() - 1]))
+    return np.array(scores).reshape(-1, 2)
+
+
+def test_start_keeps_the_trunk_and_has_a_fresh_head():
+    language = dataclasses.replace(CONFIG, head="untied")
+    params = make_params(language)
+    started = reward.start_from(language, params, jax.random.key(0))
+    assert jax.tree.map(np.shape, started) == jax.tree.map(
+        lambda declared: declared[1],
+        declare(reward.scalar_config(language)),
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+    for name in ("embedding", "blocks", "norm"):
+        jax.tree.map(np.testing.assert_array_equal, started[name], params[name])
+    assert 0 < np.std(started["head"]) < 0.5  # 17^-0.5 is 0.24
+    assert reward.scalar_config(language) == CONFIG
+
+
+def test_positions_count_from_the_first_real_token():
+    real_BL = np.array([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]])
+    # Padding on the right repeats the last position; it is seen by nothing.
+    assert reward.positions_of(real_BL).tolist() == [[0, 1, 2, 2, 2], [0, 0, 0, 1, 2]]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_score_is_the_value_at_the_last_real_token(side):
+    params, rows = make_params(CONFIG), make_rows()
+    expected = scores_alone(params, rows)
+    tokens_BL, real_BL = (stack(rows)[name].reshape(10, 10) for name in ("tokens", "real"))
+    if side == "left":
+        shifts = 10 - real_BL.sum(-1)
+        tokens_BL, real_BL = (
+            np.stack([np.roll(x, by) for x, by in zip(rows_BL, shifts, strict=True)])
+            for rows_BL in (tokens_BL, real_BL)
+        )
+        assert real_BL[:, -1].all()
+    got = jax.jit(reward.score, static_argnums=0)(CONFIG, params, tokens_BL, real_BL)
+    np.testing.assert_allclose(got.reshape(-1, 2), expected, atol=SCORE_ATOL)
+
+
+@pytest.mark.parametrize("centering", [0.0, 0.1])
+def test_pair_loss_is_bradley_terry_of_the_scores(centering):
+    params, rows = make_params(CONFIG), make_rows()
+    chosen, rejected = scores_alone(params, rows).astype(np.float64).T
+    loss, weight, named = jax.jit(reward.pair_loss(CONFIG, centering))(params, stack(rows))
+    per_pair = np.log1p(np.exp(rejected - chosen)) + centering * (chosen + rejected) ** 2
+    np.testing.assert_allclose(loss, per_pair.sum(), LOSS_RTOL)
+    assert weight == 5
+    assert named["accuracy"] == (chosen > rejected).sum() and 0 < named["accuracy"] < 5
+    np.testing.assert_allclose(named["margin"], (chosen - rejected).sum(), LOSS_RTOL, SCORE_ATOL)
+
+
+def test_swapped_pairs_have_the_opposite_margin():
+    params, loss = make_params(CONFIG), jax.jit(reward.pair_loss(CONFIG, 0.0))
+    batch = stack(make_rows())
+    swapped = {name: array[:, ::-1] for name, array in batch.items()}
+    (_, _, one), (_, _, other) = loss(params, batch), loss(params, swapped)
+    np.testing.assert_allclose(one["margin"], -other["margin"], LOSS_RTOL, SCORE_ATOL)
+    assert one["accuracy"] + other["accuracy"] == 5
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
+def test_accuracy_does_not_depend_on_the_batch_size(batch_size):
+    params, rows = make_params(CONFIG), make_rows()
+    chosen, rejected = scores_alone(params, rows).T
+    hits = reward.accuracy(CONFIG, params, rows, batch_size)
+    np.testing.assert_array_equal(hits, chosen > rejected)
+    assert {0.0, 1.0} == set(hits.tolist())
+
+
+def test_a_tie_is_half_a_hit():
+    params = {**make_params(CONFIG), "head": np.zeros(16, np.float32)}
+    assert reward.accuracy(CONFIG, params, make_rows(), 5).tolist() == [0.5] * 5
+
+
+def test_pairs_are_learnt():
+    """A word that only chosen answers hold; a few dozen steps rank every pair, seen or not."""
+    rows = make_rows(num_pairs=16) + make_rows(num_pairs=8, seed=1)
+    for row in rows:
+        row["tokens"] = np.where(row["tokens"] == 40, 41, row["tokens"])
+        row["tokens"][0, row["real"][0].sum() - 1] = 40
+    mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
+    optimizer, params = optax.adam(0.01), make_params(CONFIG)
+    before = reward.accuracy(CONFIG, params, rows[16:], 8).mean()
+    shardings = state_shardings(optimizer, CONFIG, params, mesh)
+    with jax.set_mesh(mesh):
+        state = init_state(params, optimizer, shardings)
+        step = make_step(reward.pair_loss(CONFIG, 0.01), optimizer, 2, shardings)
+        batch, losses = jax.tree.map(jnp.asarray, stack(rows[:16])), []
+        for _ in range(40):
+            state, metrics = step(state, batch)
+            losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.1 < losses[0] and metrics["accuracy"] == 1
+    assert before < 0.9 < reward.accuracy(CONFIG, state.params, rows[16:], 8).mean()
+
+
+def test_bad_centering_is_named():
+    make = functools.partial(reward.RewardConfig, seq_len=8, pairs=None, loop=None, optimizer=None)
+    with pytest.raises(ValueError, match="centering is -0.5; it must be 0 or more"):
+        make(centering=-0.5)

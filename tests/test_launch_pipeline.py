@@ -1,0 +1,266 @@
+"""The pipeline on the real table of stages with other bodies: order, skipping, refusing."""
+
+import copy
+import dataclasses
+import json
+
+import pytest
+
+from configs import quickstart
+from data.errors import BadInput
+from launch import rundir, settings
+from launch.console import Progress
+from launch.pipeline import run_stages
+from launch.rundir import RunDir
+from launch.stages import TABLE
+
+ALL = settings.STAGES
+
+
+class Pipeline:
+    """A run whose stages only note that they were called; those trained leave a checkpoint."""
+
+    def __init__(self, path):
+        self.corpus = path / "text"
+        self.corpus.mkdir()
+        (self.corpus / "a.txt").write_text("one document")
+        self.run = RunDir(path / "run")
+        self.called = []
+        self.broken = None
+        self.config = quickstart.get_config().to_dict()
+        for source in self.config["data"]["sources"].values():
+            source["path"] = str(self.corpus)
+
+    def __call__(self, changes=None, *, only=None, fresh=False):
+        """Runs the stages; returns the names of those whose bodies were called."""
+        config = copy.deepcopy(self.config)
+        for path, value in (changes or {}).items():
+            *parents, key = path.split(".")
+            section = config
+            for parent in parents:
+                section = section[parent]
+            section[key] = value
+        self.called = []
+        table = {
+            name: dataclasses.replace(stage, body=lambda context, name=name: self.body(name))
+            for name, stage in TABLE.items()
+        }
+        parsed = settings.parse(config)
+        self.outcome = run_stages(
+            parsed, self.run, Progress(), table, "1 x cpu", only=only, fresh=fresh
+        )
+        return self.called
+
+    def body(self, name):
+        self.called.append(name)
+        if name in settings.TRAINED:
+            self.run.checkpoints(name).mkdir(parents=True, exist_ok=True)
+            (self.run.stage(name) / "pairs.jsonl").write_text(str(len(self.called)))
+        if name == self.broken:
+            raise RuntimeError("killed")
+        return {"made": name}
+
+    def files(self):
+        """{path: content} of everything in the run directory."""
+        found = self.run.path.rglob("*")
+        return {path: path.read_bytes() for path in found if path.is_file()}
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    return Pipeline(tmp_path)
+
+
+def test_stages_run_in_order_and_leave_what_they_cost(pipeline):
+    assert tuple(pipeline()) == ALL
+    assert all(row["status"] == "done" and row["made"] for row in pipeline.outcome.values())
+    done = pipeline.run.read_done("sft")
+    assert done["summary"] == {"made": "sft"}
+    watts = settings.parse(pipeline.config).cost.machine_watts
+    assert done["energy_wh"] == pytest.approx(done["secs"] * watts / 3600, abs=1e-3)
+
+
+def test_a_second_run_has_nothing_to_do_and_writes_nothing(pipeline):
+    pipeline()
+    before = pipeline.files()
+    assert pipeline() == []
+    assert pipeline.files() == before
+    rows = pipeline.outcome
+    assert tuple(rows) == ALL and {row["status"] for row in rows.values()} == {"skipped"}
+    assert rows["sft"]["made"] == "sft", "the summary is still told"
+
+
+AFTER_PRETRAIN = ("pretrain", "sft", "reward", "dpo", "ppo", "eval", "report")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "again"),
+    [
+        ("data.heldout_fraction", 0.123, ALL),
+        ("data.gates.min_chars", 7, ALL),
+        ("tokenizer.vocab_size", 999, ALL[1:]),
+        ("pretrain.seq_len", 123, ALL[1:]),
+        ("seed", 123, AFTER_PRETRAIN),
+        ("model.d_ff", 96, AFTER_PRETRAIN),
+        ("pretrain.loop.num_steps", 777, AFTER_PRETRAIN),
+        ("instruct.num_train", 11, AFTER_PRETRAIN[1:]),
+        ("sft.optimizer.peak_lr", 0.5, AFTER_PRETRAIN[1:]),
+        ("reward.pairs.noise_rate", 0.123, AFTER_PRETRAIN[2:]),
+        ("dpo.beta", 0.123, ("dpo", "eval", "report")),
+        ("ppo.kl_price", 0.123, ("ppo", "eval", "report")),
+        ("eval.num_duels", 7, ("eval", "report")),
+        ("cost.machine_watts", 7.0, ("report",)),
+        ("name", "other", ()),
+        ("mesh", dict(data=2, fsdp=1, tensor=1), ()),
+    ],
+)
+def test_a_changed_key_reruns_its_stage_and_those_after(pipeline, key, value, again):
+    pipeline()
+    assert tuple(pipeline({key: value})) == again
+    assert pipeline({key: value}) == []
+
+
+def test_a_changed_input_file_reruns_all(pipeline):
+    pipeline()
+    (pipeline.corpus / "a.txt").write_text("other words")
+    assert tuple(pipeline()) == ALL
+
+
+def test_a_changed_file_of_conversations_reruns_from_fine_tuning(pipeline):
+    own = pipeline.corpus.parent / "own.jsonl"
+    own.write_text("{}")
+    pipeline({"instruct.path": str(own)})
+    own.write_text("{} ")
+    assert tuple(pipeline({"instruct.path": str(own)})) == AFTER_PRETRAIN[1:]
+
+
+def test_stages_left_out_are_not_run(pipeline):
+    stages = ("curate", "tokenizer", "pretrain", "eval")
+    assert tuple(pipeline({"stages": stages})) == stages
+
+
+def test_a_rerun_throws_away_what_other_inputs_left(pipeline):
+    pipeline()
+    (pipeline.run.checkpoints("dpo") / "old").write_text("")
+    (pipeline.run.checkpoints("sft") / "old").write_text("")
+    pipeline({"dpo.beta": 0.123})
+    assert not (pipeline.run.checkpoints("dpo") / "old").exists()
+    assert (pipeline.run.checkpoints("sft") / "old").exists()
+
+
+def test_an_interrupted_stage_goes_on_with_what_it_has(pipeline):
+    pipeline.broken = "reward"
+    with pytest.raises(RuntimeError):
+        pipeline()
+    assert pipeline.run.read_done("reward") is None
+    (pipeline.run.checkpoints("reward") / "mine").write_text("")
+    pipeline.broken = None
+    assert tuple(pipeline()) == AFTER_PRETRAIN[2:]
+    assert (pipeline.run.checkpoints("reward") / "mine").exists()
+
+
+def test_an_interrupted_rerun_does_not_count_as_finished(pipeline):
+    """Neither for the new inputs nor for the old ones."""
+    pipeline()
+    pipeline.broken = "dpo"
+    with pytest.raises(RuntimeError):
+        pipeline({"dpo.beta": 0.123})
+    pipeline.broken = None
+    assert tuple(pipeline()) == ("dpo",)
+
+
+def test_fresh_starts_over(pipeline):
+    pipeline()
+    (pipeline.run.checkpoints("sft") / "old").write_text("")
+    assert tuple(pipeline(fresh=True)) == ALL
+    assert not (pipeline.run.checkpoints("sft") / "old").exists()
+
+
+def test_a_single_stage_runs_alone(pipeline):
+    for name in ALL[:3]:
+        assert pipeline(only=name) == [name]
+        assert pipeline(only=name) == []
+    assert tuple(pipeline.outcome) == ("pretrain",)
+
+
+def test_a_single_stage_needs_those_it_stands_on(pipeline):
+    pipeline(only="curate")
+    before = pipeline.files()
+    with pytest.raises(BadInput, match="stage 'tokenizer', which 'pretrain' stands on"):
+        pipeline(only="pretrain")
+    assert pipeline.files() == before
+
+
+def test_a_single_stage_refuses_upstream_of_another_config(pipeline):
+    pipeline()
+    with pytest.raises(BadInput, match="stage 'pretrain', which 'sft' stands on, is not finished"):
+        pipeline({"pretrain.loop.num_steps": 777}, only="sft")
+
+
+def test_a_single_stage_must_be_in_the_pipeline(pipeline):
+    with pytest.raises(BadInput, match="it must hold 'sft' for this verb"):
+        pipeline({"stages": ("curate", "tokenizer", "pretrain")}, only="sft")
+    assert not pipeline.run.path.exists()
+
+
+def test_a_single_stage_refuses_a_checkpoint_of_another_config_and_touches_nothing(pipeline):
+    pipeline()
+    before = pipeline.files()
+    with pytest.raises(BadInput) as refused:
+        pipeline({"pretrain.loop.num_steps": 777}, only="pretrain")
+    assert str(pipeline.run.checkpoints("pretrain")) in str(refused.value)
+    num_steps = pipeline.config["pretrain"]["loop"]["num_steps"]
+    wanted = f"pretrain.loop.num_steps = {num_steps}, this configuration has 777"
+    assert wanted in str(refused.value)
+    assert "--fresh" in str(refused.value)
+    assert pipeline.files() == before
+    assert pipeline() == [], "what was finished still is"
+
+
+def test_fresh_overrides_the_refusal(pipeline):
+    pipeline()
+    changed = {"pretrain.loop.num_steps": 777}
+    assert pipeline(changed, only="pretrain", fresh=True) == ["pretrain"]
+    assert pipeline(changed, only="pretrain") == []
+
+
+def test_a_refusal_names_a_key_that_is_new(pipeline):
+    pipeline()
+    path = pipeline.run.stage("dpo") / "started.json"
+    started = json.loads(path.read_text())
+    del started["inputs"]["dpo"]["beta"]
+    rundir.write_json(path, {"hash": "older code", "inputs": started["inputs"]})
+    (pipeline.run.stage("dpo") / "done.json").unlink()
+    with pytest.raises(BadInput, match="dpo.beta = 'absent', this configuration has "):
+        pipeline(only="dpo")
+
+
+def test_a_single_stage_without_checkpoint_starts_over_on_other_inputs(pipeline):
+    """Killed before its first checkpoint, its files of the old inputs must not be trusted."""
+    pipeline()
+    rundir.remove(pipeline.run.checkpoints("reward"))
+    stale = pipeline.run.stage("reward") / "stale.jsonl"
+    stale.write_text("of other inputs")
+    assert pipeline({"reward.pairs.num_prompts": 99}, only="reward") == ["reward"]
+    assert not stale.exists()
+
+
+def test_a_missing_source_stops_before_anything_is_written(pipeline):
+    with pytest.raises(BadInput, match="sources.docs.path"):
+        pipeline({"data.sources.docs.path": str(pipeline.corpus / "nowhere")})
+    assert not pipeline.run.path.exists()
+
+
+def test_damaged_done_json_stops_the_run(pipeline):
+    pipeline()
+    (pipeline.run.stage("sft") / "done.json").write_text('{"inputs": ')
+    with pytest.raises(BadInput, match="sft/done.json: not JSON"):
+        pipeline()
+
+
+def test_config_json_is_of_the_last_run_that_did_something(pipeline):
+    pipeline()
+    pipeline({"name": "other"})
+    assert pipeline.run.read_config()["name"] == "quickstart"
+    pipeline({"name": "other", "dpo.beta": 0.123})
+    assert pipeline.run.read_config()["name"] == "other"

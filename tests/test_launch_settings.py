@@ -1,0 +1,219 @@
+"""Settings: what fits becomes frozen dataclasses; a misfit is one message that names its key."""
+
+import copy
+import dataclasses
+import json
+import math
+
+import pytest
+
+from configs import quickstart
+from data.errors import BadInput
+from launch import settings
+
+
+def nested() -> dict:
+    """The quickstart as plain nested dicts, to be changed."""
+    return copy.deepcopy(quickstart.get_config().to_dict())
+
+
+def leaves(section: dict, path: tuple[str, ...] = ()):
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key)
+
+
+def sections(section: dict, path: tuple[str, ...] = ()):
+    yield path
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from sections(value, (*path, key))
+
+
+def change(config: dict, path: tuple[str, ...] | str, value: object) -> dict:
+    """The same config with another value at a path; changes it in place."""
+    *parents, key = path.split(".") if isinstance(path, str) else path
+    section = config
+    for parent in parents:
+        section = section[parent]
+    section[key] = value
+    return config
+
+
+def find(config: dict, path: tuple[str, ...]) -> object:
+    for key in path:
+        config = config[key]
+    return config
+
+
+LEAVES = list(leaves(nested()))
+SECTIONS = list(sections(nested()))
+# A score may have either sign.
+UNBOUNDED = {("ppo", "missing_end_score")}
+
+
+def dotted(path: tuple[str, ...]) -> str:
+    return ".".join(path)
+
+
+def test_quickstart_parses_to_frozen_values_of_the_declared_types():
+    parsed = settings.parse(quickstart.get_config())
+    assert parsed.pretrain.loop.num_steps == quickstart.get_config().pretrain.loop.num_steps
+    assert parsed.data.sources["docs"].gates == quickstart.PROSE_GATES
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        parsed.seed = 1
+    with pytest.raises(TypeError):
+        parsed.data.sources["more"] = parsed.data.sources["docs"]
+
+
+def test_settings_survive_json():
+    parsed = settings.parse(nested())
+    again = settings.parse(json.loads(json.dumps(settings.to_dict(parsed))))
+    assert settings.to_dict(again) == settings.to_dict(parsed)
+
+
+def test_settings_hold_every_key_of_the_config():
+    assert set(leaves(settings.to_dict(settings.parse(nested())))) == set(LEAVES)
+
+
+def refusal(config: dict) -> str:
+    """The message that refuses the config; '' if it is taken."""
+    try:
+        settings.parse(config)
+    except BadInput as error:
+        return str(error)
+    return ""
+
+
+def test_wrong_type_is_refused_by_its_key():
+    said = {dotted(path): refusal(change(nested(), path, 1j)) for path in LEAVES}
+    wrong = {key: why for key, why in said.items() if not why.startswith(f"{key} is 1j; it must")}
+    assert not wrong
+
+
+def test_numbers_are_taken_or_refused_in_words():
+    """Whatever a range check forgets must not end in another exception than BadInput."""
+    numbers = {int: (0, -1, 10**9), float: (0.0, -1.0, math.inf, -1e99)}
+    for path in LEAVES:
+        kind = type(find(nested(), path))
+        said = [refusal(change(nested(), path, number)) for number in numbers.get(kind, ())]
+        wrong = [why for why in said if why and path[-1] not in why]
+        assert not wrong, dotted(path)
+        assert any(said) or path in UNBOUNDED or not said, f"{dotted(path)} takes any number"
+
+
+def test_unknown_key_is_refused_in_every_section():
+    for path in SECTIONS:
+        config = nested()
+        find(config, path)["surprise"] = 1
+        why = refusal(config)
+        assert "surprise" in why and dotted(path) in why, dotted(path)
+
+
+def test_missing_key_is_refused_in_every_section():
+    for path in LEAVES:
+        config = nested()
+        del find(config, path[:-1])[path[-1]]
+        assert path[-1] in refusal(config), dotted(path)
+
+
+def test_a_value_for_a_section_is_refused():
+    for path in filter(None, SECTIONS):
+        why = refusal(change(nested(), path, 3))
+        assert why == f"{dotted(path)} is 3; it must be a section with keys"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("model.num_kv_heads", 99, "model.num_kv_heads is 99; it must be a divisor of"),
+        ("model.head_dim", 7, "model.head_dim is 7; it must be even"),
+        ("model.head", "scalar", "model: head is 'scalar'; it must be 'tied' or 'untied'"),
+        ("model.dtype", "float8", "'float32', 'bfloat16'"),
+        ("model.remat", "most", "model.remat is 'most'"),
+        ("model.layers_unrolled", 99, "a divisor of model.num_layers"),
+        ("model.num_layers", True, "model.num_layers is True; it must be of type int"),
+        ("seed", 1.0, "seed is 1.0; it must be of type int"),
+        ("name", 3, "name is 3; it must be of type str"),
+        ("data.sources.docs.weight", -1.0, "weight: -1.0 must be a number above 0"),
+        ("data.sources.docs.weight", math.nan, "data.sources.docs.weight is not a number"),
+        ("data.sources.docs.gates", ("length", "lenght"), "'lenght' is not one of length"),
+        ("data.sources.docs.gates", ("length", 3), "data.sources.docs.gates[1] is 3"),
+        ("data.sources", {}, "sources: empty"),
+        ("data.heldout_fraction", 0.9, "heldout_fraction: 0.9 must be above 0 and at most 0.5"),
+        ("pretrain.loop.num_microbatches", 999, "it must divide batch_size = "),
+        ("pretrain.optimizer.warmup_steps", 10**6, "pretrain.optimizer: warmup_steps is 1000000"),
+        ("sft.loop.num_steps", 1, "it must be below num_steps = 1"),
+        ("ppo.optimizer.warmup_steps", 10**6, "ppo.optimizer: warmup_steps is 1000000"),
+        ("ppo.critic_optimizer.warmup_steps", 10**6, "ppo.critic_optimizer: warmup_steps is"),
+        ("ppo.num_minibatches", 999, "a divisor of loop.batch_size = "),
+        ("ppo.temperature", 0.0, "ppo: temperature is 0.0"),
+        ("dpo.kind", "hinge", "'hinge'"),
+        ("eval.max_new_tokens", 999, "eval.max_new_tokens is 999; it must be below sft.seq_len"),
+        ("reward.seq_len", 1, "it must be below reward.seq_len = 1"),
+        ("cost.machine_watts", 0.0, "cost: machine_watts is 0.0; it must be above 0"),
+        ("stages", (), "stages is (); it must be some of"),
+        ("stages", ("curate", "tokenize"), "stages has 'tokenize'; allowed: curate, tokenizer"),
+        ("stages", ("curate", "curate"), "each once, in this order"),
+        ("stages", ("tokenizer", "curate"), "each once, in this order"),
+        ("stages", ("curate", "tokenizer", "sft"), "stages has 'sft'; it needs 'pretrain' too"),
+        ("stages", ("curate", "eval"), "stages has 'eval'; it needs 'pretrain' too"),
+    ],
+)
+def test_value_out_of_range_is_named_with_what_is_allowed(path, value, words):
+    why = refusal(change(nested(), path, value))
+    assert words in why and "\n" not in why
+
+
+def test_whole_numbers_do_for_floats_and_lists_for_tuples():
+    config = change(nested(), "data.sources.docs.weight", 2)
+    config = change(config, "data.sources.docs.gates", ["length"])
+    source = settings.parse(config).data.sources["docs"]
+    assert (source.weight, source.gates) == (2.0, ("length",))
+    assert isinstance(source.weight, float)
+
+
+def test_infinity_is_a_number():
+    assert settings.parse(change(nested(), "ppo.dual_clip", math.inf)).ppo.dual_clip == math.inf
+
+
+def shrunk(**mesh) -> object:
+    """Settings on a mesh of the eight devices, with heads and widths that it can split."""
+    return settings.parse(change(nested(), "mesh", dict(data=1, fsdp=1, tensor=1) | mesh))
+
+
+@pytest.mark.parametrize("mesh", [dict(data=8), dict(data=2, fsdp=2, tensor=2), dict(fsdp=8)])
+def test_mesh_that_fits_passes(mesh):
+    settings.check_mesh(shrunk(**mesh))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "words"),
+    [
+        (dict(data=3), "3 devices asked, 8 present"),
+        (dict(tensor=8), "mesh.tensor is 8, but dim"),  # two kv heads
+        (dict(fsdp=1000), "1000 devices asked"),
+    ],
+)
+def test_impossible_mesh_is_refused_with_the_numbers(mesh, words):
+    with pytest.raises(BadInput, match=words):
+        settings.check_mesh(shrunk(**mesh))
+
+
+def test_rows_that_do_not_split_over_the_mesh_are_refused():
+    config = change(nested(), "mesh", dict(data=4, fsdp=2, tensor=1))
+    config = change(config, "dpo.loop.batch_size", 12)
+    with pytest.raises(BadInput, match="dpo.loop.batch_size is 12; it must divide by .* 8"):
+        settings.check_mesh(settings.parse(config))
+
+
+def test_mesh_axis_below_one_is_refused_at_the_config():
+    with pytest.raises(BadInput, match="mesh: tensor is 0; it must be at least 1"):
+        shrunk(tensor=0)
+
+
+def test_vocabulary_of_the_model_is_the_tokenizers():
+    parsed = settings.parse(change(nested(), "tokenizer.vocab_size", 777))
+    assert settings.model_config(parsed).vocab_size == 777

@@ -1,0 +1,96 @@
+"""The FLOP counter, against every matrix product of the traced forward pass."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from model import flop
+from model.transformer import HEADS, TransformerConfig, declare, forward, init
+
+CONFIG = TransformerConfig(
+    vocab_size=64,
+    num_layers=3,
+    d_model=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    d_ff=40,
+    head="tied",
+    qk_norm=True,
+    rope_theta=10_000.0,
+    norm_eps=1e-6,
+    dtype="float32",
+    remat="none",
+    layers_unrolled=1,
+)
+
+
+def count_products(jaxpr, times=1):
+    """Two FLOPs for each multiply-add of each dot_general, loops multiplied out."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            inner = math.prod(shape[dim] for dim in contracted)
+            total += times * 2 * inner * math.prod(equation.outvars[0].aval.shape)
+        length = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for param in equation.params.values():
+            inside = getattr(param, "jaxpr", param)
+            if hasattr(inside, "eqns"):
+                total += count_products(inside, times * length)
+    return total
+
+
+def abstract_params(config):
+    return jax.tree.map(
+        lambda weight: jax.ShapeDtypeStruct(weight[1], jnp.float32),
+        declare(config),
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_forward_flops_are_the_products_of_the_forward_pass(head):
+    """The counter leaves out the masked half of attention, which the program computes."""
+    config, (rows, seq_len) = dataclasses.replace(CONFIG, head=head), (2, 8)
+    tokens = jax.ShapeDtypeStruct((rows, seq_len), jnp.int32)
+    traced = jax.make_jaxpr(forward, static_argnums=0)(
+        config, abstract_params(config), tokens, tokens, tokens
+    )
+    masked_half = config.num_layers * 2 * config.num_heads * config.head_dim * seq_len
+    counted = count_products(traced.jaxpr) / (rows * seq_len)
+    assert flop.forward_flops(config, seq_len) + masked_half == counted
+
+
+def test_forward_flops_by_hand():
+    """Layer: 2*16*6*12 projections, 2*4*6*10 attention of 10 tokens, 6*16*40 feed-forward."""
+    layer = 2304 + 480 + 3840
+    assert flop.forward_flops(CONFIG, 10) == 3 * layer + 2 * 16 * 64
+    assert flop.train_flops(CONFIG, 10) == 3 * flop.forward_flops(CONFIG, 10)
+    longer = flop.forward_flops(CONFIG, 20) - flop.forward_flops(CONFIG, 10)
+    assert longer == 3 * 480
+
+
+@pytest.mark.parametrize(
+    ("head", "num_head_params"), [("tied", 0), ("untied", 1024), ("scalar", 16)]
+)
+def test_num_params(head, num_head_params):
+    config = dataclasses.replace(CONFIG, head=head)
+    block = 16 * 6 * (4 + 2 + 2 + 4) + 3 * 16 * 40 + 2 * 16 + 2 * 6
+    assert flop.num_params(config) == 64 * 16 + 3 * block + 16 + num_head_params
+    params = jax.eval_shape(lambda rng: init(config, rng), jax.random.key(0))
+    assert flop.num_params(config) == sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def test_peak_of_an_unknown_device_is_measured():
+    peak, source = flop.peak_flops()
+    assert source == "measured" and peak > 1e8
+
+
+def test_peak_of_a_known_device_is_the_data_sheets(monkeypatch):
+    monkeypatch.setitem(flop.PEAK_FLOPS, jax.devices()[0].device_kind, 1e12)
+    assert flop.peak_flops() == (8e12, "data sheet")

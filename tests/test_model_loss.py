@@ -1,0 +1,145 @@
+"""The cross-entropy with its own backward pass, against float64 and against autodiff."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from model.loss import cross_entropy, token_logprobs
+
+VALUE_RTOL = 2e-6  # float32 against float64
+GRAD_RTOL = 1e-5
+GRAD_ATOL = 1e-7
+Z_LOSSES = (0.0, 1e-4, 0.1)
+
+
+def make_inputs(scale=3.0):
+    rng = np.random.default_rng(0)
+    logits_BLV = (scale * rng.normal(size=(3, 5, 11))).astype(np.float32)
+    return logits_BLV, rng.integers(0, 11, (3, 5)), rng.normal(size=(3, 5)).astype(np.float32)
+
+
+def float64_loss(logits_BLV, targets_BL, z_loss):
+    logits_BLV = logits_BLV.astype(np.float64)
+    lse_BL = np.log(np.exp(logits_BLV).sum(-1))
+    chosen_BL = np.take_along_axis(logits_BLV, targets_BL[..., None], -1)[..., 0]
+    return lse_BL - chosen_BL + z_loss * lse_BL**2
+
+
+def plain_loss(logits_BLV, targets_BL, z_loss):
+    """jax.nn's own functions; its gradient is autodiff's."""
+    lse_BL = jax.nn.logsumexp(logits_BLV, -1)
+    onehot_BLV = jax.nn.one_hot(targets_BL, logits_BLV.shape[-1])
+    nll_BL = -jnp.sum(jax.nn.log_softmax(logits_BLV) * onehot_BLV, -1)
+    return nll_BL + z_loss * lse_BL**2
+
+
+def weighted_grad(loss, logits_BLV, targets_BL, upstream_BL, z_loss):
+    return jax.grad(lambda x: jnp.sum(loss(x, targets_BL, z_loss) * upstream_BL))(logits_BLV)
+
+
+@pytest.mark.parametrize("z_loss", Z_LOSSES)
+def test_values_are_those_of_float64(z_loss):
+    logits_BLV, targets_BL, _ = make_inputs()
+    got = cross_entropy(logits_BLV, targets_BL, z_loss)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, float64_loss(logits_BLV, targets_BL, z_loss), VALUE_RTOL)
+
+
+@pytest.mark.parametrize("z_loss", Z_LOSSES)
+def test_gradients_are_those_of_autodiff(z_loss):
+    inputs = make_inputs()
+    got, expected = (weighted_grad(loss, *inputs, z_loss) for loss in (cross_entropy, plain_loss))
+    np.testing.assert_allclose(got, expected, GRAD_RTOL, GRAD_ATOL)
+
+
+@pytest.mark.parametrize("z_loss", Z_LOSSES)
+def test_gradients_are_those_of_finite_differences(z_loss):
+    logits_BLV, targets_BL, upstream_BL = make_inputs()
+    grad_BLV = weighted_grad(cross_entropy, logits_BLV, targets_BL, upstream_BL, z_loss)
+    direction_BLV = np.random.default_rng(1).normal(size=logits_BLV.shape)
+
+    def along(step):
+        moved = logits_BLV.astype(np.float64) + step * direction_BLV
+        return np.sum(float64_loss(moved, targets_BL, z_loss) * upstream_BL)
+
+    slope = (along(1e-5) - along(-1e-5)) / 2e-5
+    np.testing.assert_allclose(np.sum(grad_BLV * direction_BLV), slope, GRAD_RTOL)
+
+
+def test_value_by_hand():
+    """Logits log 1, log 2, log 5: the sum is 8, the second word has probability 1/4."""
+    logits = np.log(np.array([[[1.0, 2.0, 5.0]]], np.float32))
+    nll = np.log(4.0)
+    got = cross_entropy(logits, np.array([[1]]), 0.5)
+    np.testing.assert_allclose(got, [[nll + 0.5 * np.log(8.0) ** 2]], VALUE_RTOL)
+
+
+def test_z_loss_pulls_the_normaliser_towards_zero():
+    logits = np.full((1, 1, 4), 2.0, np.float32)
+    grad = weighted_grad(cross_entropy, logits, np.array([[0]]), np.ones((1, 1)), 0.1)
+    without = weighted_grad(cross_entropy, logits, np.array([[0]]), np.ones((1, 1)), 0.0)
+    assert np.all(grad > without)  # every logit is pushed further down
+    np.testing.assert_allclose(without.sum(), 0.0, atol=GRAD_ATOL)
+
+
+@pytest.mark.parametrize("shift", [-3e4, 0.0, 3e4])
+def test_logits_of_any_size_stay_finite(shift):
+    logits_BLV, targets_BL, upstream_BL = make_inputs(scale=300.0)
+    loss = cross_entropy(logits_BLV + np.float32(shift), targets_BL, 0.0)
+    grad = weighted_grad(
+        cross_entropy, logits_BLV + np.float32(shift), targets_BL, upstream_BL, 0.0
+    )
+    assert np.isfinite(loss).all() and np.isfinite(grad).all() and (np.asarray(loss) >= 0).all()
+
+
+def test_zero_weight_leaves_no_gradient():
+    logits_BLV, targets_BL, upstream_BL = make_inputs()
+    upstream_BL[1] = 0
+    grad_BLV = weighted_grad(cross_entropy, logits_BLV, targets_BL, upstream_BL, 0.1)
+    assert np.all(grad_BLV[1] == 0) and np.all(grad_BLV[0] != 0)
+
+
+def test_gradients_pass_through_jit_remat_and_scan():
+    logits_BLV, targets_BL, upstream_BL = make_inputs()
+    expected = weighted_grad(cross_entropy, logits_BLV, targets_BL, upstream_BL, 0.1)
+
+    @functools.partial(jax.jit)
+    @jax.grad
+    def by_scan(logits_BLV):
+        def row(total, x):
+            logits_LV, targets_L, upstream_L = x
+            loss = jax.checkpoint(lambda x: cross_entropy(x[None], targets_L[None], 0.1)[0])
+            return total + jnp.sum(loss(logits_LV) * upstream_L), None
+
+        return jax.lax.scan(row, 0.0, (logits_BLV, jnp.array(targets_BL), upstream_BL))[0]
+
+    np.testing.assert_allclose(by_scan(logits_BLV), expected, GRAD_RTOL, GRAD_ATOL)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_token_logprobs_are_of_the_tempered_distribution(temperature):
+    logits_BLV, targets_BL, upstream_BL = make_inputs()
+    expected = -float64_loss(logits_BLV / np.float64(temperature), targets_BL, 0.0)
+    got = token_logprobs(logits_BLV, targets_BL, temperature)
+    np.testing.assert_allclose(got, expected, VALUE_RTOL * 5)
+    grad = weighted_grad(token_logprobs, logits_BLV, targets_BL, upstream_BL, temperature)
+    plain = weighted_grad(
+        lambda x, y, t: -plain_loss(x / t, y, 0.0), logits_BLV, targets_BL, upstream_BL, temperature
+    )
+    np.testing.assert_allclose(grad, plain, GRAD_RTOL, GRAD_ATOL)
+
+
+def test_temperature_zero_reads_the_untempered_distribution():
+    logits_BLV, targets_BL, _ = make_inputs()
+    np.testing.assert_array_equal(
+        token_logprobs(logits_BLV, targets_BL, 0.0), token_logprobs(logits_BLV, targets_BL, 1.0)
+    )
+
+
+def test_probabilities_of_all_words_sum_to_one():
+    logits_BLV, targets_BL, _ = make_inputs()
+    each_V = [token_logprobs(logits_BLV, np.full_like(targets_BL, v), 0.8) for v in range(11)]
+    np.testing.assert_allclose(np.exp(each_V).sum(0), 1.0, VALUE_RTOL)

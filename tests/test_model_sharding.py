@@ -1,0 +1,225 @@
+"""The sharding table, and eight devices against one: same loss, same gradients, on any mesh."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from model import sharding
+from model.decode import generate
+from model.loss import cross_entropy
+from model.sharding import MeshConfig
+from model.transformer import HEADS, TransformerConfig, declare, forward, init
+
+MESH_RTOL = 2e-5  # float32 sums taken in another order
+MESH_ATOL = 2e-6
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2), (4, 1, 2)]
+
+CONFIG = TransformerConfig(
+    vocab_size=64,
+    num_layers=2,
+    d_model=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    d_ff=24,
+    head="tied",
+    qk_norm=True,
+    rope_theta=10_000.0,
+    norm_eps=1e-6,
+    dtype="float32",
+    remat="none",
+    layers_unrolled=1,
+)
+
+
+def make_mesh(sizes):
+    return sharding.make_mesh(MeshConfig(*sizes))
+
+
+def make_params(config, seed=0):
+    """Random weights, norm scales included, so that none of them is a bystander."""
+    rng = np.random.default_rng(seed)
+
+    def draw(declared):
+        letters, shape = declared
+        around = 1.0 if letters[-1] in "DH" and len(shape) <= 2 else 0.0
+        return np.float32(around + 0.25 * rng.normal(size=shape))
+
+    return jax.tree.map(draw, declare(config), is_leaf=lambda node: isinstance(node, tuple))
+
+
+def make_batch(seed=0):
+    """Eight rows of two or three documents and some padding, weights of any size."""
+    rng = np.random.default_rng(seed)
+    segments_BL = np.sort(rng.integers(1, 4, size=(8, 12)), axis=1)
+    starts_BL = np.diff(segments_BL, axis=1, prepend=0) != 0
+    start_BL = np.maximum.accumulate(np.where(starts_BL, np.arange(12), 0), axis=1)
+    segments_BL[::2, 10:] = 0
+    return {
+        "tokens": rng.integers(0, 64, (8, 12)),
+        "targets": rng.integers(0, 64, (8, 12)),
+        "segments": segments_BL,
+        "positions": np.arange(12) - start_BL,
+        "weights": np.float32(rng.uniform(size=(8, 12)) * (segments_BL > 0)),
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def loss_and_grad(config, params, batch):
+    def loss(params):
+        out = forward(config, params, batch["tokens"], batch["positions"], batch["segments"])
+        if config.head != "scalar":
+            out = cross_entropy(out, batch["targets"], 0.01)
+        return jnp.sum(out * batch["weights"]) / jnp.sum(batch["weights"])
+
+    return jax.value_and_grad(loss)(params)
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    return functools.cache(
+        lambda head: loss_and_grad(
+            dataclasses.replace(CONFIG, head=head),
+            make_params(dataclasses.replace(CONFIG, head=head)),
+            make_batch(),
+        )
+    )
+
+
+def assert_trees_close(tree, expected):
+    for (path, leaf), wanted in zip(
+        jax.tree.leaves_with_path(tree), jax.tree.leaves(expected), strict=True
+    ):
+        assert np.abs(wanted).max() > 0, path
+        np.testing.assert_allclose(
+            leaf, wanted, MESH_RTOL, MESH_ATOL, err_msg=jax.tree_util.keystr(path)
+        )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "head"),
+    [*((sizes, "tied") for sizes in MESHES), ((2, 2, 2), "untied"), ((2, 2, 2), "scalar")],
+)
+def test_eight_devices_give_the_loss_and_gradients_of_one(sizes, head, on_one_device):
+    config, mesh = dataclasses.replace(CONFIG, head=head), make_mesh(sizes)
+    shardings = sharding.weight_shardings(declare(config), mesh)
+    params = jax.device_put(make_params(config), shardings)
+    batch = jax.device_put(make_batch(), sharding.batch_sharding(mesh))
+    with jax.set_mesh(mesh):
+        loss, grads = loss_and_grad(config, params, batch)
+    expected_loss, expected_grads = on_one_device(head)
+    np.testing.assert_allclose(loss, expected_loss, MESH_RTOL)
+    assert_trees_close(grads, expected_grads)
+
+
+def test_generation_on_a_mesh_is_generation_on_one_device():
+    mesh, params = make_mesh((2, 2, 2)), make_params(CONFIG)
+    prompt_BP = np.random.default_rng(1).integers(8, 64, (8, 5))
+    real_BP = (np.arange(5) >= np.arange(8)[:, None] % 4).astype(np.int32)
+    sample = functools.partial(
+        generate, CONFIG, max_new_tokens=6, temperature=1.0, end_id=7, pad_id=0
+    )
+    expected = sample(params, prompt_BP, real_BP, jax.random.key(2))
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(params, sharding.weight_shardings(declare(CONFIG), mesh))
+        prompt = jax.device_put((prompt_BP, real_BP), sharding.batch_sharding(mesh))
+        got = sample(spread, *prompt, jax.random.key(2))
+    np.testing.assert_array_equal(got.tokens_BR, expected.tokens_BR)
+    np.testing.assert_allclose(got.logprobs_BR, expected.logprobs_BR, MESH_RTOL, MESH_ATOL)
+
+
+def test_each_device_holds_its_share_of_a_weight():
+    mesh = make_mesh((2, 2, 2))
+    shardings = sharding.weight_shardings(declare(CONFIG), mesh)
+    params = jax.device_put(make_params(CONFIG), shardings)
+    shares = {
+        "embedding": (params["embedding"], (32, 8)),  # V over tensor, D over fsdp
+        "q": (params["blocks"]["attention"]["q"], (2, 8, 2, 8)),  # D over fsdp, N over tensor
+        "k": (params["blocks"]["attention"]["k"], (2, 8, 1, 8)),  # K over tensor
+        "down": (params["blocks"]["feed_forward"]["down"], (2, 12, 8)),  # F over tensor
+        "norm": (params["norm"]["scale"], (8,)),
+    }
+    found = {name: leaf.addressable_shards[0].data.shape for name, (leaf, _) in shares.items()}
+    assert found == {name: shape for name, (_, shape) in shares.items()}
+
+
+def test_batch_rows_lie_on_the_data_and_fsdp_axes():
+    batch = jax.device_put(make_batch(), sharding.batch_sharding(make_mesh((2, 2, 2))))
+    assert batch["tokens"].addressable_shards[0].data.shape == (2, 12)
+
+
+def test_specs_follow_the_table():
+    assert sharding.weight_spec(("X", "D", "N", "H")) == PartitionSpec(None, "fsdp", "tensor", None)
+    assert sharding.weight_spec(("V", "D")) == PartitionSpec("tensor", "fsdp")
+    assert sharding.activation_spec("BLD") == PartitionSpec(("data", "fsdp"), None, None)
+    assert sharding.activation_spec("BLV") == PartitionSpec(("data", "fsdp"), None, "tensor")
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_no_weight_uses_an_axis_twice(head):
+    config = dataclasses.replace(CONFIG, head=head)
+    leaves = jax.tree.leaves(declare(config), is_leaf=lambda node: isinstance(node, tuple))
+    for letters, _ in leaves:
+        axes = [axis for axis in sharding.weight_spec(letters) if axis]
+        assert axes and len(axes) == len(set(axes)) or letters == ("X", "H"), letters
+
+
+def test_constrain_pins_an_activation_only_within_a_mesh():
+    x_BLD = np.ones((8, 3, 16), np.float32)
+    assert sharding.constrain(x_BLD, "BLD") is x_BLD
+    mesh = make_mesh((2, 2, 2))
+    with jax.set_mesh(mesh):
+        pinned = jax.jit(lambda x: sharding.constrain(x, "BLD"))(x_BLD)
+    assert pinned.sharding.shard_shape(pinned.shape) == (2, 3, 16)
+
+
+def test_mesh_of_some_devices():
+    devices = jax.devices()[2:6]
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=2, tensor=2), devices)
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 2}
+    assert mesh.devices.flatten().tolist() == devices
+
+
+@pytest.mark.parametrize(
+    ("sizes", "numbers"),
+    [((3, 1, 1), ("data 3", "= 3 devices", "8")), ((2, 4, 2), ("fsdp 4", "= 16 devices", "8"))],
+)
+def test_mesh_of_another_number_of_devices_is_refused(sizes, numbers):
+    with pytest.raises(ValueError, match="mesh") as refused:
+        make_mesh(sizes)
+    assert all(number in str(refused.value) for number in numbers), refused.value
+
+
+@pytest.mark.parametrize("axis", ["data", "fsdp", "tensor"])
+def test_axis_below_one_is_refused(axis):
+    with pytest.raises(ValueError, match=f"{axis} is 0; it must be at least 1"):
+        MeshConfig(**({"data": 1, "fsdp": 1, "tensor": 1} | {axis: 0}))
+
+
+@pytest.mark.parametrize(
+    ("axes", "changes", "complaint"),
+    [
+        (
+            {"fsdp": 1, "tensor": 4},
+            {},
+            "mesh.tensor is 4, but dim K of weight blocks.attention.k is 2",
+        ),
+        ({"fsdp": 3, "tensor": 1}, {}, "mesh.fsdp is 3, but dim D of weight"),
+        ({"fsdp": 1, "tensor": 2}, {"vocab_size": 63}, "dim V of weight embedding is 63"),
+        ({"fsdp": 1, "tensor": 2}, {"d_ff": 25}, "dim F of weight blocks.feed_forward"),
+    ],
+)
+def test_weights_that_cannot_be_split_are_named(axes, changes, complaint):
+    declared = declare(dataclasses.replace(CONFIG, **changes))
+    with pytest.raises(ValueError, match=complaint):
+        sharding.check_splits(declared, axes)
+
+
+def test_init_refuses_a_mesh_that_cannot_split_it():
+    with pytest.raises(ValueError, match=r"mesh.tensor is 8, but dim K of .* is 2"):
+        init(CONFIG, jax.random.key(0), make_mesh((1, 1, 8)))

@@ -1,0 +1,366 @@
+"""The decoder against a plain numpy one in float64, and the properties that packing relies on."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from model import sharding, transformer
+from model.transformer import HEADS, TransformerConfig, declare, forward
+
+F64_RTOL = 1e-4  # float32 through two layers against float64
+F64_ATOL = 2e-5
+SLOPE_RTOL = 1e-3  # a float32 gradient against a float64 difference quotient
+SAME_ATOL = 5e-6  # the same sums, taken in another order
+BF16_ATOL = 0.15  # logits of a few units through two layers of 8-bit mantissas
+
+CONFIG = TransformerConfig(
+    vocab_size=64,
+    num_layers=2,
+    d_model=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    d_ff=24,
+    head="untied",
+    qk_norm=True,
+    rope_theta=10_000.0,
+    norm_eps=1e-6,
+    dtype="float32",
+    remat="none",
+    layers_unrolled=1,
+)
+VARIANTS = {
+    "untied": CONFIG,
+    "tied": dataclasses.replace(CONFIG, head="tied", qk_norm=False),
+    "scalar": dataclasses.replace(CONFIG, head="scalar", num_kv_heads=4, norm_eps=1e-2),
+}
+
+
+def make_params(config, seed=0):
+    """Random weights, norm scales included, so that none of them is a bystander."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, declared):
+        around = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
+        return np.float32(around + 0.25 * rng.normal(size=declared[1]))
+
+    return jax.tree.map_with_path(
+        draw, declare(config), is_leaf=lambda node: isinstance(node, tuple)
+    )
+
+
+def make_row(*lengths, padding=0, seed=0):
+    """Tokens, positions and segments of documents of these lengths, one after another."""
+    rng = np.random.default_rng(seed)
+    segments = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    tokens = rng.integers(1, 64, len(segments))
+    return [np.pad(x, (0, padding))[None] for x in (tokens, positions, segments)]
+
+
+run = jax.jit(forward, static_argnums=0, static_argnames="tail")
+
+
+# ------------------------------------------------------------ an independent decoder
+
+
+def numpy_norm(x, scale, eps):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale
+
+
+def numpy_turn(x_NH, position, theta):
+    half = x_NH.shape[-1] // 2
+    z = (x_NH[:, :half] + 1j * x_NH[:, half:]) * np.exp(
+        1j * position * theta ** (-np.arange(half) / half)
+    )
+    return np.concatenate([z.real, z.imag], -1)
+
+
+def numpy_attention(config, weights, x_LD, positions_L, segments_L):
+    q, k, v = (np.einsum("ld,dnh->lnh", x_LD, weights[name]) for name in "qkv")
+    if config.qk_norm:
+        q = numpy_norm(q, weights["q_norm"]["scale"], config.norm_eps)
+        k = numpy_norm(k, weights["k_norm"]["scale"], config.norm_eps)
+    q, k = (
+        np.stack(
+            [numpy_turn(*pair, config.rope_theta) for pair in zip(x, positions_L, strict=True)]
+        )
+        for x in (q, k)
+    )
+    mixed = np.zeros(q.shape)
+    for at, head in np.ndindex(len(x_LD), config.num_heads):
+        kv_head = head // (config.num_heads // config.num_kv_heads)
+        seen = [m for m in range(at + 1) if segments_L[m] == segments_L[at]]
+        weight = np.exp(k[seen, kv_head] @ q[at, head] / np.sqrt(config.head_dim))
+        mixed[at, head] = weight @ v[seen, kv_head] / weight.sum()
+    return np.einsum("lnh,nhd->ld", mixed, weights["out"])
+
+
+def numpy_feed_forward(weights, x_LD):
+    gate = x_LD @ weights["gate"]
+    return (gate / (1 + np.exp(-gate)) * (x_LD @ weights["up"])) @ weights["down"]
+
+
+def numpy_forward(config, params, tokens_L, positions_L, segments_L):
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    x_LD = params["embedding"][tokens_L] * np.sqrt(config.d_model)
+    for layer in range(config.num_layers):
+        block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["blocks"])
+        y_LD = numpy_norm(x_LD, block["attention_norm"]["scale"], config.norm_eps)
+        x_LD = x_LD + numpy_attention(config, block["attention"], y_LD, positions_L, segments_L)
+        y_LD = numpy_norm(x_LD, block["feed_forward_norm"]["scale"], config.norm_eps)
+        x_LD = x_LD + numpy_feed_forward(block["feed_forward"], y_LD)
+    x_LD = numpy_norm(x_LD, params["norm"]["scale"], config.norm_eps)
+    return x_LD @ (params["embedding"].T if config.head == "tied" else params["head"])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_forward_is_the_numpy_decoder(name):
+    config, (tokens, positions, segments) = VARIANTS[name], make_row(5, 1, 6)
+    params = make_params(config)
+    got = run(config, params, tokens, positions, segments)
+    expected = numpy_forward(config, params, tokens[0], positions[0], segments[0])
+    assert got.dtype == jnp.float32 and got.shape == (1, *expected.shape)
+    np.testing.assert_allclose(got[0], expected, F64_RTOL, F64_ATOL)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_gradient_is_the_slope_of_the_numpy_decoder(name):
+    """Along a random direction of each weight by itself."""
+    config, row = VARIANTS[name], make_row(4, 3)
+    params, rng = make_params(config), np.random.default_rng(5)
+    upstream = rng.normal(size=run(config, params, *row).shape)
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(forward(config, p, *row) * np.float32(upstream))))(
+        params
+    )
+    leaves, tree = jax.tree.flatten(params)
+    for index, (leaf, grad) in enumerate(zip(leaves, jax.tree.leaves(grads), strict=True)):
+        direction = rng.normal(size=leaf.shape)
+
+        def along(step, index=index, leaf=leaf, direction=direction):
+            moved = [*leaves[:index], leaf + step * direction, *leaves[index + 1 :]]
+            out = numpy_forward(config, jax.tree.unflatten(tree, moved), *(x[0] for x in row))
+            return np.sum(out * upstream[0])
+
+        slope = (along(1e-5) - along(-1e-5)) / 2e-5
+        np.testing.assert_allclose(np.sum(grad * direction), slope, SLOPE_RTOL, 1e-3)
+
+
+def test_norm_by_hand():
+    with nnx.use_eager_sharding(False):
+        norm = transformer.Norm(dataclasses.replace(CONFIG, d_model=2), "D", nnx.Rngs(params=0))
+    norm.scale[...] = jnp.array([1.0, 10.0])
+    got = norm(jnp.array([[3.0, 4.0]]))  # root mean square: sqrt(12.5)
+    np.testing.assert_allclose(got, [[3 / 12.5**0.5, 40 / 12.5**0.5]], F64_RTOL)
+
+
+def test_product_is_einsum_and_refuses_other_orders():
+    rng = np.random.default_rng(0)
+    x, w = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 3, 4, 5), (4, 5, 6)))
+    expected = np.einsum("BLNH,NHD->BLD", x, w)
+    np.testing.assert_allclose(transformer.product("BLNH,NHD->BLD", x, w), expected, F64_RTOL)
+    with pytest.raises(AssertionError):
+        transformer.product("BLNH,HND->BLD", x, w)
+
+
+# ------------------------------------------------------------ properties
+
+
+def test_no_logit_depends_on_a_later_token():
+    """By gradient: each token is another word, so that its embedding row is its alone."""
+    params, length = make_params(CONFIG), 8
+    tokens, positions, segments = make_row(length)
+    tokens[0] = np.arange(10, 10 + length)
+
+    @jax.jit
+    @jax.jacobian
+    def influence(embedding):
+        logits = forward(CONFIG, {**params, "embedding": embedding}, tokens, positions, segments)
+        return jnp.sum(logits[0] ** 2, -1)
+
+    by_row = np.abs(influence(params["embedding"])).sum(-1)[:, 10 : 10 + length]
+    late = np.triu(np.ones((length, length), bool), 1)
+    assert np.all(by_row[late] == 0) and np.all(by_row[~late] > 0)
+
+
+def test_packed_documents_do_not_see_each_other():
+    params, lengths = make_params(CONFIG), (5, 1, 6)
+    row = make_row(*lengths)
+    packed = run(CONFIG, params, *row)[0]
+    ends = np.cumsum(lengths)
+    for start, end in zip(ends - lengths, ends, strict=True):
+        tokens, positions, _ = (x[:, start:end] for x in row)
+        alone = run(CONFIG, params, tokens, positions, np.ones_like(tokens))[0]
+        np.testing.assert_allclose(packed[start:end], alone, atol=SAME_ATOL)
+    unaware = run(CONFIG, params, *row[:2], np.ones_like(row[2]))[0]
+    assert np.abs(unaware - packed)[5:].max() > 0.1  # without segments they would
+
+
+@pytest.mark.parametrize(("left", "right"), [(0, 5), (5, 0), (2, 3)])
+def test_padding_on_either_side_changes_nothing(left, right):
+    params, row = make_params(CONFIG), make_row(7)
+    expected = run(CONFIG, params, *row)
+    padded = [np.pad(x, ((0, 0), (left, right))) for x in row]
+    for pad_token in (0, 33):
+        padded[0][padded[2] == 0] = pad_token
+        got = run(CONFIG, params, *padded)
+        assert np.isfinite(got).all()
+        np.testing.assert_allclose(got[:, left : left + 7], expected, atol=SAME_ATOL)
+
+
+def test_positions_count_within_a_document_only():
+    """Logits depend on distances, so that a shift of all positions changes nothing."""
+    params, (tokens, positions, segments) = make_params(CONFIG), make_row(7)
+    expected = run(CONFIG, params, tokens, positions, segments)
+    shifted = run(CONFIG, params, tokens, positions + 50, segments)
+    np.testing.assert_allclose(shifted, expected, atol=SAME_ATOL * 10)
+    stretched = run(CONFIG, params, tokens, positions * 3, segments)
+    assert np.abs(stretched - expected).max() > 0.05
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_qk_norm_takes_the_size_out_of_queries(qk_norm):
+    config = dataclasses.replace(CONFIG, qk_norm=qk_norm)
+    assert ("q_norm" in declare(config)["blocks"]["attention"]) == qk_norm
+    params, row = make_params(config), make_row(7)
+    expected = run(config, params, *row)
+    params["blocks"]["attention"]["q"] = params["blocks"]["attention"]["q"] * 8
+    change = np.abs(run(config, params, *row) - expected).max()
+    assert change < 1e-3 if qk_norm else change > 0.1
+
+
+def test_rows_do_not_see_each_other():
+    params, row, other = make_params(CONFIG), make_row(7), make_row(3, 4, seed=1)
+    both = run(CONFIG, params, *(np.concatenate(pair) for pair in zip(row, other, strict=True)))
+    np.testing.assert_allclose(both[1:], run(CONFIG, params, *other), atol=SAME_ATOL)
+
+
+def test_tail_is_the_end_of_the_whole():
+    params, row = make_params(CONFIG), make_row(7)
+    whole = run(CONFIG, params, *row)
+    np.testing.assert_allclose(run(CONFIG, params, *row, tail=3), whole[:, -3:], atol=SAME_ATOL)
+
+
+@functools.cache
+def loss_and_grads(config):
+    row, upstream = make_row(5, 4, padding=1), np.random.default_rng(3).normal(size=(1, 10, 64))
+
+    def loss(params):
+        return jnp.sum(forward(config, params, *row) * np.float32(upstream))
+
+    return jax.jit(jax.value_and_grad(loss))(make_params(config))
+
+
+@pytest.mark.parametrize("changes", [{"remat": "full"}, {"remat": "dots"}, {"layers_unrolled": 2}])
+def test_remat_and_unrolling_change_no_number(changes):
+    loss, grads = loss_and_grads(dataclasses.replace(CONFIG, **changes))
+    expected_loss, expected_grads = loss_and_grads(CONFIG)
+    np.testing.assert_allclose(loss, expected_loss, F64_RTOL)
+    for got, expected in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+        np.testing.assert_allclose(got, expected, F64_RTOL, F64_ATOL)
+
+
+def test_bfloat16_is_close_and_keeps_float32_outside():
+    config, row = dataclasses.replace(CONFIG, dtype="bfloat16"), make_row(7)
+    params = make_params(config)
+    got, expected = run(config, params, *row), run(CONFIG, params, *row)
+    assert got.dtype == jnp.float32
+    assert 1e-4 < np.abs(got - expected).max() < BF16_ATOL
+    grads = jax.eval_shape(jax.grad(lambda p: jnp.sum(forward(config, p, *row))), params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+
+
+def test_remat_saves_less():
+    def saved(config):
+        total = functools.partial(jax.vjp, lambda p: jnp.sum(forward(config, p, *make_row(8))))
+        _, backward = jax.eval_shape(total, make_params(config))
+        return sum(leaf.size for leaf in jax.tree.leaves(backward))
+
+    sizes = [saved(dataclasses.replace(CONFIG, remat=name)) for name in ("full", "dots", "none")]
+    assert sizes[0] < sizes[1] < sizes[2], sizes
+
+
+# ------------------------------------------------------------ parameters
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    config = dataclasses.replace(CONFIG, vocab_size=256, d_model=64, d_ff=128)
+    return config, transformer.init(config, jax.random.key(0))
+
+
+def test_fresh_parameters_are_what_is_declared(fresh):
+    config, params = fresh
+    shapes = jax.tree.map(
+        lambda declared: declared[1], declare(config), is_leaf=lambda x: isinstance(x, tuple)
+    )
+    assert jax.tree.map(lambda leaf: leaf.shape, params) == shapes
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_fresh_parameters_have_the_stated_deviations(fresh):
+    _, params = fresh
+    attention, feed_forward = (params["blocks"][name] for name in ("attention", "feed_forward"))
+    stated = {
+        64**-0.5: [
+            *(params["embedding"], params["head"], feed_forward["gate"], feed_forward["up"]),
+            *(attention[name] for name in "qkv"),
+        ],
+        (32 * 4) ** -0.5: [attention["out"]],
+        (128 * 4) ** -0.5: [feed_forward["down"]],
+    }
+    for std, leaves in stated.items():
+        for leaf in leaves:
+            np.testing.assert_allclose(np.std(leaf), std, rtol=0.06)
+    assert np.all(params["norm"]["scale"] == 1) and np.all(attention["q_norm"]["scale"] == 1)
+    first, second = attention["q"]
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.1  # layers differ
+
+
+def test_fresh_parameters_do_not_depend_on_the_mesh(fresh):
+    config, params = fresh
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
+    spread = transformer.init(config, jax.random.key(0), mesh)
+    jax.tree.map(np.testing.assert_array_equal, spread, params)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, spread)
+    assert placed == sharding.weight_shardings(declare(config), mesh)
+
+
+def test_a_tied_head_starts_with_logits_of_unit_size(fresh):
+    config, params = fresh
+    tied = dataclasses.replace(config, head="tied")
+    params = {name: leaf for name, leaf in params.items() if name != "head"}
+    logits = run(tied, params, *make_row(40))
+    others = logits[0, :39][np.arange(256)[None] != make_row(40)[0][0, :39, None]]
+    assert 0.8 < np.std(others) < 1.2
+
+
+BAD = [
+    ({"num_kv_heads": 3}, r"model.num_kv_heads is 3; it must be a divisor of .* = 4"),
+    ({"head_dim": 7}, "model.head_dim is 7; it must be even"),
+    ({"num_layers": 0}, "model.num_layers is 0; it must be at least 1"),
+    ({"d_ff": -1}, "model.d_ff is -1"),
+    ({"layers_unrolled": 3}, r"model.layers_unrolled is 3; .* divisor of model.num_layers = 2"),
+    ({"head": "loose"}, "model.head is 'loose'; it must be one of"),
+    ({"dtype": "float16"}, "model.dtype is 'float16'; it must be one of"),
+    ({"remat": "some"}, "model.remat is 'some'; it must be one of"),
+]
+
+
+@pytest.mark.parametrize(("changes", "complaint"), BAD)
+def test_bad_config_is_named(changes, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        dataclasses.replace(CONFIG, **changes)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_only_an_own_head_is_a_weight(head):
+    declared = declare(dataclasses.replace(CONFIG, head=head))
+    letters = {"tied": None, "untied": ("D", "V"), "scalar": ("D",)}[head]
+    assert declared["head"][0] == letters if letters else "head" not in declared
+    assert declared["blocks"]["attention"]["q"] == (("X", "D", "N", "H"), (2, 16, 4, 8))

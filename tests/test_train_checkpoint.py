@@ -1,0 +1,262 @@
+"""Checkpoints: exact, whole or absent, of this config or refused, and safe from donation."""
+
+import functools
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from data.errors import BadInput
+from train import checkpoint
+from train.checkpoint import Checkpointer, load, params_hash
+
+CONFIG = {"model": {"num_layers": 2, "gates": ["a", "b"]}, "sft": {"clip": float("inf")}}
+LOADER = {"num_batches": 7, "rows": {"docs": 5, "code": 9}, "identity": {"seed": 3}}
+
+
+def make_trees(fill=0):
+    """Parameters and the rest of a state, with awkward numbers among them."""
+    rng = np.random.default_rng(fill)
+    params = {
+        "blocks": {"q": jnp.array(rng.normal(size=(2, 8, 4)), jnp.float32)},
+        "norm": jnp.array([0.0, -0.0, 1e-45, np.inf, np.nan, 1 / 3, -1e38, fill], jnp.float32),
+        "half": jnp.array(rng.normal(size=8), jnp.bfloat16),
+    }
+    rest = {"step": jnp.int32(fill), "opt_state": (jnp.arange(8), {"mu": jnp.full(8, 0.1)})}
+    return params, rest
+
+
+def assert_same_bits(tree, expected):
+    assert jax.tree.structure(tree) == jax.tree.structure(expected)
+    for got, wanted in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
+        assert got.dtype == wanted.dtype
+        assert np.asarray(got).tobytes() == np.asarray(wanted).tobytes()
+
+
+@pytest.fixture
+def open_checkpointer(tmp_path):
+    """Opens checkpointers on one directory, as a process and its successor would."""
+    opened = []
+
+    def start(config=CONFIG, max_to_keep=2):
+        for one in opened:
+            one.close()
+        opened[:] = [Checkpointer(tmp_path / "run", config, max_to_keep)]
+        return opened[0]
+
+    yield start
+    for one in opened:
+        one.close()
+
+
+def test_nothing_saved_is_none(open_checkpointer):
+    assert open_checkpointer().restore(*make_trees()) is None
+
+
+def test_what_was_saved_comes_back_bit_for_bit(open_checkpointer):
+    params, rest = make_trees(1)
+    open_checkpointer().save(12, params, rest, LOADER)
+    step, *trees, loader_state = open_checkpointer().restore(*make_trees(2))
+    assert step == 12 and loader_state == LOADER
+    assert_same_bits(trees, [params, rest])
+
+
+def test_the_newest_of_several_comes_back_and_the_oldest_goes(open_checkpointer, tmp_path):
+    first = open_checkpointer(max_to_keep=2)
+    for step in (2, 4, 10):
+        first.save(step, *make_trees(step), {**LOADER, "num_batches": step})
+    first.wait()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["10", "4"]
+    step, params, rest, loader_state = open_checkpointer().restore(*make_trees())
+    assert (step, int(rest["step"]), loader_state["num_batches"]) == (10, 10, 10)
+    assert_same_bits(params, make_trees(10)[0])
+
+
+@pytest.mark.parametrize("spec", [PartitionSpec("x"), PartitionSpec(None, "x"), PartitionSpec()])
+def test_a_checkpoint_moves_to_another_mesh(open_checkpointer, spec):
+    """Saved split over eight devices along the first dim, read back in another way."""
+    values = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+    wide = NamedSharding(Mesh(np.array(jax.devices()), ("x",)), PartitionSpec("x"))
+    small = NamedSharding(Mesh(np.array(jax.devices()[:2]), ("x",)), spec)
+    rest = {"step": jnp.int32(3)}
+    open_checkpointer().save(3, {"w": jax.device_put(values, wide)}, rest, LOADER)
+    like = {"w": jax.device_put(np.zeros_like(values), small)}
+    _, params, _, _ = open_checkpointer().restore(like, rest)
+    assert params["w"].sharding == small
+    np.testing.assert_array_equal(params["w"], values)
+    with pytest.raises(ValueError, match="shape|incompatible"):
+        open_checkpointer().restore({"w": jnp.zeros((16, 9))}, rest)
+
+
+def test_another_config_is_refused_by_its_key(open_checkpointer):
+    open_checkpointer().save(1, *make_trees(), LOADER)
+    other = {"model": {"num_layers": 3, "gates": ["a", "b"]}, "sft": {"clip": float("inf")}}
+    with pytest.raises(BadInput, match=r"model.num_layers = 2, this run has 3"):
+        open_checkpointer(other).restore(*make_trees())
+    with pytest.raises(BadInput, match=r"model.gates = \['a', 'b'\], this run has \['a'\]"):
+        open_checkpointer({**CONFIG, "model": {"num_layers": 2, "gates": ["a"]}}).restore(
+            *make_trees()
+        )
+    with pytest.raises(BadInput, match="extra.key|extra = 'absent', this run has"):
+        open_checkpointer({**CONFIG, "extra": {"key": 1}}).restore(*make_trees())
+    assert open_checkpointer().restore(*make_trees())[0] == 1
+
+
+def test_half_written_checkpoints_are_ignored_and_swept_away(open_checkpointer, tmp_path):
+    """A whole one under the name that Orbax writes to before it renames, cut short."""
+    params, rest = make_trees(1)
+    first = open_checkpointer()
+    first.save(5, params, rest, LOADER)
+    first.wait()
+    half = tmp_path / "run" / "9.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "run" / "5", half)
+    shutil.rmtree(half / "params")
+    again = open_checkpointer()
+    step, found, _, _ = again.restore(*make_trees())
+    assert step == 5
+    assert_same_bits(found, params)
+    assert not half.exists()
+    again.save(9, *make_trees(9), LOADER)
+    assert open_checkpointer().restore(*make_trees())[0] == 9
+
+
+def test_a_checkpoint_has_its_name_only_when_whole(open_checkpointer, tmp_path, monkeypatch):
+    """While parameters are still being written, the directory has another name."""
+    names, finalize = [], os.rename
+
+    def spy(old, new, *args, **kwargs):
+        names.append((Path(old).name, Path(new).name))
+        return finalize(old, new, *args, **kwargs)
+
+    monkeypatch.setattr(os, "rename", spy)
+    first = open_checkpointer()
+    first.save(7, *make_trees(), LOADER)
+    first.wait()
+    monkeypatch.undo()
+    assert names[-1] == ("7.orbax-checkpoint-tmp", "7")
+    assert {new for _, new in names[:-1]} == set(checkpoint.ITEMS)
+
+
+def test_load_reads_config_and_parameters_alone(open_checkpointer, tmp_path):
+    params, rest = make_trees(1)
+    open_checkpointer().save(5, params, rest, LOADER)
+    open_checkpointer()
+    seen = []
+
+    def abstract(config):
+        seen.append(config)
+        return jax.tree.map(checkpoint.ocp.utils.to_shape_dtype_struct, params)
+
+    config, found = load(tmp_path / "run", abstract)
+    assert config == CONFIG and seen == [CONFIG]
+    assert_same_bits(found, params)
+
+
+def test_load_of_nothing_names_the_directory(tmp_path):
+    (tmp_path / "run" / "3.orbax-checkpoint-tmp-1").mkdir(parents=True)
+    for directory in (tmp_path / "run", tmp_path / "absent"):
+        with pytest.raises(BadInput, match=f"{directory}: no finished checkpoint"):
+            load(directory, lambda config: None)
+
+
+def test_config_must_survive_json(open_checkpointer):
+    assert json.loads(json.dumps(CONFIG)) == CONFIG
+    open_checkpointer().save(1, *make_trees(), LOADER)
+    assert open_checkpointer(json.loads(json.dumps(CONFIG))).restore(*make_trees()) is not None
+
+
+# ------------------------------------------------------------ donation
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def overwrite(tree):
+    """Writes other numbers into the very buffers that it is given."""
+    return jax.tree.map(lambda x: x * 2 + 1, tree)
+
+
+def big_trees(sharding, num_floats):
+    """Parameters and moments of some megabytes each."""
+    make = jax.jit(
+        lambda key: {
+            name: jax.random.normal(jax.random.fold_in(key, i), (num_floats // 256, 256))
+            for i, name in enumerate(("w", "mu", "nu"))
+        },
+        out_shardings=sharding,
+    )
+    return make(jax.random.key(0))
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_a_donating_step_right_after_a_save_spoils_nothing(
+    open_checkpointer, tmp_path, num_devices
+):
+    """Three saves in a row, steps in between and none waits: what is on disk is what was saved."""
+    mesh = Mesh(np.array(jax.devices()[:num_devices]), ("x",))
+    tree = big_trees(NamedSharding(mesh, PartitionSpec("x")), 2**20)
+    first, copies, reused = open_checkpointer(max_to_keep=3), {}, 0
+    for step in (1, 2, 3):
+        # Copied on the device first: a numpy view of an array would forbid its donation.
+        copies[step] = jax.tree.map(lambda x: np.asarray(jnp.copy(x)), tree)
+        first.save(step, {"w": tree["w"]}, {"moments": (tree["mu"], tree["nu"])}, LOADER)
+        for _ in range(4):
+            before = buffers(tree)
+            tree = overwrite(tree)
+            reused += before == buffers(tree)
+    first.wait()
+    assert reused > 3  # otherwise nothing was overwritten, and this test has tested nothing
+    like = jax.tree.map(jnp.zeros_like, tree)
+    for step, copy in reversed(copies.items()):
+        found_step, params, rest, _ = open_checkpointer().restore(
+            {"w": like["w"]}, {"moments": (like["mu"], like["nu"])}
+        )
+        found = {"w": params["w"], "mu": rest["moments"][0], "nu": rest["moments"][1]}
+        assert found_step == step
+        assert_same_bits(found, copy)
+        shutil.rmtree(tmp_path / "run" / str(step))
+    assert (np.asarray(tree["w"]) != copies[3]["w"]).any()
+
+
+def buffers(tree):
+    shards = (shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards)
+    return {shard.data.unsafe_buffer_pointer() for shard in shards}
+
+
+# ------------------------------------------------------------ hash
+
+
+def test_equal_bits_have_equal_hashes_wherever_they_lie():
+    params, _ = make_trees(1)
+    mesh = Mesh(np.array(jax.devices()), ("x",))
+    spread = jax.device_put(params["norm"], NamedSharding(mesh, PartitionSpec("x")))
+    assert params_hash({**params, "norm": spread}) == params_hash(params)
+    assert params_hash(dict(reversed(params.items()))) == params_hash(params)
+
+
+def test_one_bit_changes_the_hash():
+    array = np.linspace(-1, 1, 12, dtype=np.float32)
+    hashes = {params_hash({"a": array, "b": array})}
+    for at in range(12):
+        flipped = array.copy()
+        flipped.view(np.uint32)[at] ^= 1
+        hashes |= {params_hash({"a": flipped, "b": array}), params_hash({"a": array, "b": flipped})}
+    assert len(hashes) == 25
+
+
+def test_names_shapes_and_types_are_hashed_too():
+    array = np.zeros(4, np.float32)
+    variants = [
+        {"a": array},
+        {"b": array},
+        {"a": array.reshape(2, 2)},
+        {"a": array.view(np.int32)},
+        {"a": {"a": array}},
+        {"a": array, "b": array},
+        {"a": -array},
+    ]
+    assert len({params_hash(variant) for variant in variants}) == len(variants)

@@ -1,0 +1,186 @@
+"""Schedules at hand-computed points, the weight-decay mask, clipping, and AdamW in numpy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from model.transformer import TransformerConfig, declare
+from train.optimizer import OptimizerConfig, decay_mask, make_optimizer, make_schedule
+
+RATE_RTOL = 1e-5  # float32 schedules
+STEP_RTOL = 1e-4  # float32 square roots and divisions against float64
+STEP_ATOL = 1e-8
+
+CONFIG = OptimizerConfig(
+    schedule="cosine",
+    peak_lr=0.01,
+    warmup_steps=4,
+    decay_fraction=0.25,
+    final_lr_fraction=0.1,
+    weight_decay=0.1,
+    beta1=0.9,
+    beta2=0.95,
+    eps=1e-8,
+    clip_norm=1.0,
+)
+SHAPE = TransformerConfig(
+    vocab_size=16,
+    num_layers=2,
+    d_model=8,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
+    d_ff=12,
+    head="untied",
+    qk_norm=True,
+    rope_theta=10_000.0,
+    norm_eps=1e-6,
+    dtype="float32",
+    remat="none",
+    layers_unrolled=1,
+)
+
+
+def rates(config, num_steps, steps):
+    schedule = make_schedule(config, num_steps)
+    return [float(schedule(step)) for step in steps]
+
+
+WARMUP = [0.002, 0.004, 0.006, 0.008, 0.01]  # fifths of the peak: the first step is not lost
+
+
+def test_warmup_reaches_the_peak_after_its_steps():
+    for schedule in ("cosine", "wsd"):
+        config = dataclasses.replace(CONFIG, schedule=schedule)
+        np.testing.assert_allclose(rates(config, 20, range(5)), WARMUP, RATE_RTOL)
+
+
+def test_cosine_at_hand_computed_points():
+    """16 steps after the warmup, from 0.01 to 0.001: half way 0.0055, a quarter of the way
+    0.001 + 0.009 (1 + cos 45 degrees) / 2."""
+    expected = [0.01, 0.001 + 0.0045 * (1 + 0.5**0.5), 0.0055, 0.001 + 0.0045 * (1 - 0.5**0.5)]
+    np.testing.assert_allclose(rates(CONFIG, 20, (4, 8, 12, 16)), expected, RATE_RTOL)
+    np.testing.assert_allclose(rates(CONFIG, 20, (20, 30)), [0.001, 0.001], RATE_RTOL)
+
+
+def test_wsd_holds_the_peak_and_falls_linearly():
+    """A quarter of 20 steps is 5: steps 15 .. 20 fall from 0.01 to 0.001."""
+    config = dataclasses.replace(CONFIG, schedule="wsd")
+    np.testing.assert_allclose(rates(config, 20, (4, 9, 14, 15)), [0.01] * 4, RATE_RTOL)
+    expected = [0.0082, 0.0064, 0.0046, 0.0028, 0.001]
+    np.testing.assert_allclose(rates(config, 20, (16, 17, 18, 19, 20)), expected, RATE_RTOL)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "steps", "expected"),
+    [(0.0, (4, 18, 19, 20), [0.01, 0.01, 0.01, 0.001]), (1.0, (4, 12, 20), [0.01, 0.0055, 0.001])],
+)
+def test_wsd_with_no_decay_or_nothing_else(fraction, steps, expected):
+    config = dataclasses.replace(CONFIG, schedule="wsd", decay_fraction=fraction)
+    np.testing.assert_allclose(rates(config, 20, steps), expected, RATE_RTOL)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_without_warmup_the_first_step_is_at_the_peak(schedule):
+    config = dataclasses.replace(CONFIG, schedule=schedule, warmup_steps=0)
+    np.testing.assert_allclose(rates(config, 20, (0,)), [0.01], RATE_RTOL)
+
+
+@pytest.mark.parametrize("num_steps", [3, 4])
+def test_warmup_must_end_before_training(num_steps):
+    with pytest.raises(ValueError, match=f"warmup_steps is 4; .* below num_steps = {num_steps}"):
+        make_schedule(CONFIG, num_steps)
+
+
+@pytest.mark.parametrize("head", ["tied", "untied", "scalar"])
+def test_matrices_decay_and_norms_and_a_scalar_head_do_not(head):
+    mask = decay_mask(dataclasses.replace(SHAPE, head=head))
+    by_name = {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree.leaves_with_path(mask)
+    }
+    spared = {name for name, decays in by_name.items() if not decays}
+    norms = {name for name in by_name if name.endswith("scale")}
+    assert len(norms) == 5 and spared == norms | ({"head"} if head == "scalar" else set())
+    assert by_name["embedding"]
+
+
+def make_params(seed, scale=1.0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda weight: (scale * rng.normal(size=weight[1])).astype(np.float32),
+        declare(SHAPE),
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+
+
+def numpy_adamw(params, grads_of_steps, mask):
+    """Decoupled weight decay, bias-corrected moments, gradients clipped together; float64."""
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(params)]
+    first, second = ([np.zeros_like(leaf) for leaf in leaves] for _ in range(2))
+    for step, grads in enumerate(grads_of_steps):
+        grads = [np.asarray(grad, np.float64) for grad in jax.tree.leaves(grads)]
+        norm = np.sqrt(sum((grad**2).sum() for grad in grads))
+        grads = [grad * min(1.0, CONFIG.clip_norm / norm) for grad in grads]
+        rate = WARMUP[step]
+        for i, (grad, decays) in enumerate(zip(grads, jax.tree.leaves(mask), strict=True)):
+            first[i] = CONFIG.beta1 * first[i] + (1 - CONFIG.beta1) * grad
+            second[i] = CONFIG.beta2 * second[i] + (1 - CONFIG.beta2) * grad**2
+            mean = first[i] / (1 - CONFIG.beta1 ** (step + 1))
+            square = second[i] / (1 - CONFIG.beta2 ** (step + 1))
+            update = mean / (np.sqrt(square) + CONFIG.eps)
+            leaves[i] = leaves[i] - rate * (update + CONFIG.weight_decay * decays * leaves[i])
+    return leaves
+
+
+@pytest.fixture(scope="module")
+def optimizer():
+    return make_optimizer(CONFIG, SHAPE, 20)
+
+
+@pytest.mark.parametrize("scale", [10.0, 1e-3])  # clipped, not clipped
+def test_three_steps_are_adamw_in_numpy(scale, optimizer):
+    params = make_params(0)
+    grads_of_steps = [make_params(seed, scale * seed) for seed in (1, 2, 3)]
+    expected = numpy_adamw(params, grads_of_steps, decay_mask(SHAPE))
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for grads in grads_of_steps:
+        updates, state = update(grads, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+    for got, wanted in zip(jax.tree.leaves(params), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, STEP_RTOL, STEP_ATOL)
+
+
+def test_clipping_takes_the_size_and_leaves_the_direction(optimizer):
+    """Beyond the clip norm, a gradient of any size makes the same step."""
+    params = make_params(0)
+    steps = [
+        jax.jit(optimizer.update)(make_params(1, scale), optimizer.init(params), params)[0]
+        for scale in (5.0, 5e4)
+    ]
+    for one, other in zip(*map(jax.tree.leaves, steps), strict=True):
+        np.testing.assert_allclose(one, other, STEP_RTOL, STEP_ATOL)
+
+
+BAD = {
+    "schedule": ("linear", "one of"),
+    "peak_lr": (0.0, "above 0"),
+    "warmup_steps": (-1, "0 or more"),
+    "decay_fraction": (1.5, r"in \[0, 1\]"),
+    "final_lr_fraction": (-0.1, r"in \[0, 1\]"),
+    "weight_decay": (-1.0, "0 or more"),
+    "beta1": (1.0, r"in \[0, 1\)"),
+    "beta2": (1.0, r"in \[0, 1\)"),
+    "eps": (0.0, "above 0"),
+    "clip_norm": (0.0, "above 0"),
+}
+
+
+@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(OptimizerConfig)])
+def test_bad_value_is_named(key):
+    value, allowed = BAD[key]
+    with pytest.raises(ValueError, match=f"{key} is {value!r}; it must be {allowed}"):
+        dataclasses.replace(CONFIG, **{key: value})

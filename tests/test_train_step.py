@@ -1,0 +1,218 @@
+"""One step: microbatches and devices change no number, nothing compiles twice, state is donated."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from model import sharding
+from model.sharding import MeshConfig
+from model.transformer import TransformerConfig, declare
+from train.lm import LMConfig, lm_loss
+from train.optimizer import OptimizerConfig, make_optimizer
+from train.step import init_state, make_step, state_shardings
+
+SPLIT_RTOL = 2e-5  # float32 sums over rows, taken in another order
+SPLIT_ATOL = 3e-6
+NUM_STEPS = 3
+
+SHAPE = TransformerConfig(
+    vocab_size=64,
+    num_layers=2,
+    d_model=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    d_ff=24,
+    head="tied",
+    qk_norm=True,
+    rope_theta=10_000.0,
+    norm_eps=1e-6,
+    dtype="float32",
+    remat="none",
+    layers_unrolled=1,
+)
+OPTIMIZER = OptimizerConfig(
+    schedule="wsd",
+    peak_lr=0.01,
+    warmup_steps=2,
+    decay_fraction=0.2,
+    final_lr_fraction=0.0,
+    weight_decay=0.1,
+    beta1=0.9,
+    beta2=0.95,
+    eps=1e-4,  # large, so that rounding of tiny gradients is not blown up to whole steps
+    clip_norm=0.5,
+)
+Z_LOSS = 0.01
+
+
+def make_params(seed=0):
+    rng = np.random.default_rng(seed)
+
+    def draw(path, declared):
+        around = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
+        return np.float32(around + 0.2 * rng.normal(size=declared[1]))
+
+    return jax.tree.map_with_path(
+        draw, declare(SHAPE), is_leaf=lambda node: isinstance(node, tuple)
+    )
+
+
+def make_batch(seed):
+    """Eight rows of very unequal weight, none at all in two of them."""
+    rng = np.random.default_rng(seed)
+    density_B = np.array([0.0, 0.1, 0.5, 1.0] * 2)
+    weights_BL = (rng.random((8, 12)) < density_B[:, None]).astype(np.float32)
+    weights_BL[1, 0] = 1.0
+    return {
+        "tokens": rng.integers(0, 64, (8, 12)),
+        "targets": rng.integers(0, 64, (8, 12)),
+        "segments": np.ones((8, 12), np.int32),
+        "positions": np.tile(np.arange(12), (8, 1)),
+        "weights": weights_BL,
+    }
+
+
+ALONE = ((1, 1, 1), 1)  # one device, one microbatch
+BATCHES = [make_batch(seed) for seed in range(NUM_STEPS)]
+
+
+def counted_loss(params, batch):
+    """The language model's loss with a named sum beside it."""
+    loss, weight, _ = lm_loss(SHAPE, Z_LOSS)(params, batch)
+    return loss, weight, {"even_targets": jnp.sum((batch["targets"] % 2 == 0) * batch["weights"])}
+
+
+@functools.cache
+def train(sizes, num_microbatches):
+    """Three steps; returns the state on the host, metrics of each step, and what was compiled."""
+    devices = jax.devices()[: int(np.prod(sizes))]
+    mesh = sharding.make_mesh(MeshConfig(*sizes), devices)
+    optimizer, params = make_optimizer(OPTIMIZER, SHAPE, 20), make_params()
+    shardings = state_shardings(optimizer, SHAPE, params, mesh)
+    with jax.set_mesh(mesh):
+        state = init_state(params, optimizer, shardings)
+        step = make_step(counted_loss, optimizer, num_microbatches, shardings)
+        metrics, before = [], None
+        for batch in BATCHES:
+            before = state
+            batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+            state, measured = step(state, batch)
+            metrics.append(jax.tree.map(float, measured))
+    return state, metrics, step, before, shardings
+
+
+def assert_same(got, expected):
+    for one, other in zip(got[1], expected[1], strict=True):
+        for name in expected[1][0]:
+            np.testing.assert_allclose(one[name], other[name], SPLIT_RTOL, err_msg=name)
+    for (path, leaf), wanted in zip(
+        jax.tree.leaves_with_path(got[0]), jax.tree.leaves(expected[0]), strict=True
+    ):
+        np.testing.assert_allclose(
+            leaf, wanted, SPLIT_RTOL, SPLIT_ATOL, err_msg=jax.tree_util.keystr(path)
+        )
+
+
+def test_a_step_is_loss_gradient_and_optax():
+    """The first two steps by hand: mean over the weights, and optax's own functions."""
+    optimizer, params = make_optimizer(OPTIMIZER, SHAPE, 20), make_params()
+    opt_state = optimizer.init(params)
+
+    @jax.jit
+    def mean_loss(params, batch):
+        loss, weight, named = counted_loss(params, batch)
+        return loss / weight, named["even_targets"] / weight
+
+    grad_fn, update = jax.value_and_grad(mean_loss, has_aux=True), jax.jit(optimizer.update)
+    for batch, metrics in zip(BATCHES, train(*ALONE)[1], strict=True):
+        (loss, even), grads = grad_fn(params, batch)
+        np.testing.assert_allclose(metrics["loss"], loss, SPLIT_RTOL)
+        np.testing.assert_allclose(metrics["even_targets"], even, SPLIT_RTOL)
+        np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), SPLIT_RTOL)
+        assert set(metrics) == {"loss", "even_targets", "grad_norm"}
+        updates, opt_state = update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    for got, wanted in zip(
+        jax.tree.leaves(train(*ALONE)[0].params), jax.tree.leaves(params), strict=True
+    ):
+        np.testing.assert_allclose(got, wanted, SPLIT_RTOL, SPLIT_ATOL)
+    assert int(train(*ALONE)[0].step) == NUM_STEPS
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_microbatches"), [((1, 1, 1), 2), ((1, 1, 1), 4), ((8, 1, 1), 1), ((2, 2, 2), 2)]
+)
+def test_devices_and_microbatches_of_unequal_weight_change_no_number(sizes, num_microbatches):
+    assert_same(train(sizes, num_microbatches), train(*ALONE))
+
+
+def test_a_mean_of_means_would_show():
+    """What the test above guards against is far outside its tolerance."""
+    sums = jax.jit(counted_loss)
+    parts = [{name: x[part::2] for name, x in BATCHES[0].items()} for part in range(2)]
+    losses, weights, _ = zip(*(sums(make_params(), part) for part in parts), strict=True)
+    means = [loss / weight for loss, weight in zip(losses, weights, strict=True)]
+    assert abs(np.mean(means) / train(*ALONE)[1][0]["loss"] - 1) > 100 * SPLIT_RTOL
+    assert max(weights) > 1.5 * min(weights)
+
+
+PLACES = [ALONE, ((8, 1, 1), 1), ((2, 2, 2), 2)]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_nothing_compiles_after_the_first_step(place):
+    assert train(*place)[2]._cache_size() == 1
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_old_state_is_donated(place):
+    _, _, _, before, _ = train(*place)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
+
+
+def test_state_stays_where_it_was_and_moments_lie_with_their_weights():
+    state, _, _, _, shardings = train((2, 2, 2), 2)
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == shardings
+    adam = state.opt_state[1][0]
+    for moments in (adam.mu, adam.nu):
+        for moment, weight in zip(
+            jax.tree.leaves(moments), jax.tree.leaves(state.params), strict=True
+        ):
+            assert moment.sharding == weight.sharding
+    q = adam.mu["blocks"]["attention"]["q"]
+    assert q.addressable_shards[0].data.size * 4 == q.size
+
+
+def test_the_callers_parameters_are_left_alone():
+    mesh = sharding.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    optimizer, params = optax.sgd(0.1), jax.tree.map(jnp.array, make_params())
+    with jax.set_mesh(mesh):
+        shardings = state_shardings(optimizer, SHAPE, params, mesh)
+        state = init_state(params, optimizer, shardings)
+    jax.tree.map(lambda leaf: leaf.delete(), state.params)
+    jax.tree.map(np.testing.assert_array_equal, params, make_params())
+
+
+def test_targets_without_weight_change_nothing():
+    batch, sums = BATCHES[0], jax.jit(counted_loss)
+    changed = {**batch, "targets": np.where(batch["weights"] > 0, batch["targets"], 5)}
+    assert sums(make_params(), changed)[0] == sums(make_params(), batch)[0]
+    assert (changed["targets"] != batch["targets"]).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"seq_len": 1}, "seq_len is 1; .* at least 2"),
+        ({"z_loss": -0.1}, "z_loss is -0.1; .* 0 or"),
+    ],
+)
+def test_bad_lm_config_is_named(changes, complaint):
+    given = {"seq_len": 8, "z_loss": 0.0, "loop": None, "optimizer": OPTIMIZER}
+    with pytest.raises(ValueError, match=complaint):
+        LMConfig(**(given | changes))
