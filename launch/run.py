@@ -118,7 +118,6 @@ def _parse_flags(verb: str, arguments: list[str]) -> tuple[flags.FlagValues, Con
         flags.DEFINE_string(name, default, name, flag_values=given)
     for name in ("json", "fresh"):
         flags.DEFINE_bool(name, False, name, flag_values=given)
-    given.set_gnu_getopt(True)
     argv = _read_flags(given, arguments, known_only=True)
     _check_flags(verb, given)
     overrides, config = flags.FlagValues(), None

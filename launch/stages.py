@@ -80,6 +80,7 @@ def run_pretrain(context: Context) -> dict:
         init(model_config, jax.random.key(context.settings.seed), mesh),
         loader,
         step_tokens=config.loop.batch_size * config.seq_len,
+        seq_len=config.seq_len,
         evaluators=_heldout_evaluator(context),
     )
     return {"realised": loader.realised(), "params_sha256": params_hash(state.params)}
@@ -125,6 +126,7 @@ def run_sft(context: Context) -> dict:
         training.load_params(context, "pretrain"),
         training.make_loader(context, sources, config.loop.batch_size, lm_batch),
         step_tokens=config.loop.batch_size * config.seq_len,
+        seq_len=config.seq_len,
         evaluators={},
     )
     return {
@@ -162,6 +164,7 @@ def run_reward(context: Context) -> dict:
         reward.start_from(model_config, policy, jax.random.fold_in(jax.random.key(seed), 1)),
         training.make_loader(context, {"pairs": (rows, 1.0)}, config.loop.batch_size, dict),
         step_tokens=config.loop.batch_size * 2 * config.seq_len,
+        seq_len=config.seq_len,
         evaluators={},
     )
     heldout, _ = _pair_rows(context, pairs["heldout"])
@@ -234,6 +237,7 @@ def run_dpo(context: Context) -> dict:
         reference,
         training.make_loader(context, {"pairs": (rows, 1.0)}, config.loop.batch_size, dict),
         step_tokens=config.loop.batch_size * 2 * context.settings.reward.seq_len,
+        seq_len=context.settings.reward.seq_len,
         evaluators={},
     )
     return {

@@ -28,6 +28,7 @@ def fit_stage(
     loader: Loader,
     *,
     step_tokens: int,
+    seq_len: int,
     evaluators: Mapping[str, Callable],
 ) -> TrainState:
     """Trains a stage of one model and one loss, in its own section's loop and optimizer."""
@@ -45,6 +46,7 @@ def fit_stage(
             checkpointer,
             watch,
             step_tokens=step_tokens,
+            seq_len=seq_len,
             evaluators=evaluators,
         )
 

@@ -139,6 +139,7 @@ def test_a_mistake_is_one_line(arguments, words, tmp_path, monkeypatch):
         ("import nowhere\n", "mine.py, line 1: ModuleNotFoundError: No module named 'nowhere'"),
         ("\n\ndef get_config():\n    return 1 / 0\n", "mine.py, line 4: ZeroDivisionError"),
         ("def get_config():\n    raise OSError('no disk')\n", "mine.py, line 2: OSError: no disk"),
+        ("raise ValueError('two\\n  lines')\n", "mine.py, line 1: ValueError: two lines"),
         ("x = 1\n", "mine.py must have a function get_config()"),
         ("def get_config():\n    pass\n", "it gives NoneType"),
         ("def get_config():\n    return {'seed': 1}\n", "it gives dict"),
@@ -374,12 +375,15 @@ def test_sigterm_between_checkpoints_exits_75_and_finishes_nothing(small, tmp_pa
         return {}
 
     monkeypatch.setitem(stages.TABLE, "curate", Stage(("data",), (), body))
-    before = signal.getsignal(signal.SIGTERM)
-    code, out, err = door(*small("curate", "--json"))
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        code, out, err = door(*small("curate", "--json"))
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN, "as it was"
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert code == 75 and "stopped by SIGTERM" in err
     assert json.loads(out)["preempted"]
     assert RunDir(tmp_path / "run").read_done("curate") is None
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_verbs_are_the_stages_and_four_more():

@@ -129,6 +129,36 @@ def test_forward_is_the_numpy_decoder(name):
     np.testing.assert_allclose(got[0], expected, F64_RTOL, F64_ATOL)
 
 
+# Logits of words 0 .. 3 after tokens 0, 2 and 5, from transformers 5.23.0 (torch 2.13.0, CPU, eager
+# attention) given these weights; its embedding is ours times sqrt(D).
+PEERS = {
+    "Qwen3ForCausalLM": [
+        [-1.42282, 0.0904453, 1.25139, -2.46238],
+        [0.813622, -2.09089, 3.14955, -3.8789],
+        [3.76314, -4.12502, 4.05559, -3.56213],
+    ],
+    "LlamaForCausalLM": [
+        [1.67034, -0.583525, -1.84933, 0.016247],
+        [-1.22446, 0.1332, 1.26532, 0.254932],
+        [1.26244, -0.229473, -1.33283, -0.179369],
+    ],
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_forward_is_that_of_transformers(name):
+    config = dataclasses.replace(CONFIG, qk_norm=name.startswith("Qwen3"))
+    leaves, tree = jax.tree.flatten(make_params(config))
+    for i, leaf in enumerate(leaves):
+        around = 1.0 if abs(leaf.mean() - 1) < 0.5 else 0.0  # norm scales
+        leaves[i] = around + 0.5 * np.sin(0.7 * np.arange(leaf.size) * (i + 1) + i)
+        leaves[i] = leaves[i].reshape(leaf.shape).astype(np.float32)
+    tokens = np.array([[3, 41, 5, 62, 17, 9]])
+    row = (tokens, np.arange(6)[None], np.ones_like(tokens))
+    got = run(config, jax.tree.unflatten(tree, leaves), *row)
+    np.testing.assert_allclose(got[0, [0, 2, 5], :4], PEERS[name], F64_RTOL, 5 * F64_ATOL)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_gradient_is_the_slope_of_the_numpy_decoder(name):
     """Along a random direction of each weight by itself."""

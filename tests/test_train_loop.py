@@ -104,7 +104,7 @@ class Trial:
     def truncate(self, step):
         self.lines[:] = [line for line in self.lines if line["step"] <= step]
 
-    def run(self, config=CONFIG, *, evaluators=None, step=None):
+    def run(self, config=CONFIG, *, evaluators=None, step=None, step_flops=None):
         rows = np.random.default_rng(1).integers(1, 32, (ROWS, 9))
         records = [{"tokens": row.astype(np.int32)} for row in rows]
         loader = Loader({"a": (records[:30], 2.0), "b": (records[30:], 1.0)}, 4, 3, lay_out)
@@ -119,6 +119,7 @@ class Trial:
                 checkpointer,
                 self.watch,
                 step_tokens=32,
+                step_flops=step_flops,
                 evaluators=evaluators or {},
             )
         finally:
@@ -200,6 +201,14 @@ def test_metrics_are_written_one_step_late_and_all_of_them(trial, undisturbed):
     assert trial.lines[-1]["loss"] < trial.lines[0]["loss"]
     assert len(trial.progress) == 5
     assert re.match("step 1/10 .*loss 3.5", trial.progress[0])
+
+
+def test_mfu_is_the_share_of_the_peak(trial, monkeypatch):
+    monkeypatch.setattr(loop.flop, "peak_flops", lambda: (1e9, "data sheet"))
+    trial.run(step_flops=32_000.0)  # a thousand a token
+    for line in trial.lines[1:]:
+        np.testing.assert_allclose(line["mfu"], line["tokens_per_sec"] * 1000 / 1e9)
+    assert len(trial.lines) == 5 and "mfu" not in trial.lines[0]
 
 
 def test_evaluators_see_the_parameters_of_their_step(trial, undisturbed):

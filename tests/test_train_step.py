@@ -190,9 +190,10 @@ def test_state_stays_where_it_was_and_moments_lie_with_their_weights():
 
 def test_the_callers_parameters_are_left_alone():
     mesh = sharding.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    optimizer, params = optax.sgd(0.1), jax.tree.map(jnp.array, make_params())
+    optimizer, params = optax.sgd(0.1), make_params()
     with jax.set_mesh(mesh):
         shardings = state_shardings(optimizer, SHAPE, params, mesh)
+        params = jax.device_put(params, shardings.params)
         state = init_state(params, optimizer, shardings)
     jax.tree.map(lambda leaf: leaf.delete(), state.params)
     jax.tree.map(np.testing.assert_array_equal, params, make_params())

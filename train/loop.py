@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from model import flop
 from model.sharding import batch_sharding
 from model.transformer import Params, TransformerConfig
 from train.checkpoint import Checkpointer
@@ -68,6 +69,7 @@ def fit(
     watch: Watch,
     *,
     step_tokens: int,
+    seq_len: int,
     evaluators: Mapping[str, Callable[[Any], dict]],
 ) -> TrainState:
     """Trains one model on one loss: optimizer, state and step, and then `run`.
@@ -77,6 +79,7 @@ def fit(
       loss_fn: see `step.LossFn`.
       model_config: shape of the model.
       params: where to start; they are left as they are.
+      seq_len: tokens a row, for the FLOPs of attention.
       The others are as in `run`.
     """
     optimizer = make_optimizer(optimizer_config, model_config, config.num_steps)
@@ -93,6 +96,7 @@ def fit(
         checkpointer,
         watch,
         step_tokens=step_tokens,
+        step_flops=step_tokens * flop.train_flops(model_config, seq_len),
         evaluators=evaluators,
     )
 
@@ -107,6 +111,7 @@ def run(
     watch: Watch,
     *,
     step_tokens: int,
+    step_flops: float | None = None,
     evaluators: Mapping[str, Callable[[Any], dict]],
 ) -> TrainState:
     """Trains from the newest checkpoint, or from `state`, to `config.num_steps`.
@@ -123,6 +128,8 @@ def run(
       checkpointer: of this stage.
       watch: metrics and progress.
       step_tokens: tokens a step reads, for tokens a second.
+      step_flops: floating-point operations of a step, for the share of the devices' peak (mfu);
+        None where a step is more than one model's training step.
       evaluators: {name: fn(params) -> dict}, called every `eval_every` steps and at the end.
 
     Returns:
@@ -134,7 +141,7 @@ def run(
     """
     state, first = _resume(state, loader, checkpointer)
     watch.truncate(first)
-    meter = Meter(config, watch, step_tokens)
+    meter = Meter(config, watch, step_tokens, step_flops)
     batches = iter(loader)
     with jax.set_mesh(mesh), listen_for_sigterm() as told_to_stop:
         for step in range(first, config.num_steps):
@@ -159,8 +166,12 @@ def run(
 class Meter:
     """Reads metrics one logging interval late and turns them into lines."""
 
-    def __init__(self, config: LoopConfig, watch: Watch, step_tokens: int):
-        self._config, self._watch, self._step_tokens = config, watch, step_tokens
+    def __init__(
+        self, config: LoopConfig, watch: Watch, step_tokens: int, step_flops: float | None
+    ):
+        self._config, self._watch = config, watch
+        self._step_tokens, self._step_flops = step_tokens, step_flops
+        self._peak_flops = flop.peak_flops()[0] if step_flops else None
         self._pending: tuple[int, dict] | None = None
         self._last: tuple[int, float] | None = None
 
@@ -183,6 +194,8 @@ class Meter:
         if self._last is not None:
             steps, secs = step - self._last[0], now - self._last[1]
             line["tokens_per_sec"] = steps * self._step_tokens / secs
+            if self._step_flops:
+                line["mfu"] = steps * self._step_flops / secs / self._peak_flops
         self._last = (step, now)
         self._watch.write(line)
         self._watch.log(describe(line, self._config.num_steps))
