@@ -6,10 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alignment import rollout
 from data import instruct
+from data.errors import BadInput
 from data.instruct import Example
 from eval import baseline, dialog, rater
 from eval.dialog import Response
@@ -26,7 +28,10 @@ POLICIES = {"base": "pretrain", "sft": "sft", "dpo": "dpo", "ppo": "ppo"}
 def read_documents(run: RunDir, split: str) -> dict[str, list[str]]:
     """Curated texts of 'train' or 'heldout' by domain, in the order of the file."""
     path = run.stage("curate") / "documents.parquet"
-    table = pq.read_table(path, columns=["domain", "split", "text"])
+    try:
+        table = pq.read_table(path, columns=["domain", "split", "text"])
+    except (OSError, pa.ArrowInvalid) as error:
+        raise BadInput(f"{path}: absent or damaged; `seedbed curate --fresh` writes it") from error
     texts: dict[str, list[str]] = {}
     for row in table.to_pylist():
         texts.setdefault(row["domain"], [])

@@ -115,6 +115,8 @@ def _read_metrics(path: Path) -> dict[str, dict[int, dict]]:
         return metrics
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
+            if not line.endswith("\n"):
+                break  # a killed process was writing it; the stage will write it again
             try:
                 row = json.loads(line)
                 rows = metrics.setdefault(row["stage"], {})

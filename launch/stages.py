@@ -14,7 +14,7 @@ from data.loader import Batch, lm_batch
 from data.tokenizer import Tokenizer
 from eval import tasks
 from eval.text import bits_per_byte
-from launch import measure, report, training
+from launch import measure, training
 from launch.pipeline import Context, Stage
 from model.transformer import Params, init
 from train import loop
@@ -284,6 +284,8 @@ def run_ppo(context: Context) -> dict:
 
 def run_report(context: Context) -> dict:
     """The page to look at."""
+    from launch import report  # matplotlib, which no other stage needs
+
     path = report.write_report(context.run.path)
     return {"page": path.name, "page_bytes": path.stat().st_size}
 
@@ -293,7 +295,7 @@ TABLE: Mapping[str, Stage] = {
     "tokenizer": Stage(("tokenizer", "pretrain.seq_len"), ("curate",), run_tokenizer),
     "pretrain": Stage(("seed", "model", "pretrain"), ("tokenizer",), run_pretrain),
     "sft": Stage(("sft", "instruct"), ("pretrain",), run_sft),
-    "reward": Stage(("reward",), ("sft",), run_reward),
+    "reward": Stage(("reward", "eval.max_new_tokens", "eval.batch_size"), ("sft",), run_reward),
     "dpo": Stage(("dpo",), ("reward",), run_dpo),
     "ppo": Stage(("ppo",), ("reward",), run_ppo),
     "eval": Stage(("eval", "stages"), ("pretrain", "sft", "dpo", "ppo"), measure.run_eval),

@@ -367,7 +367,7 @@ def test_metrics_of_one_step_are_joined_and_the_later_value_counts(run_dir):
         {"stage": "sft", "step": 2, "heldout/loss": 3.5},
         {"stage": "sft", "step": 2, "loss": 4.25},
     ]
-    (run_dir / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     page = _page(run_dir)
     assert "loss: 5 at first, 4.25 at last" in page
     assert "heldout/loss: 3.5 at first" in page
@@ -392,3 +392,9 @@ def test_not_a_number_leaves_a_gap_and_no_warning():
     assert "<svg" in plot.line("loss", points, logarithmic=True, noisy=True)
     assert "<svg" in plot.line("grad", [(1, 0.0), (2, 0.0)], logarithmic=True, noisy=True)
     assert "<svg" in plot.line("loss", [(1, math.nan)], logarithmic=False, noisy=True)
+
+
+def test_torn_last_line_of_a_killed_run_is_left_out(run_dir):
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "sft", "step": 99, "lo')
+    assert "What each stage bought" in _page(run_dir)
