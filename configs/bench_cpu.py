@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.model.d_ff = 688
     config.model.head = "untied"
     config.model.qk_norm = False
-    config.model.layers_unrolled = 4
+    config.model.scan_layers = False
     config.pretrain.z_loss = 0.0
     config.pretrain.loop.batch_size = 8
     return config

@@ -100,7 +100,7 @@ def model() -> ConfigDict:
             norm_eps=1e-6,  # of RMSNorm
             dtype="float32",  # of activations; parameters are float32
             remat="none",  # none, dots (keep matrix products) or full (keep layer inputs)
-            layers_unrolled=4,  # layers a scan iteration; all of them: no scan, faster on a CPU
+            scan_layers=False,  # True: one compiled body for all layers; False: faster on a CPU
         )
     )
 

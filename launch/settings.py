@@ -42,7 +42,7 @@ class ModelConfig:
     norm_eps: float
     dtype: str
     remat: str
-    layers_unrolled: int
+    scan_layers: bool
 
     def __post_init__(self):
         if self.head not in ("tied", "untied"):

@@ -47,10 +47,10 @@ class TransformerConfig:
     norm_eps: float
     dtype: str
     remat: str
-    layers_unrolled: int
+    scan_layers: bool
 
     def __post_init__(self):
-        sizes = "vocab_size num_layers d_model num_heads num_kv_heads head_dim d_ff layers_unrolled"
+        sizes = "vocab_size num_layers d_model num_heads num_kv_heads head_dim d_ff"
         for key in sizes.split():
             _require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
         allowed = f"a divisor of model.num_heads = {self.num_heads}"
@@ -58,9 +58,6 @@ class TransformerConfig:
             self.num_heads % self.num_kv_heads == 0, "num_kv_heads", self.num_kv_heads, allowed
         )
         _require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "even, RoPE turns pairs")
-        allowed = f"a divisor of model.num_layers = {self.num_layers}"
-        fits = self.num_layers % self.layers_unrolled == 0
-        _require(fits, "layers_unrolled", self.layers_unrolled, allowed)
         _require(self.head in HEADS, "head", self.head, f"one of {HEADS}")
         _require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {tuple(DTYPES)}")
         _require(self.remat in REMAT, "remat", self.remat, f"one of {tuple(REMAT)}")
@@ -217,11 +214,11 @@ class Transformer(nnx.Module):
         return sharding.constrain(product("BLD,DV->BLV", x_BLD, head_DV, jnp.float32), "BLV")
 
     def unstack(self) -> list[Block] | None:
-        """The blocks one by one if the config unrolls them all, else None.
+        """The blocks one by one if the config does not scan them, else None.
 
         A caller with a loop of its own cuts the stack once, outside of it.
         """
-        if self.config.layers_unrolled < self.config.num_layers:
+        if self.config.scan_layers:
             return None
         block_graph, stacked = nnx.split(self.blocks)
         cut = (jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(self.config.num_layers))
@@ -247,7 +244,7 @@ class Transformer(nnx.Module):
         if REMAT[self.config.remat] is not None:
             step = jax.checkpoint(step, policy=REMAT[self.config.remat], prevent_cse=False)
         layers = (stacked, jnp.arange(self.config.num_layers))
-        return jax.lax.scan(step, carry, layers, unroll=self.config.layers_unrolled)[0]
+        return jax.lax.scan(step, carry, layers, unroll=not self.config.scan_layers)[0]
 
 
 def _cast(dtype: Any, param: nnx.Param) -> jax.Array:

@@ -35,7 +35,7 @@ SHAPE = TransformerConfig(
     norm_eps=1e-6,
     dtype="float32",
     remat="none",
-    layers_unrolled=1,
+    scan_layers=True,
 )
 SCALAR = dataclasses.replace(SHAPE, head="scalar")
 LOOP = LoopConfig(

@@ -30,7 +30,7 @@ CONFIG = TransformerConfig(
     norm_eps=1e-6,
     dtype="float32",
     remat="none",
-    layers_unrolled=1,
+    scan_layers=True,
 )
 CRITIC = dataclasses.replace(CONFIG, head="scalar")
 NUM_PROMPT, NUM_NEW = 5, 6

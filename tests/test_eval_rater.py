@@ -21,6 +21,7 @@ def examples():
         num_functions=100,
         filler_rate=1.0,
         mix=dict.fromkeys(KINDS, 1.0),
+        path="",
     )
     splits = build(config)
     return splits["train"] + splits["heldout"]

@@ -23,6 +23,7 @@ def heldout():
         num_functions=100,
         filler_rate=0.0,
         mix=dict.fromkeys(KINDS, 1.0),
+        path="",
     )
     return build(config)["heldout"]
 

@@ -26,7 +26,7 @@ CONFIG = transformer.TransformerConfig(
     norm_eps=1e-6,
     dtype="float32",
     remat="none",
-    layers_unrolled=1,
+    scan_layers=True,
 )
 DOCUMENTS = {
     "docs": ["short", "a somewhat longer one, with é", "x" * 100],

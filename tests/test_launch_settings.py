@@ -133,7 +133,6 @@ def test_a_value_for_a_section_is_refused():
         ("model.head", "scalar", "model: head is 'scalar'; it must be 'tied' or 'untied'"),
         ("model.dtype", "float8", "'float32', 'bfloat16'"),
         ("model.remat", "most", "model.remat is 'most'"),
-        ("model.layers_unrolled", 99, "a divisor of model.num_layers"),
         ("model.num_layers", True, "model.num_layers is True; it must be of type int"),
         ("seed", 1.0, "seed is 1.0; it must be of type int"),
         ("name", 3, "name is 3; it must be of type str"),

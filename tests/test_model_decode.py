@@ -30,7 +30,7 @@ CONFIG = TransformerConfig(
     norm_eps=1e-6,
     dtype="float32",
     remat="none",
-    layers_unrolled=1,
+    scan_layers=True,
 )
 LENGTHS_B = np.array([6, 3, 1, 5])
 NUM_PROMPT, NUM_NEW = 6, 10
@@ -198,7 +198,7 @@ def test_samples_follow_the_tempered_distribution(temperature):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"layers_unrolled": 2}, {"remat": "full"}, {"dtype": "bfloat16"}]
+    "changes", [{"scan_layers": False}, {"remat": "full"}, {"dtype": "bfloat16"}]
 )
 def test_other_settings_decode_too(changes):
     """Unrolled layers and remat change nothing; bfloat16 may choose another word."""

@@ -33,7 +33,7 @@ CONFIG = TransformerConfig(
     norm_eps=1e-6,
     dtype="float32",
     remat="none",
-    layers_unrolled=1,
+    scan_layers=True,
 )
 
 

@@ -32,7 +32,7 @@ CONFIG = TransformerConfig(
     norm_eps=1e-6,
     dtype="float32",
     remat="none",
-    layers_unrolled=1,
+    scan_layers=True,
 )
 VARIANTS = {
     "untied": CONFIG,
@@ -286,7 +286,7 @@ def loss_and_grads(config):
     return jax.jit(jax.value_and_grad(loss))(make_params(config))
 
 
-@pytest.mark.parametrize("changes", [{"remat": "full"}, {"remat": "dots"}, {"layers_unrolled": 2}])
+@pytest.mark.parametrize("changes", [{"remat": "full"}, {"remat": "dots"}, {"scan_layers": False}])
 def test_remat_and_unrolling_change_no_number(changes):
     loss, grads = loss_and_grads(dataclasses.replace(CONFIG, **changes))
     expected_loss, expected_grads = loss_and_grads(CONFIG)
@@ -375,7 +375,6 @@ BAD = [
     ({"head_dim": 7}, "model.head_dim is 7; it must be even"),
     ({"num_layers": 0}, "model.num_layers is 0; it must be at least 1"),
     ({"d_ff": -1}, "model.d_ff is -1"),
-    ({"layers_unrolled": 3}, r"model.layers_unrolled is 3; .* divisor of model.num_layers = 2"),
     ({"head": "loose"}, "model.head is 'loose'; it must be one of"),
     ({"dtype": "float16"}, "model.dtype is 'float16'; it must be one of"),
     ({"remat": "some"}, "model.remat is 'some'; it must be one of"),

@@ -34,7 +34,7 @@ SHAPE = TransformerConfig(
     norm_eps=1e-6,
     dtype="float32",
     remat="none",
-    layers_unrolled=1,
+    scan_layers=True,
 )
 OPTIMIZER = OptimizerConfig(
     schedule="cosine",
