@@ -25,7 +25,7 @@ from model import decode
 from model.loss import token_logprobs
 from model.transformer import Params, TransformerConfig
 from train.loop import LoopConfig
-from train.optimizer import OptimizerConfig, make_optimizer
+from train.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from train.step import Batch, LossFn, TrainState, init_state, make_step, state_shardings
 
 
@@ -165,6 +165,13 @@ def make_iteration(
         return _pack(state.step + 1, policy, critic), metrics
 
     return iteration
+
+
+def learning_rate(config: PPOConfig) -> Callable[[int], Any]:
+    """The policy's learning rate at the last update of the iteration after so many iterations."""
+    num_updates = config.num_epochs * config.num_minibatches
+    schedule = make_schedule(config.optimizer, config.loop.num_steps * num_updates)
+    return lambda num_iterations: schedule((num_iterations + 1) * num_updates - 1)
 
 
 def measure(

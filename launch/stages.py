@@ -274,6 +274,7 @@ def run_ppo(context: Context) -> dict:
         loader,
         mesh,
         step_tokens=config.loop.batch_size * config.max_new_tokens,
+        learning_rate=ppo.learning_rate(config),
         evaluators={},
     )
     state = training.with_checkpoints(

@@ -104,7 +104,7 @@ class Trial:
     def truncate(self, step):
         self.lines[:] = [line for line in self.lines if line["step"] <= step]
 
-    def run(self, config=CONFIG, *, evaluators=None, step=None, step_flops=None):
+    def run(self, config=CONFIG, *, evaluators=None, step=None, step_flops=None, rate=None):
         rows = np.random.default_rng(1).integers(1, 32, (ROWS, 9))
         records = [{"tokens": row.astype(np.int32)} for row in rows]
         loader = Loader({"a": (records[:30], 2.0), "b": (records[30:], 1.0)}, 4, 3, lay_out)
@@ -120,6 +120,7 @@ class Trial:
                 self.watch,
                 step_tokens=32,
                 step_flops=step_flops,
+                learning_rate=rate,
                 evaluators=evaluators or {},
             )
         finally:
@@ -209,6 +210,11 @@ def test_mfu_is_the_share_of_the_peak(trial, monkeypatch):
     for line in trial.lines[1:]:
         np.testing.assert_allclose(line["mfu"], line["tokens_per_sec"] * 1000 / 1e9)
     assert len(trial.lines) == 5 and "mfu" not in trial.lines[0]
+
+
+def test_learning_rate_is_that_of_the_update_of_the_step(trial):
+    trial.run(rate=lambda num_steps: 0.5 * num_steps)
+    assert all(line["lr"] == 0.5 * (line["step"] - 1) for line in trial.lines)
 
 
 def test_evaluators_see_the_parameters_of_their_step(trial, undisturbed):

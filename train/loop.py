@@ -16,7 +16,7 @@ from model import flop
 from model.sharding import batch_sharding
 from model.transformer import Params, TransformerConfig
 from train.checkpoint import Checkpointer
-from train.optimizer import OptimizerConfig, make_optimizer
+from train.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from train.step import LossFn, TrainState, init_state, make_step, state_shardings
 
 
@@ -97,6 +97,7 @@ def fit(
         watch,
         step_tokens=step_tokens,
         step_flops=step_tokens * flop.train_flops(model_config, seq_len),
+        learning_rate=make_schedule(optimizer_config, config.num_steps),
         evaluators=evaluators,
     )
 
@@ -112,6 +113,7 @@ def run(
     *,
     step_tokens: int,
     step_flops: float | None = None,
+    learning_rate: Callable[[int], Any] | None = None,
     evaluators: Mapping[str, Callable[[Any], dict]],
 ) -> TrainState:
     """Trains from the newest checkpoint, or from `state`, to `config.num_steps`.
@@ -128,12 +130,11 @@ def run(
       checkpointer: of this stage.
       watch: metrics and progress.
       step_tokens: tokens a step reads, for tokens a second.
-      step_flops: floating-point operations of a step, for the share of the devices' peak (mfu);
-        None where a step is more than one model's training step.
+      step_flops: operations of a step, for mfu; None if it is more than one model's training.
+      learning_rate: of the update that follows a number of steps, for the metrics.
       evaluators: {name: fn(params) -> dict}, called every `eval_every` steps and at the end.
 
-    Returns:
-      The final state.
+    Returns the final state.
 
     Raises:
       PreemptedError: SIGTERM came; state and loader are saved.
@@ -141,7 +142,7 @@ def run(
     """
     state, first = _resume(state, loader, checkpointer)
     watch.truncate(first)
-    meter = Meter(config, watch, step_tokens, step_flops)
+    meter = Meter(config, watch, step_tokens, step_flops, learning_rate)
     batches = iter(loader)
     with jax.set_mesh(mesh), listen_for_sigterm() as told_to_stop:
         for step in range(first, config.num_steps):
@@ -167,9 +168,14 @@ class Meter:
     """Reads metrics one logging interval late and turns them into lines."""
 
     def __init__(
-        self, config: LoopConfig, watch: Watch, step_tokens: int, step_flops: float | None
+        self,
+        config: LoopConfig,
+        watch: Watch,
+        step_tokens: int,
+        step_flops: float | None,
+        learning_rate: Callable[[int], Any] | None,
     ):
-        self._config, self._watch = config, watch
+        self._config, self._watch, self._learning_rate = config, watch, learning_rate
         self._step_tokens, self._step_flops = step_tokens, step_flops
         self._peak_flops = flop.peak_flops()[0] if step_flops else None
         self._pending: tuple[int, dict] | None = None
@@ -190,6 +196,8 @@ class Meter:
         self._pending = None
         line = {"step": step, **{name: float(np.asarray(x)) for name, x in metrics.items()}}
         refuse_infinite(step, line)
+        if self._learning_rate:
+            line["lr"] = float(self._learning_rate(step - 1))
         now = time.perf_counter()
         if self._last is not None:
             steps, secs = step - self._last[0], now - self._last[1]
