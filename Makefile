@@ -1,6 +1,6 @@
 # Seedbed's few commands. `make run` grows a small model from raw text; `make test` checks the code.
 # Both build .venv first. Choose the interpreter with PYTHON=, pass flags to the run with ARGS=:
-#     make run PYTHON=python3.12 ARGS='--config.pretrain.num_steps=200'
+#     make run PYTHON=python3.12 ARGS='--config.pretrain.loop.num_steps=200'
 
 PYTHON ?= python3
 ARGS ?=

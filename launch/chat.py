@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from data import chat
 from data.errors import BadInput
 from eval import dialog
 from launch import training
@@ -31,7 +32,7 @@ def run_chat(run: RunDir, stage: str, prompt: str, as_json: bool) -> dict:
       {"stage", "turns": [{"prompt", "answer"}]}.
 
     Raises:
-      BadInput: the run has no such model, or the conversation has grown too long.
+      BadInput: the run has no such model, or one question alone is too long.
     """
     stage = stage or _newest(run)
     if stage not in STAGES:
@@ -61,9 +62,13 @@ def run_chat(run: RunDir, stage: str, prompt: str, as_json: bool) -> dict:
         )
         return responses[0].text
 
+    limit = described["sft"]["seq_len"] - described["eval"]["max_new_tokens"]
     turns, messages = [], []
     for question in [prompt] if prompt else _questions(run.path, stage):
         messages.append({"role": "user", "content": question})
+        # What no longer fits is forgotten, oldest turn first.
+        while len(messages) > 1 and len(chat.render_prompt(tokenizer, messages)) > limit:
+            del messages[:2]
         answer = reply(messages)
         messages.append({"role": "assistant", "content": answer or " "})
         turns.append({"prompt": question, "answer": answer})

@@ -48,8 +48,9 @@ def run_stages(
 ) -> dict[str, dict]:
     """Runs the pipeline's stages in order, or one of them.
 
-    A finished stage whose inputs have the hash they had is skipped. With `only`, the stages it
-    stands on must be finished, and nothing else runs. Nothing is written before all is checked.
+    A finished stage is skipped while its inputs have the hash they had and its files are all there.
+    With `only`, the stages it stands on must be finished, and nothing else runs. Nothing is written
+    before all is checked.
 
     Args:
       settings: from `settings.parse`.
@@ -70,7 +71,11 @@ def run_stages(
     inputs = describe_inputs(settings, table)
     hashes = {name: digest(inputs[name]) for name in inputs}
     done = {name: run.read_done(name) for name in inputs}
-    finished = {name for name in inputs if done[name] and done[name]["inputs"] == hashes[name]}
+    finished = {
+        name
+        for name in inputs
+        if done[name] and done[name]["inputs"] == hashes[name] and run.is_whole(done[name])
+    }
     if only is not None:
         _check_single(only, run, table, inputs, finished, fresh)
     if fresh or not finished.issuperset(names):
@@ -177,6 +182,7 @@ def _run_stage(context: Context, name: str, stage: Stage) -> dict:
         "cpu_secs": round(_cpu_secs() - cpu_start, 2),
         "energy_wh": round(secs * context.settings.cost.machine_watts / 3600, 4),
         "summary": summary,
+        "products": context.run.products(name),
     }
     write_json(context.run.stage(name) / "done.json", done)
     context.progress.note(f"done in {secs:.1f} s")

@@ -45,7 +45,7 @@ FLAGS = {
 }
 # Of files: said in one line, since it is not the program that is wrong.
 MACHINE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOSPC)
-DONE, BAD_INPUT, PREEMPTED = 0, 2, 75
+DONE, BAD_INPUT, PREEMPTED, INTERRUPTED = 0, 2, 75, 130
 
 USAGE = """usage: seedbed VERB --config=FILE.py[:ARG] [--config.SECTION.KEY=VALUE ...] [flags]
 
@@ -98,6 +98,12 @@ def run_command(arguments: list[str]) -> int:
         return _run_verb(arguments[0], arguments[1:])
     except BadInput as error:
         return _refuse(str(error))
+    except KeyboardInterrupt:
+        print(
+            "seedbed: interrupted; the same command goes on from the newest checkpoint",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
     except FloatingPointError as error:
         return _refuse(
             f"training diverged: {error}; a lower peak_lr or clip_norm is the usual cure"

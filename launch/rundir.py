@@ -51,7 +51,18 @@ class RunDir:
 
     def read_done(self, stage: str) -> dict | None:
         """What a finished stage left, or None."""
-        return read_json(self.stage(stage) / "done.json", ("inputs", "summary"))
+        return read_json(self.stage(stage) / "done.json", ("inputs", "summary", "products"))
+
+    def products(self, stage: str) -> list[str]:
+        """Files that a stage has made, relative to the run: its own, its checkpoints, its page."""
+        folders = (self.stage(stage), self.checkpoints(stage))
+        files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+        files += self.path.glob(f"{stage}.html")
+        return sorted(path.relative_to(self.path).as_posix() for path in files)
+
+    def is_whole(self, done: dict) -> bool:
+        """Whether every file that the stage had made when it finished is still there."""
+        return all((self.path / name).exists() for name in done["products"])
 
     def read_started(self, stage: str) -> dict | None:
         """The inputs of the stage's last start, finished or not, and their hash; or None."""
@@ -59,7 +70,8 @@ class RunDir:
 
     def check(self) -> None:
         """Raises BadInput if there is something here that no run has made."""
-        if self.path.is_dir() and not (self.path / "config.json").exists():
+        marks = [self.path / "config.json", *self.path.glob("*/started.json")]
+        if self.path.is_dir() and not any(mark.exists() for mark in marks):
             strangers = [path.name for path in self.path.iterdir() if path.suffix != ".part"]
             if strangers:
                 raise BadInput(

@@ -308,7 +308,9 @@ def finished(tmp_path):
     run.write_config({"sft": {"seq_len": 64}, "eval": {"max_new_tokens": 8}}, "1 x cpu")
     for stage in ("tokenizer", "sft"):
         run.begin(stage, {}, fresh=True)
-    rundir.write_json(run.stage("sft") / "done.json", {"inputs": "1f", "summary": {}})
+    rundir.write_json(
+        run.stage("sft") / "done.json", {"inputs": "1f", "summary": {}, "products": []}
+    )
     return run
 
 

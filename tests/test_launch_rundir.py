@@ -104,7 +104,9 @@ def test_begin_keeps_what_an_interrupted_try_left(run):
 def test_begin_fresh_leaves_nothing_of_this_stage_and_all_of_the_others(run):
     for stage in ("sft", "reward"):
         run.begin(stage, {"seed": 0}, fresh=False)
-        rundir.write_json(run.stage(stage) / "done.json", {"inputs": "1f", "summary": {}})
+        rundir.write_json(
+            run.stage(stage) / "done.json", {"inputs": "1f", "summary": {}, "products": []}
+        )
         for folder in (run.checkpoints(stage), run.path / "tensorboard" / stage):
             folder.mkdir(parents=True)
             (folder / "file").write_text("old")
@@ -125,7 +127,9 @@ def test_begin_fresh_leaves_nothing_of_this_stage_and_all_of_the_others(run):
 def test_a_kill_while_throwing_away_leaves_nothing_that_counts_as_finished(run, monkeypatch):
     """done.json goes first, and a checkpoint half removed no longer has a checkpoint's name."""
     run.begin("sft", {"seed": 0}, fresh=False)
-    rundir.write_json(run.stage("sft") / "done.json", {"inputs": "1f", "summary": {}})
+    rundir.write_json(
+        run.stage("sft") / "done.json", {"inputs": "1f", "summary": {}, "products": []}
+    )
     (run.checkpoints("sft") / "10" / "params").mkdir(parents=True)
 
     def killed(directory, **_):
@@ -168,8 +172,8 @@ def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         (b'{"inputs": "1f", "summ', "not JSON"),
         (b"", "not JSON"),
         (b"\xff\xfe", "not JSON"),
-        (b"{}", "lacks ['inputs', 'summary']"),
-        (b'{"inputs": "1f"}', "lacks ['summary']"),
+        (b"{}", "lacks ['inputs', 'summary', 'products']"),
+        (b'{"inputs": "1f"}', "lacks ['summary', 'products']"),
         (b"[1]", "lacks"),
         (b"null", "lacks"),
     ],
@@ -248,3 +252,15 @@ def test_a_file_in_the_way_is_refused_by_name(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="--run=.*file: cannot be made"):
         RunDir(tmp_path / "file").write_config({}, "1 x cpu")
+
+
+def test_a_stage_is_whole_while_its_files_are_there(run):
+    for name in ("sft/rows.jsonl", "checkpoints/sft/4/params/data", "checkpoints/dpo/4/data"):
+        path = run.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    products = run.products("sft")
+    assert products == ["checkpoints/sft/4/params/data", "sft/rows.jsonl"]
+    assert run.is_whole({"products": products})
+    (run.path / "checkpoints/sft/4/params/data").unlink()
+    assert not run.is_whole({"products": products})

@@ -100,13 +100,18 @@ def load(directory: Path, abstract: Callable[[dict], Any]) -> tuple[dict, Any]:
         raise BadInput(f"{directory}: no finished checkpoint here; run the stage that writes it")
     with ocp.CheckpointManager(directory.absolute(), item_names=ITEMS) as manager:
         step = manager.latest_step()
-        config = manager.restore(
-            step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
-        ).config
-        params = manager.restore(
-            step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract(config)))
-        ).params
-    return config, params
+
+        def read(**item):
+            return manager.restore(step, args=ocp.args.Composite(**item))
+
+        try:
+            config = read(config=ocp.args.JsonRestore()).config
+            return config, read(params=ocp.args.StandardRestore(abstract(config))).params
+        except (KeyError, ValueError, OSError) as error:
+            raise BadInput(
+                f"{directory / str(step)}: damaged ({str(error).splitlines()[0]}); run its stage "
+                "again with --fresh"
+            ) from error
 
 
 def params_hash(params: Any) -> str:
