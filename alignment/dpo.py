@@ -15,8 +15,9 @@ import numpy as np
 
 from alignment import losses
 from alignment.reward import positions_of
+from model.config import TransformerConfig
 from model.loss import token_logprobs
-from model.transformer import Params, TransformerConfig, forward
+from model.transformer import Params, forward
 from train.loop import LoopConfig
 from train.optimizer import OptimizerConfig
 from train.step import Batch, LossFn

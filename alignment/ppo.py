@@ -22,8 +22,9 @@ from alignment import gae, losses, rollout
 from alignment.reward import scalar_config, score
 from data.tokenizer import Tokenizer
 from model import decode
+from model.config import TransformerConfig
 from model.loss import token_logprobs
-from model.transformer import Params, TransformerConfig
+from model.transformer import Params
 from train.loop import LoopConfig
 from train.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from train.step import Batch, LossFn, TrainState, init_state, make_step, state_shardings

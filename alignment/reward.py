@@ -15,7 +15,8 @@ import numpy as np
 
 from alignment import losses
 from alignment.preference import PreferenceConfig
-from model.transformer import Params, TransformerConfig, forward, init
+from model.config import TransformerConfig
+from model.transformer import Params, forward, init
 from train.loop import LoopConfig
 from train.optimizer import OptimizerConfig
 from train.step import Batch, LossFn

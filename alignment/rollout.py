@@ -18,8 +18,9 @@ from data import chat
 from data.errors import BadInput
 from data.instruct import Example
 from data.tokenizer import Tokenizer
+from model.config import TransformerConfig
 from model.loss import token_logprobs
-from model.transformer import Params, TransformerConfig, forward
+from model.transformer import Params, forward
 
 
 class Sequences(NamedTuple):

@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.model.head_dim = 64
     config.model.d_ff = 688
     config.model.head = "untied"
-    config.model.qk_norm = False
+    config.model.qk_norm = "none"
     config.model.scan_layers = False
     config.pretrain.z_loss = 0.0
     config.pretrain.loop.batch_size = 8

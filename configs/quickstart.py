@@ -38,22 +38,17 @@ def get_config() -> ConfigDict:
         "eval",
         "report",
     )
+    config.start = ""  # a run of `seedbed import` to start from; configs/tune.py fills in the rest
     config.data = data()
-    config.tokenizer = ConfigDict(
-        dict(
-            vocab_size=4096,  # ids, control tokens and 256 bytes included
-            sample_bytes=6_000_000,  # UTF-8 bytes of text to train on, domains in turn
-            max_piece_chars=16,  # longest piece, characters
-            character_coverage=0.9995,  # share of characters with an id; the rest fall to bytes
-        )
-    )
+    config.tokenizer = tokenizer()
     config.instruct = instruct()
     config.model = model()
-    config.mesh = ConfigDict(dict(data=1, fsdp=1, tensor=1))  # devices along each axis
+    config.mesh = mesh()
     config.pretrain = ConfigDict(
         dict(
             seq_len=256,  # tokens a row
             z_loss=1e-4,  # weight of logsumexp^2
+            chunk_tokens=1024,  # tokens a device whose logits exist at once
             loop=loop(num_steps=360, batch_size=16, eval_every=120),
             optimizer=optimizer(peak_lr=3e-3, warmup_steps=40),
         )
@@ -62,6 +57,7 @@ def get_config() -> ConfigDict:
         dict(
             seq_len=256,  # tokens a row; prompt and answer fit in it
             z_loss=0.0,  # weight of logsumexp^2
+            chunk_tokens=1024,  # tokens a device whose logits exist at once
             loop=loop(num_steps=420, batch_size=16, eval_every=420),
             optimizer=optimizer(peak_lr=2e-3, warmup_steps=30),
         )
@@ -84,23 +80,113 @@ def get_config() -> ConfigDict:
     return config
 
 
-def model() -> ConfigDict:
-    """Shape of the language model; its vocabulary is the tokenizer's."""
+def tokenizer() -> ConfigDict:
+    """What is trained, or with `start` what is made of an imported one."""
     return ConfigDict(
         dict(
-            num_layers=4,  # X
+            vocab_size=4096,  # ids, control tokens and 256 bytes included
+            sample_bytes=6_000_000,  # UTF-8 bytes of text to train on, domains in turn
+            max_piece_chars=16,  # longest piece, characters
+            character_coverage=0.9995,  # share of characters with an id; the rest fall to bytes
+            control=(),  # with `start`: four of its tokens to mark system, user, assistant, end
+        )
+    )
+
+
+def model() -> ConfigDict:
+    """Shape of the language model; its vocabulary is the tokenizer's. model/config.py says more."""
+    return ConfigDict(
+        dict(
+            num_layers=4,
             d_model=192,  # D
             num_heads=4,  # N
-            num_kv_heads=2,  # K
+            num_kv_heads=2,  # K; N: multi-head, 1: multi-query
             head_dim=48,  # H
             d_ff=512,  # F
             head="tied",  # tied or untied output embedding
-            qk_norm=True,  # RMSNorm of queries and keys
-            rope_theta=10_000.0,  # base of the rotary frequencies
-            norm_eps=1e-6,  # of RMSNorm
+            layers=("full",),  # kinds of attention, cycled over the depth: full, sliding
+            window=0,  # tokens that a sliding layer sees
+            positions="rope",  # rope or learned
+            max_positions=0,  # tokens; size of the learned table
+            norm="rms",  # rms or layer
+            norm_place="pre",  # of norms around attention and feed-forward: pre, post, sandwich
+            norm_eps=1e-6,
+            mlp="swiglu",  # swiglu, geglu, gelu, relu2, clamped_swiglu
+            bias=(),  # products with a bias: qkv, out, mlp, router
+            qk_norm="head",  # RMSNorm of queries and keys: none, head, whole (projection)
+            sinks=False,  # a learned logit a head that attention may flow to
+            attention_scale=0.0,  # multiplies scores; 0 for head_dim^-0.5
+            attention_softcap=0.0,  # bounds scores; 0 for none
+            logit_softcap=0.0,  # bounds logits; 0 for none
+            scale_embedding=True,  # token vectors times sqrt(D)
+            rope=rope(),
+            mla=dict(  # latent attention
+                kv_rank=0,  # dims of the latent; 0 for none
+                query_rank=0,  # dims that queries go through; 0: straight
+                rope_dim=0,  # rotated dims of head_dim
+                value_dim=0,  # dims of a value
+            ),
+            moe=moe(),
+            vocab_multiple=1,  # the vocabulary is padded to a multiple of this, for tensor axes
             dtype="float32",  # of activations; parameters are float32
             remat="none",  # none, dots (keep matrix products) or full (keep layer inputs)
             scan_layers=False,  # True: one compiled body for all layers; False: faster on a CPU
+            kernel="auto",  # attention: auto (by platform), xla, splash, cudnn, tokamax
+            context="gather",  # attention over a context axis: gather keys, or ring
+            quantized="none",  # products in training: none, int8, fp8
+            stage_microbatches=1,  # parts of a batch in a pipeline, at least mesh.stage to fill it
+            stage_repeats=1,  # times that a microbatch goes round the stages
+        )
+    )
+
+
+def rope() -> dict:
+    """Rotary positions, and how they are stretched."""
+    return dict(
+        theta=10_000.0,  # base of the frequencies
+        local_theta=0.0,  # base in sliding layers, never stretched; 0: as in full ones
+        scaling="none",  # none, linear, llama3, yarn
+        factor=1.0,  # of stretching
+        original_len=0,  # tokens it was trained on before (llama3, yarn)
+        slow=1.0,  # turns over original_len below which a frequency is stretched
+        fast=32.0,  # turns above which it is kept
+        magnitude=1.0,  # multiplies sines and cosines
+        truncate=True,  # yarn: bounds at whole dims
+    )
+
+
+def moe() -> dict:
+    """Mixture of experts."""
+    return dict(
+        num_experts=0,  # E; 0 for none
+        top_k=1,  # experts a token
+        d_ff=0,  # F of an expert
+        shared_d_ff=0,  # F of the expert that every token passes; 0 for none
+        shared_gate=False,  # it has a sigmoid gate
+        num_dense=0,  # first layers without experts
+        every=1,  # every n-th layer has experts
+        router="softmax",  # softmax or sigmoid
+        normalize=True,  # chosen weights sum to 1
+        scale=1.0,  # multiplies them
+        num_groups=1,  # of experts
+        top_groups=1,  # groups that a token may choose from
+        balance_bias=False,  # a bias on the choice alone
+        bias_rate=0.0,  # its move a step against the load
+        aux_loss=0.0,  # weight of the load-balancing loss; 1 is its even value
+        z_loss=0.0,  # weight of the router's logsumexp^2
+        dispatch="dropless",  # dropless or capacity
+        capacity_factor=1.0,  # places of an expert, relative to an even share of a row
+    )
+
+
+def mesh() -> ConfigDict:
+    """Devices along each mesh axis inside a slice, and slices along each."""
+    axes = dict.fromkeys(("data", "stage", "fsdp", "expert", "context", "tensor"), 1)
+    return ConfigDict(
+        dict(
+            **axes,
+            slices=axes,
+            max_replicated=0.02,  # share of weight bytes that may be stored more than planned
         )
     )
 

@@ -72,6 +72,7 @@ class TokenizerConfig:
     sample_bytes: int
     max_piece_chars: int
     character_coverage: float
+    control: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.vocab_size <= NUM_FIXED_PIECES:
@@ -83,6 +84,8 @@ class TokenizerConfig:
             raise ValueError(f"sample_bytes={self.sample_bytes}: must be at least 1")
         if not 1 <= self.max_piece_chars <= 512:
             raise ValueError(f"max_piece_chars={self.max_piece_chars}: must be in [1, 512]")
+        if len(self.control) not in (0, 4) or len(set(self.control)) < len(self.control):
+            raise ValueError(f"control={self.control}: must be () or four different tokens")
         if not 0.9 <= self.character_coverage <= 1.0:
             raise ValueError(f"character_coverage={self.character_coverage}: must be in [0.9, 1.0]")
 

@@ -12,7 +12,8 @@ from data.instruct import Example
 from data.tokenizer import Tokenizer
 from eval import tasks
 from model import decode
-from model.transformer import Params, TransformerConfig
+from model.config import TransformerConfig
+from model.transformer import Params
 
 # Prompts are padded to a multiple of this, so that generation compiles a few times and no more.
 BUCKET_TOKENS = 32

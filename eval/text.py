@@ -10,8 +10,9 @@ import numpy as np
 from data.loader import Batch, lm_batch
 from data.shards import pack_documents
 from data.tokenizer import Tokenizer
+from model.config import TransformerConfig
 from model.loss import token_logprobs
-from model.transformer import Params, TransformerConfig, forward
+from model.transformer import Params, forward
 
 ALL = "all"
 

@@ -11,8 +11,9 @@ from data.loader import lm_batch
 from data.tokenizer import BOS_ID
 from launch.settings import model_config
 from model import decode, flop
+from model.config import TransformerConfig
 from model.sharding import Mesh, make_mesh
-from model.transformer import Params, TransformerConfig, init
+from model.transformer import Params, init
 from train.lm import lm_loss
 from train.loop import place
 from train.optimizer import make_optimizer
@@ -31,7 +32,7 @@ def run_bench(settings: Any) -> dict:
     Returns:
       tokens_per_sec (median, minimum and maximum of NUM_ROUNDS rounds), step_secs, mfu and the peak
       it is a share of, compile_secs, num_compilations, decode_tokens_per_sec by batch, num_params,
-      peak_rss_bytes of the process.
+      num_active_params (of experts, the chosen ones), peak_rss_bytes of the process.
     """
     config, mesh = model_config(settings), make_mesh(settings.mesh)
     with jax.set_mesh(mesh):
@@ -41,6 +42,7 @@ def run_bench(settings: Any) -> dict:
             f"batch_{size}": _bench_decoding(config, params, size) for size in DECODE_BATCHES
         }
     result["num_params"] = flop.num_params(config)
+    result["num_active_params"] = flop.num_active_params(config)
     result["device"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     result["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return result
@@ -50,7 +52,7 @@ def _bench_training(settings: Any, config: TransformerConfig, params: Params, me
     section = settings.pretrain
     optimizer = make_optimizer(section.optimizer, config, section.loop.num_steps)
     shardings = state_shardings(optimizer, config, params, mesh)
-    loss = lm_loss(config, section.z_loss)
+    loss = lm_loss(config, section.z_loss, section.chunk_tokens)
     step = make_step(loss, optimizer, section.loop.num_microbatches, shardings)
     state = init_state(params, optimizer, shardings)
     batch_size, seq_len = section.loop.batch_size, section.seq_len

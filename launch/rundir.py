@@ -25,6 +25,8 @@ from data.errors import BadInput
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "daft", "sentencepiece", "numpy")
 ROOT = Path(__file__).resolve().parent.parent
+# In tokenizer/, where the tokenizer is an imported run's: that run's config.json.
+ORIGIN = "origin.json"
 
 
 class RunDir:

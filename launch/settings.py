@@ -1,7 +1,6 @@
 """From a ConfigDict to frozen dataclasses, key by key, with one clear message for each mistake."""
 
 import dataclasses
-import math
 import types
 import typing
 from collections.abc import Mapping
@@ -24,32 +23,6 @@ STANDS_ON = {
     "ppo": "reward",
     "eval": "pretrain",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The model's keys; vocab_size comes from the tokenizer section."""
-
-    num_layers: int
-    d_model: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    d_ff: int
-    head: str
-    qk_norm: bool
-    rope_theta: float
-    norm_eps: float
-    dtype: str
-    remat: str
-    scan_layers: bool
-
-    def __post_init__(self):
-        if self.head not in ("tied", "untied"):
-            raise ValueError(f"head is {self.head!r}; it must be 'tied' or 'untied'")
-        for key in ("rope_theta", "norm_eps"):
-            if not 0 < getattr(self, key) < math.inf:
-                raise ValueError(f"{key} is {getattr(self, key)}; it must be above 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,17 +116,23 @@ def settings_class() -> type:
     from alignment.dpo import DPOConfig
     from alignment.ppo import PPOConfig
     from alignment.reward import RewardConfig
+    from model.config import TransformerConfig
     from model.sharding import MeshConfig
     from train.lm import LMConfig
+
+    # The vocabulary's size comes from the tokenizer section.
+    fields = typing.get_type_hints(TransformerConfig).items()
+    model = [(name, hint) for name, hint in fields if name != "vocab_size"]
 
     sections = {
         "name": str,
         "seed": int,
+        "start": str,
         "stages": tuple[str, ...],
         "data": CurateConfig,
         "tokenizer": TokenizerConfig,
         "instruct": InstructConfig,
-        "model": ModelConfig,
+        "model": dataclasses.make_dataclass("ModelConfig", model, frozen=True),
         "mesh": MeshConfig,
         "pretrain": LMConfig,
         "sft": LMConfig,
@@ -168,13 +147,19 @@ def settings_class() -> type:
 
 def model_config(settings: Any) -> Any:
     """The TransformerConfig of a run's language model."""
-    from model.transformer import TransformerConfig
+    from model.config import TransformerConfig
 
-    sizes = dataclasses.asdict(settings.model)
+    given = {
+        field.name: getattr(settings.model, field.name)
+        for field in dataclasses.fields(settings.model)
+    }
     try:
-        return TransformerConfig(vocab_size=settings.tokenizer.vocab_size, **sizes)
+        config = TransformerConfig(vocab_size=settings.tokenizer.vocab_size, **given)
     except ValueError as error:
         raise BadInput(str(error)) from error
+    if config.head == "scalar":
+        raise BadInput("model.head is 'scalar'; it must be 'tied' or 'untied'")
+    return config
 
 
 def check_mesh(settings: Any) -> None:
@@ -182,19 +167,40 @@ def check_mesh(settings: Any) -> None:
     from model import sharding
     from model.transformer import declare
 
+    sizes, model = settings.mesh.axis_sizes(), model_config(settings)
     try:
         mesh = sharding.make_mesh(settings.mesh)
-        sharding.weight_shardings(declare(model_config(settings)), mesh)
+        sharding.weight_shardings(declare(model), mesh)
+        _check_rows(settings, model, sizes)
     except ValueError as error:
         raise BadInput(str(error)) from error
-    parts = settings.mesh.data * settings.mesh.fsdp
+    share, most = sharding.replicated(declare(model), sizes), settings.mesh.max_replicated
+    if share > most:
+        raise BadInput(
+            f"mesh: {share:.1%} of the weight bytes would be stored more often than planned, as "
+            f"dims do not divide by their axes ({sizes}); at most mesh.max_replicated = {most:.1%}"
+        )
+
+
+def _check_rows(settings: Any, model: Any, sizes: Mapping[str, int]) -> None:
+    """Raises ValueError if a stage's rows cannot be cut as the mesh cuts them."""
+    from model import pipeline, ring
+    from model.config import stacks
+
+    parts = sizes["data"] * sizes["fsdp"] * sizes["expert"]
     for name in TRAINED:
-        rows = getattr(settings, name).loop.batch_size
+        section = getattr(settings, name)
+        rows = section.loop.batch_size
         if rows % parts:
-            raise BadInput(
-                f"{name}.loop.batch_size is {rows}; it must divide by mesh.data x mesh.fsdp, "
-                f"which is {parts}"
+            raise ValueError(
+                f"{name}.loop.batch_size is {rows}; it must divide by mesh.data x mesh.fsdp x "
+                f"mesh.expert, which is {parts}"
             )
+        if sizes["stage"] > 1:
+            longest = max(stack.repeats for stack in stacks(model))
+            pipeline.check(model, longest, sizes["stage"], rows // section.loop.num_microbatches)
+        if name in ("pretrain", "sft"):
+            ring.balanced_order(section.seq_len, sizes["context"])
 
 
 def to_dataclass(cls: type, section: Any, path: str) -> Any:
@@ -214,7 +220,8 @@ def to_dataclass(cls: type, section: Any, path: str) -> Any:
     except BadInput:
         raise
     except ValueError as error:
-        raise BadInput(f"{path}: {error}" if path else str(error)) from error
+        named = not path or str(error).startswith(path)
+        raise BadInput(str(error) if named else f"{path}: {error}") from error
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

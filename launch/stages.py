@@ -7,15 +7,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from alignment import dpo, ppo, preference, reward, rollout, sft
 from data import chat, curate, instruct, shards, tokenizer
-from data.loader import Batch, lm_batch
-from data.tokenizer import Tokenizer
+from data.loader import Batch
 from eval import tasks
 from eval.text import bits_per_byte
 from launch import measure, training
 from launch.pipeline import Context, Stage
+from model.config import TransformerConfig
 from model.transformer import Params, init
 from train import loop
 from train.checkpoint import params_hash
@@ -35,12 +36,15 @@ def run_curate(context: Context) -> dict:
 
 
 def run_tokenizer(context: Context) -> dict:
-    """Documents to a tokenizer and one folder of packed shards a domain."""
+    """Documents to a tokenizer (or that of `start`) and a folder of packed shards a domain."""
     config, out = context.settings.tokenizer, context.run.stage("tokenizer")
     texts = measure.read_documents(context.run, "train")
-    tokenizer.train(_interleave(list(texts.values())), config, out / "tokenizer.model")
-    context.progress.log("tokenizer trained; packing shards")
-    model = Tokenizer(out / "tokenizer.model")
+    if context.settings.start:
+        training.take_tokenizer(context, out)
+    else:
+        tokenizer.train(_interleave(list(texts.values())), config, out / "tokenizer.model")
+        context.progress.log("tokenizer trained; packing shards")
+    model = training.load_tokenizer(context.run)
     dtype, seq_len = shards.token_dtype(config.vocab_size), context.settings.pretrain.seq_len
     summary: dict[str, Any] = {"vocab_size": model.vocab_size}
     for domain, documents in texts.items():
@@ -70,20 +74,28 @@ def run_pretrain(context: Context) -> dict:
         domain: (shards.open_shards(folder / domain), source.weight)
         for domain, source in context.settings.data.sources.items()
     }
-    loader = training.make_loader(context, mixture, config.loop.batch_size, lm_batch)
+    transform = training.lm_rows(context, config.seq_len)
+    loader = training.make_loader(context, mixture, config.loop.batch_size, transform)
     mesh = training.device_mesh(context)
     state = training.fit_stage(
         context,
         "pretrain",
-        lm_loss(model_config, config.z_loss),
+        lm_loss(model_config, config.z_loss, config.chunk_tokens),
         model_config,
-        init(model_config, jax.random.key(context.settings.seed), mesh),
+        _first_params(context, model_config, mesh),
         loader,
         step_tokens=config.loop.batch_size * config.seq_len,
         seq_len=config.seq_len,
         evaluators=_heldout_evaluator(context),
     )
     return {"realised": loader.realised(), "params_sha256": params_hash(state.params)}
+
+
+def _first_params(context: Context, model_config: TransformerConfig, mesh: Mesh) -> Params:
+    """Fresh parameters, or those of the imported run that `start` names."""
+    if not context.settings.start:
+        return init(model_config, jax.random.key(context.settings.seed), mesh)
+    return training.load_start(context, model_config, mesh)
 
 
 def _heldout_evaluator(context: Context) -> dict:
@@ -117,14 +129,14 @@ def run_sft(context: Context) -> dict:
     model = training.load_tokenizer(context.run)
     rows, counts = sft.pack_demonstrations(examples + own, model, config.seq_len)
     context.progress.log(f"{counts['num_examples']} conversations in {counts['num_rows']} rows")
-    sources = {"instruct": (rows, 1.0)}
+    sources, transform = {"instruct": (rows, 1.0)}, training.lm_rows(context, config.seq_len)
     state = training.fit_stage(
         context,
         "sft",
-        lm_loss(model_config, config.z_loss),
+        lm_loss(model_config, config.z_loss, config.chunk_tokens),
         model_config,
         training.load_params(context, "pretrain"),
-        training.make_loader(context, sources, config.loop.batch_size, lm_batch),
+        training.make_loader(context, sources, config.loop.batch_size, transform),
         step_tokens=config.loop.batch_size * config.seq_len,
         seq_len=config.seq_len,
         evaluators={},
@@ -293,8 +305,8 @@ def run_report(context: Context) -> dict:
 
 TABLE: Mapping[str, Stage] = {
     "curate": Stage(("data",), (), run_curate),
-    "tokenizer": Stage(("tokenizer", "pretrain.seq_len"), ("curate",), run_tokenizer),
-    "pretrain": Stage(("seed", "model", "pretrain"), ("tokenizer",), run_pretrain),
+    "tokenizer": Stage(("tokenizer", "start", "pretrain.seq_len"), ("curate",), run_tokenizer),
+    "pretrain": Stage(("seed", "model", "start", "pretrain"), ("tokenizer",), run_pretrain),
     "sft": Stage(("sft", "instruct"), ("pretrain",), run_sft),
     "reward": Stage(("reward", "eval.max_new_tokens", "eval.batch_size"), ("sft",), run_reward),
     "dpo": Stage(("dpo",), ("reward",), run_dpo),

@@ -1,19 +1,26 @@
 """Glue between a run directory and the training rooms: checkpoints, loaders, metrics."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from data.loader import Batch, Loader
+from data import pretrained
+from data.errors import BadInput
+from data.loader import Batch, Loader, lm_batch
+from data.pretrained import Pretrained
 from data.tokenizer import Tokenizer
+from data.tokenizer_files import copy_tokenizer
 from launch import settings
 from launch.pipeline import Context
-from launch.rundir import MetricsWriter, RunDir
+from launch.rundir import ORIGIN, MetricsWriter, RunDir, write_json
 from launch.settings import to_dict
-from model import sharding
-from model.transformer import Params, TransformerConfig, declare
+from model import ring, sharding
+from model.config import LAYOUT, TransformerConfig
+from model.transformer import Params, declare
 from train import checkpoint, loop
 from train.checkpoint import Checkpointer
 from train.step import LossFn, TrainState
@@ -93,14 +100,56 @@ def make_loader(
     )
 
 
+def lm_rows(context: Context, seq_len: int) -> Callable[[Batch], Batch]:
+    """Packed rows to a batch of `train.lm`, laid out so that a context axis has even work."""
+    order_L = ring.balanced_order(seq_len, context.settings.mesh.axis_sizes()["context"])
+
+    def transform(rows: Batch) -> Batch:
+        return {name: x_BL[:, order_L] for name, x_BL in lm_batch(rows).items()}
+
+    return transform
+
+
 def device_mesh(context: Context) -> Mesh:
     """The configured mesh over the devices at hand."""
     return sharding.make_mesh(context.settings.mesh)
 
 
-def load_tokenizer(run: RunDir) -> Tokenizer:
-    """The run's tokenizer."""
-    return Tokenizer(run.stage("tokenizer") / "tokenizer.model")
+def load_tokenizer(run: RunDir) -> Tokenizer | Pretrained:
+    """The run's tokenizer: trained here, or that of the model it started from."""
+    folder, described = run.stage("tokenizer"), run.read_config()
+    if "model_type" in described:  # an imported run
+        return pretrained.load(folder, described["model"]["vocab_size"])
+    if not described["start"]:
+        return Tokenizer(folder / "tokenizer.model")
+    config = described["tokenizer"]
+    return pretrained.load(folder, config["vocab_size"], tuple(config["control"]))
+
+
+def take_tokenizer(context: Context, folder: Path) -> None:
+    """Copies the tokenizer of the run that `start` names, and what is known of its origin."""
+    start = RunDir(Path(context.settings.start))
+    config = context.settings.tokenizer
+    pretrained.load(start.stage("tokenizer"), config.vocab_size, config.control)
+    copy_tokenizer(start.stage("tokenizer"), folder)
+    write_json(folder / ORIGIN, start.read_config())
+
+
+def load_start(context: Context, model_config: TransformerConfig, mesh: Mesh) -> Params:
+    """Parameters of the run that `start` names.
+
+    Raises:
+      BadInput: its model has another shape than this run's.
+    """
+    start = RunDir(Path(context.settings.start))
+    found, params = load_model(start, "import", mesh)
+    for field in dataclasses.fields(TransformerConfig):
+        was, wanted = getattr(found, field.name), getattr(model_config, field.name)
+        if field.name not in LAYOUT and was != wanted:
+            raise BadInput(
+                f"model.{field.name} is {wanted!r}; it must be {was!r}, as in start={start.path}"
+            )
+    return params
 
 
 def load_params(context: Context, stage: str) -> Params:
@@ -112,7 +161,7 @@ def load_model(run: RunDir, stage: str, mesh: Mesh) -> tuple[TransformerConfig, 
     """Shape and parameters from a stage's newest checkpoint."""
 
     def abstract(saved: dict) -> Any:
-        declared = declare(TransformerConfig(**saved["model"]))
+        declared = declare(_saved_config(saved))
         return jax.tree.map(
             lambda where, weight: jax.ShapeDtypeStruct(weight[1], "float32", sharding=where),
             sharding.weight_shardings(declared, mesh),
@@ -120,7 +169,11 @@ def load_model(run: RunDir, stage: str, mesh: Mesh) -> tuple[TransformerConfig, 
         )
 
     saved, params = checkpoint.load(run.checkpoints(stage), abstract)
-    return TransformerConfig(**saved["model"]), params
+    return _saved_config(saved), params
+
+
+def _saved_config(saved: dict) -> TransformerConfig:
+    return settings.to_dataclass(TransformerConfig, saved["model"], "model")
 
 
 def language_model(context: Context) -> TransformerConfig:

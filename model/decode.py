@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from model import transformer
-from model.attention import attend
+from model.attention import Places, attend, visible
+from model.config import DTYPES, TransformerConfig, stacks
+from model.mixer import cache_dims
 
 
 class Generation(NamedTuple):
@@ -23,7 +25,10 @@ class Generation(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of every layer, written at the same index in all rows (left padding)."""
+    """Keys and values of one place in a stack, written at one index in all rows (left padding).
+
+    The values of latent attention are the first dims of its keys: v has none of its own.
+    """
 
     k_XBKMH: jax.Array
     v_XBKMH: jax.Array
@@ -33,7 +38,7 @@ class Cache(NamedTuple):
     jax.jit, static_argnames=("config", "max_new_tokens", "temperature", "end_id", "pad_id")
 )
 def generate(
-    config: transformer.TransformerConfig,
+    config: TransformerConfig,
     params: transformer.Params,
     prompt_BP: jax.Array,
     prompt_mask_BP: jax.Array,
@@ -46,13 +51,13 @@ def generate(
 ) -> Generation:
     """Samples a continuation of each prompt; compiles once a shape and set of static arguments.
 
-    Each row draws from its own random stream and sees only itself: the other rows do not matter.
+    Each row draws from its own random stream and sees only itself.
 
     Args:
       config: shape of the model.
       params: its parameters.
       prompt_BP: token ids, padded on the left.
-      prompt_mask_BP: 1 on real tokens, 0 on padding; each row has at least one 1, the last column.
+      prompt_mask_BP: 1 on real tokens; each row has at least one, the last column.
       rng: a jax key.
       max_new_tokens: R, at least 1.
       temperature: divides the logits; 0 takes the most likely token.
@@ -61,12 +66,8 @@ def generate(
     """
     B, P = prompt_BP.shape
     R = max_new_tokens
-    # Generated slots are all real: those not yet written are later than any query.
-    real_BM = jnp.pad(prompt_mask_BP.astype(bool), ((0, 0), (0, R)), constant_values=True)
     model = transformer.build(config, params)
-    extend = functools.partial(_extend, model, model.unstack(), real_BM)
-    num_real_B = prompt_mask_BP.sum(-1).astype(jnp.int32)
-    positions_BP = jnp.maximum(jnp.cumsum(prompt_mask_BP, -1) - 1, 0)
+    extend = functools.partial(_extend, model, model.unstack(), _slots(prompt_mask_BP, R))
     keys_B = jax.random.split(rng, B)
 
     def emit(step, out, cache, logits_BV, done_B):
@@ -77,14 +78,13 @@ def generate(
 
     def advance(carry):
         step, out, cache, token_B, done_B = carry
-        positions_B1 = (num_real_B + step - 1)[:, None]
-        logits_BV, cache = extend(cache, token_B[:, None], positions_B1, P + step - 1)
+        logits_BV, cache = extend(cache, token_B[:, None], P + step - 1)
         return emit(step, out, cache, logits_BV, done_B)
 
     def unfinished(carry):
         return (carry[0] < R) & ~carry[-1].all()
 
-    logits_BV, cache = extend(_empty_cache(config, B, P + R), prompt_BP, positions_BP, 0)
+    logits_BV, cache = extend(_empty_caches(config, B, P + R), prompt_BP, 0)
     first = emit(0, _empty_generation(B, R, pad_id), cache, logits_BV, jnp.zeros(B, bool))
     out = jax.lax.while_loop(unfinished, advance, first)[1]
     return out._replace(mask_BR=out.mask_BR.astype(jnp.int32))
@@ -102,31 +102,45 @@ def _draw(keys_B, step, logits_BV, temperature: float) -> tuple[jax.Array, jax.A
     return token_B, chosen_B - jax.nn.logsumexp(logits_BV, -1)
 
 
-def _extend(model, blocks, real_BM, cache: Cache, tokens_BL, positions_BL, start):
-    """Runs tokens at slots start.. of the cache; returns the last one's logits and the cache."""
-    slot_L = start + jnp.arange(tokens_BL.shape[1])
-    slot_M = jnp.arange(real_BM.shape[1])
-    seen_LM = slot_M[None, :] <= slot_L[:, None]
-    # A padded query sees its own slot, so that its softmax stays finite.
-    own_LM = slot_M[None, :] == slot_L[:, None]
-    mask_BLM = (seen_LM[None] & real_BM[:, None, :]) | own_LM[None]
+def _slots(prompt_mask_BP: jax.Array, R: int) -> Places:
+    """Where the tokens stand that the cache's slots hold, or will hold.
 
-    def body(block, layer, carry):
-        x_BLD, cache = carry
+    Those to be written have later positions than any query before them: none sees them.
+    """
+    real_BP = prompt_mask_BP.astype(jnp.int32)
+    later_BR = real_BP.sum(-1, keepdims=True) + jnp.arange(R, dtype=jnp.int32)[None]
+    positions_BM = jnp.concatenate([jnp.maximum(jnp.cumsum(real_BP, -1) - 1, 0), later_BR], 1)
+    return Places(positions_BM, jnp.pad(real_BP, ((0, 0), (0, R)), constant_values=1))
+
+
+def _extend(model, cycles, keys: Places, caches, tokens_BL, start):
+    """Runs tokens at slots start.. of the caches; returns the last one's logits and the caches."""
+    config, length = model.config, tokens_BL.shape[1]
+    queries = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length, 1), keys)
+
+    def body(block, where, layer, carry):
+        x_BLD, caches = carry
         written = []
 
         def mix(q_BLNH, k_BKLH, v_BKLH):
-            at = (layer, 0, 0, start, 0)
+            cache, at = caches[where], (layer, 0, 0, start, 0)
             put = jax.lax.dynamic_update_slice
             written.append(put(cache.k_XBKMH, k_BKLH[None], at))
-            written.append(put(cache.v_XBKMH, v_BKLH[None], at))
-            return attend(q_BLNH, written[0][layer], written[1][layer], mask_BLM)
+            latent = cache.v_XBKMH.shape[-1] == 0
+            written.append(cache.v_XBKMH if latent else put(cache.v_XBKMH, v_BKLH[None], at))
+            k_BKMH = written[0][layer]
+            v_BKMH = k_BKMH[..., : v_BKLH.shape[-1]] if latent else written[1][layer]
+            sink_N = None if block.attention.sink is None else block.attention.sink[...]
+            mask_BLM = visible(queries, keys, block.window)
+            cap = config.attention_softcap
+            return attend(q_BLNH, k_BKMH, v_BKMH, mask_BLM, block.scale, cap, sink_N)
 
-        x_BLD = block(x_BLD, positions_BL, mix)
-        return x_BLD, Cache(*written)
+        x_BLD, _ = block(x_BLD, queries, mix, cached=True)
+        return x_BLD, {**caches, where: Cache(*written)}
 
-    x_BLD, cache = model.layers(body, (model.embed(tokens_BL), cache), blocks)
-    return model.project(x_BLD[:, -1:])[:, 0], cache
+    x_BLD = model.embed(tokens_BL, queries.positions_BL)
+    x_BLD, caches = model.layers(body, (x_BLD, caches), cycles)
+    return model.project(x_BLD[:, -1:])[:, 0], caches
 
 
 def _empty_generation(B: int, R: int, pad_id: int) -> Generation:
@@ -134,6 +148,16 @@ def _empty_generation(B: int, R: int, pad_id: int) -> Generation:
     return Generation(tokens_BR, jnp.zeros((B, R), bool), jnp.zeros((B, R)))
 
 
-def _empty_cache(config: transformer.TransformerConfig, B: int, M: int) -> Cache:
-    shape = (config.num_layers, B, config.num_kv_heads, M, config.head_dim)
-    return Cache(*(jnp.zeros(shape, transformer.DTYPES[config.dtype]) for _ in range(2)))
+def _empty_caches(config: TransformerConfig, B: int, M: int) -> dict[tuple[int, int], Cache]:
+    """By stack and place in it."""
+    num_heads, *sizes = cache_dims(config)
+    return {
+        (number, place): Cache(
+            *(
+                jnp.zeros((stack.repeats, B, num_heads, M, size), DTYPES[config.dtype])
+                for size in sizes
+            )
+        )
+        for number, stack in enumerate(stacks(config))
+        for place in range(len(stack.layers))
+    }

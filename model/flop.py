@@ -2,11 +2,14 @@
 
 import math
 import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 
-from model.transformer import TransformerConfig, declare
+from model.config import TransformerConfig, layer_kinds
+from model.layer import is_matrix
+from model.transformer import declare
 
 # Dense bf16 peak of one chip, FLOP/s, from the vendors' data sheets.
 PEAK_FLOPS = {
@@ -20,25 +23,62 @@ PEAK_FLOPS = {
 
 
 def num_params(config: TransformerConfig) -> int:
-    """Number of parameters, embeddings included."""
-    shapes = jax.tree.leaves(declare(config), is_leaf=lambda node: isinstance(node, tuple))
-    return sum(math.prod(shape) for _, shape in shapes)
+    """Number of parameters, embeddings included, the padding of the vocabulary left out."""
+    padding = config.sizes()["V"] - config.vocab_size
+    num_tables = 2 if config.head == "untied" else 1
+    stored = sum(math.prod(shape) for _, _, shape in _weights(config))
+    return stored - num_tables * padding * config.d_model
+
+
+def num_active_params(config: TransformerConfig) -> int:
+    """Number of parameters that one token passes through: of experts, the chosen ones."""
+    moe = config.moe
+    idle = sum(
+        math.prod(shape) * (moe.num_experts - moe.top_k) // moe.num_experts
+        for name, letters, shape in _weights(config)
+        if _is_expert(name, letters)
+    )
+    return num_params(config) - idle
 
 
 def forward_flops(config: TransformerConfig, seq_len: int) -> float:
     """Floating-point operations of one token's forward pass, a multiply-add counted as two.
 
-    Matrix products only: projections, feed-forward, head, and causal attention over an average
-    context of seq_len / 2 (the masked half is not counted, packing is not subtracted).
+    Matrix products only: every weight matrix that the token meets, once (the embedding as a tied
+    head, chosen experts of all), and causal attention over an average context of seq_len / 2, or
+    of what a window leaves of it (the masked half is not counted, packing is not subtracted).
+    Latent attention is counted as it is trained, with its keys and values expanded.
 
     Source: arXiv 2204.02311, appendix B, with the causal half of attention.
     """
-    D, H, F = config.d_model, config.head_dim, config.d_ff
-    project = 2 * D * H * (2 * config.num_heads + 2 * config.num_kv_heads)
-    attention = 2 * 2 * config.num_heads * H * seq_len / 2
-    feed_forward = 3 * 2 * D * F
-    head = 2 * D * (1 if config.head == "scalar" else config.vocab_size)
-    return config.num_layers * (project + attention + feed_forward) + head
+    moe, head_size = config.moe, config.head_dim + (config.mla.value_dim or config.head_dim)
+    matrices = 0.0
+    for name, letters, shape in _weights(config):
+        if _is_matrix(name, letters):
+            share = moe.top_k / moe.num_experts if _is_expert(name, letters) else 1.0
+            matrices += share * math.prod(shape)
+    head = config.d_model * (1 if config.head == "scalar" else config.vocab_size)
+    window = min(config.window, seq_len)
+    context = {False: seq_len / 2, True: window - window**2 / (2 * seq_len)}
+    keys = sum(context[kind.sliding] for kind in layer_kinds(config))
+    return 2 * (matrices + head) + 2 * config.num_heads * head_size * keys
+
+
+def _weights(config: TransformerConfig) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """(name, letters, shape) of every weight."""
+    declared = declare(config)
+    for path, leaf in jax.tree.leaves_with_path(declared, is_leaf=lambda x: isinstance(x, tuple)):
+        yield path[-1].key, "".join(leaf[0]), leaf[1]
+
+
+def _is_matrix(name: str, letters: str) -> bool:
+    """Whether a token is multiplied by it, the head left out."""
+    tables = ("embedding", "position_table", "head")
+    return is_matrix(name, tuple(letters)) and name not in tables
+
+
+def _is_expert(name: str, letters: str) -> bool:
+    return "E" in letters and name not in ("router", "router_bias", "balance_bias")
 
 
 def train_flops(config: TransformerConfig, seq_len: int) -> float:

@@ -1,9 +1,13 @@
-"""Log-likelihood of given tokens, with a backward pass of its own."""
+"""Log-likelihood of given tokens, with backward passes of its own."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
+
+from model import sharding
+from model.attention import softcap
+from model.config import TransformerConfig
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -53,3 +57,127 @@ def token_logprobs(logits_BLV: jax.Array, targets_BL: jax.Array, temperature: fl
     """
     scale = 1.0 / temperature if temperature else 1.0
     return -cross_entropy(logits_BLV * scale, targets_BL, 0.0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def head_loss(
+    config: TransformerConfig,
+    z_loss: float,
+    chunk_tokens: int,
+    x_BLD: jax.Array,
+    head_DV: jax.Array,
+    targets_BL: jax.Array,
+    weights_BL: jax.Array,
+) -> jax.Array:
+    """Weighted sum of `cross_entropy` over a batch; its logits never stand whole in memory.
+
+    Each device takes `chunk_tokens` of its tokens at a time through the head. As the loss is one
+    sum with known weights, its gradients are made in the same sweep: no product is done twice.
+    Gradients flow to x_BLD and head_DV only.
+
+    Args:
+      config: vocab_size, which hides the padding of the vocabulary, and logit_softcap.
+      z_loss: as in `cross_entropy`.
+      chunk_tokens: tokens a device whose logits exist at once, at least 1.
+      x_BLD: activations after the final norm.
+      head_DV: output embedding, vocabulary padded.
+      targets_BL: token ids.
+      weights_BL: weight of each token's loss.
+
+    Returns:
+      The sum, float32, over all devices.
+    """
+    inputs = (x_BLD, head_DV, targets_BL, weights_BL)
+    return _head_loss(config, z_loss, chunk_tokens, False, *inputs)[0]
+
+
+def _head_loss_forward(config, z_loss, chunk_tokens, *inputs):
+    loss, x_grad, head_grad = _head_loss(config, z_loss, chunk_tokens, True, *inputs)
+    return loss, (x_grad, head_grad)
+
+
+def _head_loss_backward(_config, _z_loss, _chunk_tokens, residuals, grad):
+    x_grad, head_grad = residuals
+    return x_grad * grad.astype(x_grad.dtype), head_grad * grad, None, None
+
+
+head_loss.defvjp(_head_loss_forward, _head_loss_backward)
+
+
+def _head_loss(config, z_loss, chunk_tokens, with_grads, x_BLD, head_DV, targets_BL, weights_BL):
+    """(loss, gradient of x_BLD, gradient of head_DV); each device works on its own tokens."""
+    local = functools.partial(_local_head_loss, config, z_loss, chunk_tokens, with_grads)
+    if jax.sharding.get_abstract_mesh().empty:
+        return local((), (), x_BLD, head_DV, targets_BL, weights_BL)
+    x_spec = sharding.activation_spec("BLD", x_BLD.shape)
+    head_spec = sharding.activation_spec("DV", head_DV.shape)
+    rows = jax.sharding.PartitionSpec(*x_spec[:2])
+    shared = (sharding.axes_of(rows), sharding.axes_of(head_spec))
+    return jax.shard_map(
+        functools.partial(local, *shared),
+        in_specs=(x_spec, head_spec, rows, rows),
+        out_specs=(jax.sharding.PartitionSpec(), x_spec, head_spec),
+        check_vma=False,
+    )(x_BLD, head_DV, targets_BL, weights_BL)
+
+
+def _local_head_loss(
+    config,
+    z_loss,
+    chunk_tokens,
+    with_grads,
+    row_axes,
+    vocab_axes,
+    x_BLD,
+    head_DV,
+    targets_BL,
+    weights_BL,
+):
+    """One device's tokens and its part of the vocabulary; sums over the axes that split them."""
+    (B, L, D), V = x_BLD.shape, head_DV.shape[1]
+    num_chunks = -(-B * L // chunk_tokens)
+    size = -(-B * L // num_chunks)
+    first = jax.lax.axis_index(vocab_axes) * V if vocab_axes else 0
+    vocab_V = first + jnp.arange(V)
+    head = head_DV.astype(x_BLD.dtype)
+
+    def cut(x):
+        flat = x.reshape(B * L, *x.shape[2:])
+        padding = [(0, num_chunks * size - B * L), *[(0, 0)] * (flat.ndim - 1)]
+        return jnp.pad(flat, padding).reshape(num_chunks, size, *flat.shape[1:])
+
+    def total(x, axes):
+        return jax.lax.psum(x, axes) if axes else x
+
+    def visit(carry, chunk):
+        loss, head_grad = carry
+        x_LD, target_L, weight_L = chunk
+        raw_LV = jnp.matmul(x_LD, head, preferred_element_type=jnp.float32)
+        logits_LV = softcap(raw_LV, config.logit_softcap)
+        logits_LV = jnp.where((vocab_V < config.vocab_size)[None], logits_LV, -jnp.inf)
+        top_L = jnp.max(logits_LV, -1)
+        top_L = jax.lax.pmax(top_L, vocab_axes) if vocab_axes else top_L
+        lse_L = top_L + jnp.log(total(jnp.exp(logits_LV - top_L[:, None]).sum(-1), vocab_axes))
+        hit_LV = target_L[:, None] == vocab_V[None]
+        chosen_L = total(jnp.where(hit_LV, logits_LV, 0.0).sum(-1), vocab_axes)
+        loss += jnp.sum((lse_L - chosen_L + z_loss * jnp.square(lse_L)) * weight_L)
+        if not with_grads:
+            return (loss, head_grad), None
+        pull_L = weight_L * (1.0 + 2.0 * z_loss * lse_L)
+        grad_LV = jnp.exp(logits_LV - lse_L[:, None]) * pull_L[:, None]
+        grad_LV -= jnp.where(hit_LV, weight_L[:, None], 0.0)
+        if config.logit_softcap:
+            grad_LV *= 1.0 - jnp.square(jnp.tanh(raw_LV / config.logit_softcap))
+        grad_LV = grad_LV.astype(x_LD.dtype)
+        x_grad_LD = jnp.matmul(grad_LV, head.T, preferred_element_type=jnp.float32)
+        head_grad += jnp.matmul(x_LD.T, grad_LV, preferred_element_type=jnp.float32)
+        return (loss, head_grad), x_grad_LD.astype(x_LD.dtype)
+
+    start = (jnp.zeros(()), jnp.zeros((D, V)) if with_grads else None)
+    chunks = tuple(cut(x) for x in (x_BLD, targets_BL, weights_BL))
+    (loss, head_grad), x_grad = jax.lax.scan(visit, start, chunks)
+    loss = total(loss, row_axes)
+    if not with_grads:
+        return loss, x_BLD, head_DV
+    x_grad = total(x_grad.reshape(-1, D)[: B * L].reshape(B, L, D), vocab_axes)
+    return loss, x_grad, total(head_grad, row_axes)

@@ -1,90 +1,186 @@
 """Letters to mesh axes: the one table that says where every dim of every array lives.
 
 Legend (README repeats it): B batch, L query length, M key length, D model, N query heads,
-K kv heads, G = N/K, H head size, F feed-forward, V vocabulary, X stacked layers.
+K kv heads, G = N/K, H head size, F feed-forward, V vocabulary, E experts, C capacity, R latent
+rank, T learned positions, X stacked layers.
 A *dim* is a letter of a tensor; an *axis* is a side of the device mesh.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp", "tensor")
+# Slowest links first: what crosses slices stands before what stays inside one.
+AXES = ("data", "stage", "fsdp", "expert", "context", "tensor")
+
+# Weights are stored split over every axis that does not already split them otherwise.
+_STORED = ("fsdp", "expert", "context", "stage")
 
 # letter: (mesh axes of a weight's dim, mesh axes of an activation's dim). Two columns, because
 # one map would shard x_BLD over fsdp twice: weights are stored split along D, activations along B.
-TABLE: dict[str, tuple[Any, Any]] = {
-    "B": (None, ("data", "fsdp")),
-    "L": (None, None),
-    "D": ("fsdp", None),
-    "N": ("tensor", "tensor"),
-    "K": ("tensor", "tensor"),
-    "H": (None, None),
-    "F": ("tensor", "tensor"),
-    "V": ("tensor", "tensor"),
-    "X": (None, None),
+# An axis splits an array once: the first of its letters takes it.
+TABLE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "B": ((), ("data", "fsdp", "expert")),
+    "L": ((), ("context",)),
+    "M": ((), ()),
+    "D": (_STORED, ()),
+    "N": (("tensor",), ("tensor",)),
+    "K": (("tensor",), ("tensor",)),
+    "H": ((), ()),
+    "F": (("tensor",), ("tensor",)),
+    "V": (("tensor",), ("tensor",)),
+    "E": (("expert",), ("expert",)),
+    "C": ((), ()),
+    "R": (_STORED, ()),
+    "T": ((), ()),
+    "X": (("stage",), ()),
 }
+# Splits that may be left out where the numbers do not allow them: weights are then stored more
+# than once, and `replicated` counts it. Any other clash is refused.
+OPTIONAL = {("K", "tensor"), *((letter, axis) for letter in "DR" for axis in _STORED[1:])}
+OPTIONAL |= {("R", "fsdp"), ("X", "stage")}
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Sizes of the mesh axes; their product is the number of devices used."""
+class AxisSizes:
+    """A size for each mesh axis."""
 
-    data: int
-    fsdp: int
-    tensor: int
+    data: int = 1
+    stage: int = 1
+    fsdp: int = 1
+    expert: int = 1
+    context: int = 1
+    tensor: int = 1
 
     def __post_init__(self):
-        for axis, size in zip(AXES, (self.data, self.fsdp, self.tensor), strict=True):
+        for axis, size in zip(AXES, self.sizes(), strict=True):
             if size < 1:
                 raise ValueError(f"{axis} is {size}; it must be at least 1")
 
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes in the order of AXES."""
+        return tuple(getattr(self, axis) for axis in AXES)
 
-def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
-    """Lays devices out along the mesh axes.
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig(AxisSizes):
+    """Devices along each axis inside a slice (a pod's fast links), and slices along each axis.
+
+    An axis is as long as the product of the two. `max_replicated` is the share of weight bytes
+    that may be stored more often than the table plans before it counts as an accident.
+    """
+
+    slices: AxisSizes = AxisSizes()
+    max_replicated: float = 0.02
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.max_replicated <= 1:
+            raise ValueError(f"max_replicated is {self.max_replicated}; it must be in [0, 1]")
+
+    def axis_sizes(self) -> dict[str, int]:
+        """Length of each mesh axis, slices included."""
+        pairs = zip(self.sizes(), self.slices.sizes(), strict=True)
+        return dict(zip(AXES, (inside * across for inside, across in pairs), strict=True))
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """Lays devices out along the mesh axes, neighbours inside a slice.
 
     Args:
       config: axis sizes.
       devices: the devices to use; all of them by default.
 
     Raises:
-      ValueError: the product of the axis sizes is not the number of devices.
+      ValueError: the product of the axis sizes is not the number of devices, or that of the
+        slices not the number of slices.
     """
-    devices = jax.devices() if devices is None else devices
-    sizes = (config.data, config.fsdp, config.tensor)
-    if int(np.prod(sizes)) != len(devices):
-        asked = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+    devices = list(jax.devices() if devices is None else devices)
+    asked = math.prod(config.axis_sizes().values())
+    if asked != len(devices):
+        sizes = " x ".join(f"{axis} {size}" for axis, size in config.axis_sizes().items())
         raise ValueError(
-            f"mesh.{{data,fsdp,tensor}}: {asked} = {int(np.prod(sizes))} devices asked, "
-            f"{len(devices)} present; the product must equal the number present"
+            f"mesh: {sizes} = {asked} devices asked, {len(devices)} present; "
+            "the product must equal the number present"
         )
-    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+    across, inside = config.slices.sizes(), config.sizes()
+    slices = _slices(devices) if math.prod(across) > 1 else [devices]
+    if len(slices) != math.prod(across) or len({len(part) for part in slices}) > 1:
+        raise ValueError(
+            f"mesh.slices: {' x '.join(map(str, across))} = {math.prod(across)} slices asked; the "
+            f"devices are in {len(slices)}, of {sorted({len(part) for part in slices})} devices"
+        )
+    laid = [
+        mesh_utils.create_device_mesh(inside, part, allow_split_physical_axes=True)
+        for part in slices
+    ]
+    grid = np.stack(laid).reshape(across + inside)
+    num = len(AXES)
+    grid = grid.transpose([place for axis in range(num) for place in (axis, num + axis)])
+    return Mesh(grid.reshape(tuple(config.axis_sizes().values())), AXES)
 
 
-def weight_spec(letters: tuple[str, ...]) -> PartitionSpec:
+def _slices(devices: list) -> list[list]:
+    """Devices by slice; where they know of none (GPU, CPU), by the process that holds them."""
+    keys = [getattr(device, "slice_index", None) for device in devices]
+    if len(set(keys)) == 1:
+        keys = [device.process_index for device in devices]
+    return [
+        [d for d, k in zip(devices, keys, strict=True) if k == key] for key in sorted(set(keys))
+    ]
+
+
+def axis_size(axis: str) -> int:
+    """Length of a mesh axis in the present context; 1 without a mesh."""
+    return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
+
+
+def weight_spec(
+    letters: Sequence[str], shape: Sequence[int], axis_sizes: Mapping[str, int]
+) -> PartitionSpec:
     """PartitionSpec of a weight declared with these letters."""
-    return PartitionSpec(*(TABLE[letter][0] for letter in letters))
+    return _spec(letters, shape, axis_sizes, 0)
 
 
-def activation_spec(letters: str) -> PartitionSpec:
-    """PartitionSpec of an activation with these letters."""
-    return PartitionSpec(*(TABLE[letter][1] for letter in letters))
+def activation_spec(letters: str, shape: Sequence[int] | None = None) -> PartitionSpec:
+    """PartitionSpec of an activation with these letters, on the mesh in context.
+
+    Where `shape` is given, a dim that an axis does not divide is left whole.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return _spec(letters, [0] * len(letters) if shape is None else shape, sizes, 1)
+
+
+def _spec(letters, shape, axis_sizes, column: int) -> PartitionSpec:
+    taken, dims = set(), []
+    for letter, size in zip(letters, shape, strict=True):
+        chosen, parts = [], 1
+        for axis in TABLE[letter][column]:
+            ways = axis_sizes.get(axis, 1)
+            if ways > 1 and axis not in taken and size % (parts * ways) == 0:
+                chosen.append(axis)
+                parts *= ways
+        taken.update(chosen)
+        dims.append(tuple(chosen) if len(chosen) > 1 else chosen[0] if chosen else None)
+    return PartitionSpec(*dims)
 
 
 def constrain(x: jax.Array, letters: str) -> jax.Array:
     """Pins an activation to the table's second column; without a mesh in context, does nothing."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, activation_spec(letters))
+    return jax.lax.with_sharding_constraint(x, activation_spec(letters, x.shape))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of an array whose first dim is B."""
-    return NamedSharding(mesh, activation_spec("B"))
+    return NamedSharding(mesh, PartitionSpec(TABLE["B"][1]))
 
 
 def weight_shardings(declared: Any, mesh: Mesh) -> Any:
@@ -102,21 +198,47 @@ def weight_shardings(declared: Any, mesh: Mesh) -> Any:
     """
     check_splits(declared, dict(mesh.shape))
     return jax.tree.map(
-        lambda weight: NamedSharding(mesh, weight_spec(weight[0])), declared, is_leaf=_is_declared
+        lambda weight: NamedSharding(mesh, weight_spec(*weight, mesh.shape)),
+        declared,
+        is_leaf=_is_declared,
     )
 
 
 def check_splits(declared: Any, axis_sizes: Mapping[str, int]) -> None:
     """Raises ValueError, with the numbers that clash, if some weight's dim cannot be split."""
     for path, (letters, shape) in jax.tree.leaves_with_path(declared, is_leaf=_is_declared):
+        taken = axes_of(weight_spec(letters, shape, axis_sizes))
         for letter, size in zip(letters, shape, strict=True):
-            axis = TABLE[letter][0]
-            if axis and size % axis_sizes[axis]:
-                raise ValueError(
-                    f"mesh.{axis} is {axis_sizes[axis]}, but dim {letter} of weight "
-                    f"{jax.tree_util.keystr(path, simple=True, separator='.')} is {size}; "
-                    f"it must divide by mesh.{axis}"
-                )
+            for axis in TABLE[letter][0]:
+                ways = axis_sizes.get(axis, 1)
+                if ways > 1 and axis not in taken and (letter, axis) not in OPTIONAL:
+                    hint = "; model.vocab_multiple pads it" if letter == "V" else ""
+                    raise ValueError(
+                        f"mesh.{axis} is {ways}, but dim {letter} of weight "
+                        f"{jax.tree_util.keystr(path, simple=True, separator='.')} is {size}; "
+                        f"it must divide by mesh.{axis}{hint}"
+                    )
+
+
+def replicated(declared: Any, axis_sizes: Mapping[str, int]) -> float:
+    """Share of weight bytes that devices store beyond what the table plans.
+
+    A weight that the table would cut into p parts and that could only be cut into q < p counts
+    with 1 - q / p of its bytes; replicas over the data axis are planned.
+    """
+    total, extra = 0, 0.0
+    for letters, shape in jax.tree.leaves(declared, is_leaf=_is_declared):
+        planned = {axis for letter in letters for axis in TABLE[letter][0]}
+        done = set(axes_of(weight_spec(letters, shape, axis_sizes)))
+        missing = math.prod(axis_sizes.get(axis, 1) for axis in planned - done)
+        total += math.prod(shape)
+        extra += math.prod(shape) * (1 - 1 / missing)
+    return extra / total
+
+
+def axes_of(spec: PartitionSpec) -> tuple[str, ...]:
+    """The mesh axes that a spec splits over."""
+    return tuple(axis for dim in spec if dim for axis in ((dim,) if isinstance(dim, str) else dim))
 
 
 def _is_declared(node: Any) -> bool:

@@ -1,23 +1,25 @@
-"""The decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU, scanned over layers.
+"""The decoder: embedding, stacks of layers, final norm, head; every family of configs/families.py.
 
-Every weight is declared once, in `weight(rngs, letters, sizes, std)`: its letters give its shape
-and, through model/sharding.py, its place on any mesh. Outside this file parameters are a plain
-nested dict of arrays, and `init` and `forward` are pure functions of a frozen configuration.
+Every weight is declared once, in `layer.weight(rngs, letters, sizes, std)`: its letters give its
+shape and, through model/sharding.py, its place on any mesh. Outside of model/ parameters are a
+plain nested dict of arrays, and `init` and `forward` are pure functions of a frozen configuration.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from model import sharding
-from model.attention import attend, causal_mask, rope
+from model import kernel, moe, pipeline, ring, sharding
+from model.attention import Places, softcap
+from model.config import DTYPES, Layer, Stack, TransformerConfig, layer_kinds, stacks
+from model.layer import FeedForward, Norm, cast, product, weight
+from model.mixer import GroupedAttention, LatentAttention
 
 Params = dict[str, Any]
 
@@ -26,172 +28,88 @@ REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-HEADS = ("tied", "untied", "scalar")
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """Shape of a decoder. `head='scalar'` gives one value a position (reward model, critic)."""
-
-    vocab_size: int
-    num_layers: int
-    d_model: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    d_ff: int
-    head: str
-    qk_norm: bool
-    rope_theta: float
-    norm_eps: float
-    dtype: str
-    remat: str
-    scan_layers: bool
-
-    def __post_init__(self):
-        sizes = "vocab_size num_layers d_model num_heads num_kv_heads head_dim d_ff"
-        for key in sizes.split():
-            _require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
-        allowed = f"a divisor of model.num_heads = {self.num_heads}"
-        _require(
-            self.num_heads % self.num_kv_heads == 0, "num_kv_heads", self.num_kv_heads, allowed
-        )
-        _require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "even, RoPE turns pairs")
-        _require(self.head in HEADS, "head", self.head, f"one of {HEADS}")
-        _require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {tuple(DTYPES)}")
-        _require(self.remat in REMAT, "remat", self.remat, f"one of {tuple(REMAT)}")
-
-    def sizes(self) -> dict[str, int]:
-        """Length of each lettered dim of the weights."""
-        return {
-            "V": self.vocab_size,
-            "D": self.d_model,
-            "N": self.num_heads,
-            "K": self.num_kv_heads,
-            "H": self.head_dim,
-            "F": self.d_ff,
-        }
-
-
-def _require(condition: bool, key: str, value: Any, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"model.{key} is {value!r}; it must be {allowed}")
-
-
-def weight(rngs: nnx.Rngs, letters: str, sizes: dict[str, int], std: float) -> nnx.Param:
-    """Declares one weight by its letters: normal with `std` (0: ones, the scale of a norm)."""
-    shape = tuple(sizes[letter] for letter in letters)
-    key = rngs.params()
-    value = std * jax.random.normal(key, shape) if std else jnp.ones(shape)
-    return nnx.Param(value, out_sharding=tuple(letters))
-
-
-def product(equation: str, x: jax.Array, w: jax.Array, dtype: Any = None) -> jax.Array:
-    """einsum of an activation and a weight as one flat matrix product.
-
-    The letters they share must end x and begin w, in one order. On a CPU, XLA transposes the
-    whole output gradient for the weight gradient of the unflattened einsum: 2.4 times slower at
-    the head of configs/bench_cpu.py.
-    """
-    left, right, out = equation.replace("->", ",").split(",")
-    num_shared = (len(left) + len(right) - len(out)) // 2
-    assert (
-        left[-num_shared:] == right[:num_shared] and out == left[:-num_shared] + right[num_shared:]
-    )
-    flat_w = w.reshape(math.prod(w.shape[:num_shared]), -1)
-    flat = jnp.matmul(x.reshape(-1, flat_w.shape[0]), flat_w, preferred_element_type=dtype)
-    return flat.reshape(x.shape[:-num_shared] + w.shape[num_shared:])
-
-
-class Norm(nnx.Module):
-    """RMSNorm in float32. Source: arXiv 1910.07467, equation 4."""
-
-    def __init__(self, config: TransformerConfig, letter: str, rngs: nnx.Rngs):
-        self.eps = config.norm_eps
-        self.scale = weight(rngs, letter, config.sizes(), 0.0)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
-        scale = jnp.expand_dims(self.scale[...], tuple(range(x.ndim - 1)))
-        return (y * scale).astype(x.dtype)
-
-
-class Attention(nnx.Module):
-    """Causal self-attention; with a cache, keys and values come from it."""
-
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        sizes, fan_in = config.sizes(), config.d_model**-0.5
-        out_std = (config.num_heads * config.head_dim * 2 * config.num_layers) ** -0.5
-        self.config = config
-        self.q = weight(rngs, "DNH", sizes, fan_in)
-        self.k = weight(rngs, "DKH", sizes, fan_in)
-        self.v = weight(rngs, "DKH", sizes, fan_in)
-        self.out = weight(rngs, "NHD", sizes, out_std)
-        self.q_norm = Norm(config, "H", rngs) if config.qk_norm else None
-        self.k_norm = Norm(config, "H", rngs) if config.qk_norm else None
-
-    def project(self, x_BLD: jax.Array, positions_BL: jax.Array):
-        """Queries q_BLNH, keys k_BKLH and values v_BKLH, normed and rotated."""
-        cast, theta = functools.partial(_cast, x_BLD.dtype), self.config.rope_theta
-        q_BLNH = product("BLD,DNH->BLNH", x_BLD, cast(self.q))
-        k_BLKH = product("BLD,DKH->BLKH", x_BLD, cast(self.k))
-        v_BLKH = product("BLD,DKH->BLKH", x_BLD, cast(self.v))
-        if self.config.qk_norm:
-            q_BLNH, k_BLKH = self.q_norm(q_BLNH), self.k_norm(k_BLKH)
-        q_BLNH, k_BLKH = rope(q_BLNH, positions_BL, theta), rope(k_BLKH, positions_BL, theta)
-        return q_BLNH, jnp.moveaxis(k_BLKH, 1, 2), jnp.moveaxis(v_BLKH, 1, 2)
-
-    def merge(self, mixed_BLNH: jax.Array) -> jax.Array:
-        """Output projection."""
-        return product("BLNH,NHD->BLD", mixed_BLNH, _cast(mixed_BLNH.dtype, self.out))
-
-
-class FeedForward(nnx.Module):
-    """SwiGLU. Source: arXiv 2002.05202, equation 6."""
-
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        sizes, fan_in = config.sizes(), config.d_model**-0.5
-        self.gate = weight(rngs, "DF", sizes, fan_in)
-        self.up = weight(rngs, "DF", sizes, fan_in)
-        self.down = weight(rngs, "FD", sizes, (config.d_ff * 2 * config.num_layers) ** -0.5)
-
-    def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        cast = functools.partial(_cast, x_BLD.dtype)
-        gate_BLF = jax.nn.silu(product("BLD,DF->BLF", x_BLD, cast(self.gate)))
-        up_BLF = product("BLD,DF->BLF", x_BLD, cast(self.up))
-        return product("BLF,FD->BLD", gate_BLF * up_BLF, cast(self.down))
 
 
 class Block(nnx.Module):
-    """Pre-norm residual block."""
+    """One layer: attention and feed-forward, each added to its input."""
 
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        self.attention_norm = Norm(config, "D", rngs)
-        self.attention = Attention(config, rngs)
-        self.feed_forward_norm = Norm(config, "D", rngs)
-        self.feed_forward = FeedForward(config, rngs)
+    def __init__(self, config: TransformerConfig, kind: Layer, rngs: nnx.Rngs):
+        attention = LatentAttention if config.mla.kv_rank else GroupedAttention
+        before, after = config.norm_place != "post", config.norm_place != "pre"
+        self.window = config.window if kind.sliding else 0
+        self.scale = config.attention_scale or config.head_dim**-0.5
+        self.attention_norm = Norm(config, "D", rngs) if before else None
+        self.attention = attention(config, kind.sliding, rngs)
+        self.attention_post_norm = Norm(config, "D", rngs) if after else None
+        self.feed_forward_norm = Norm(config, "D", rngs) if before else None
+        self.experts = kind.experts
+        wide = moe.Experts(config, rngs) if kind.experts else FeedForward(config, rngs, config.d_ff)
+        self.feed_forward = wide
+        self.feed_forward_post_norm = Norm(config, "D", rngs) if after else None
 
-    def __call__(self, x_BLD, positions_BL, mix):
-        """`mix(q_BLNH, k_BKLH, v_BKLH) -> mixed_BLNH` is attention over a row, or over a cache."""
-        q, k, v = self.attention.project(self.attention_norm(x_BLD), positions_BL)
-        x_BLD = x_BLD + self.attention.merge(mix(q, k, v))
-        x_BLD = x_BLD + self.feed_forward(self.feed_forward_norm(x_BLD))
-        return sharding.constrain(x_BLD, "BLD")
+    def __call__(self, x_BLD: jax.Array, places: Places, mix: Callable, cached: bool = False):
+        """Runs the layer.
+
+        Args:
+          x_BLD: input.
+          places: positions for the rotation, segments for the router.
+          mix: `mix(q_BLNH, k_BKLH, v_BKLH) -> mixed_BLNH`: attention over a row, or over a cache.
+          cached: keys and values are those of `mixer.cache_dims`.
+
+        Returns:
+          The output x_BLD, and the router's statistics ({} without experts).
+        """
+        normed_BLD = _normed(self.attention_norm, x_BLD)
+        q, k, v = self.attention.project(normed_BLD, places.positions_BL, cached)
+        y_BLD = self.attention.merge(mix(q, k, v), cached)
+        x_BLD = x_BLD + _normed(self.attention_post_norm, y_BLD)
+        normed_BLD, stats = _normed(self.feed_forward_norm, x_BLD), {}
+        if self.experts:
+            y_BLD, stats = self.feed_forward(normed_BLD, places.segments_BL)
+        else:
+            y_BLD = self.feed_forward(normed_BLD)
+        x_BLD = x_BLD + _normed(self.feed_forward_post_norm, y_BLD)
+        return sharding.constrain(x_BLD, "BLD"), stats
+
+
+def _normed(norm: Norm | None, x_BLD: jax.Array) -> jax.Array:
+    return x_BLD if norm is None else norm(x_BLD)
+
+
+class Cycle(nnx.Module):
+    """The layers of a stack that repeat together; its parameters are stacked along X."""
+
+    def __init__(self, config: TransformerConfig, stack: Stack, rngs: nnx.Rngs):
+        for place, kind in enumerate(stack.layers):
+            setattr(self, f"layer{place}", Block(config, kind, rngs))
+
+
+class Rows(NamedTuple):
+    """What travels up the layers: activations, where their tokens stand, the router's statistics.
+
+    Every leaf leads with B, so that a pipeline may cut it into microbatches.
+    """
+
+    x_BLD: jax.Array
+    places: Places
+    stats: dict[str, jax.Array]
 
 
 class Transformer(nnx.Module):
-    """Embedding, stacked blocks, final norm and head."""
+    """Embedding, stacks of layers, final norm and head."""
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         sizes, fan_in = config.sizes(), config.d_model**-0.5
         self.config = config
         self.embedding = weight(rngs, "VD", sizes, fan_in)
-        make_block = nnx.vmap(
-            functools.partial(Block, config), transform_metadata={nnx.PARTITION_NAME: "X"}
-        )
-        self.blocks = make_block(rngs.split(config.num_layers))
+        learned = config.positions == "learned"
+        self.position_table = weight(rngs, "TD", sizes, fan_in) if learned else None
+        for number, stack in enumerate(stacks(config)):
+            make = nnx.vmap(
+                functools.partial(Cycle, config, stack),
+                transform_metadata={nnx.PARTITION_NAME: "X"},
+            )
+            setattr(self, f"stack{number}", make(rngs.split(stack.repeats)))
         self.norm = Norm(config, "D", rngs)
         # Scalar: N(0, 1/sqrt(D + 1)), arXiv 2403.17031 (reward head of the OpenAI code).
         self.head = {
@@ -200,55 +118,106 @@ class Transformer(nnx.Module):
             "scalar": lambda: weight(rngs, "D", sizes, (config.d_model + 1) ** -0.5),
         }[config.head]()
 
-    def embed(self, tokens_BL: jax.Array) -> jax.Array:
-        """Token vectors, scaled to unit size so that a tied head starts with small logits."""
-        x_BLD = self.embedding[...][tokens_BL] * math.sqrt(self.config.d_model)
-        return sharding.constrain(x_BLD.astype(DTYPES[self.config.dtype]), "BLD")
+    def embed(self, tokens_BL: jax.Array, positions_BL: jax.Array) -> jax.Array:
+        """Token vectors, with those of their positions where they are learned."""
+        # Gathered along D first: a lookup in a table that is split both ways would replicate it.
+        table_VD = sharding.constrain(self.embedding[...], "VD")
+        x_BLD = table_VD[tokens_BL].astype(DTYPES[self.config.dtype])
+        if self.config.scale_embedding:
+            x_BLD = x_BLD * jnp.asarray(math.sqrt(self.config.d_model), x_BLD.dtype)
+        if self.position_table is not None:
+            table_TD = sharding.constrain(cast(x_BLD, self.position_table), "TD")
+            x_BLD = x_BLD + table_TD[positions_BL]
+        return sharding.constrain(x_BLD, "BLD")
+
+    def head_matrix(self) -> jax.Array:
+        """head_DV, float32; of a tied head, the embedding's transpose."""
+        return self.embedding[...].T if self.config.head == "tied" else self.head[...]
 
     def project(self, x_BLD: jax.Array) -> jax.Array:
         """Final norm and head: logits_BLV, or values_BL of a scalar head; float32."""
-        x_BLD, cast = self.norm(x_BLD), functools.partial(_cast, x_BLD.dtype)
+        x_BLD = self.norm(x_BLD)
         if self.config.head == "scalar":
-            return product("BLD,D->BL", x_BLD, cast(self.head), jnp.float32)
-        head_DV = cast(self.embedding).T if self.config.head == "tied" else cast(self.head)
-        return sharding.constrain(product("BLD,DV->BLV", x_BLD, head_DV, jnp.float32), "BLV")
+            return product("BLD,D->BL", x_BLD, cast(x_BLD, self.head), jnp.float32)
+        head_DV = self.head_matrix().astype(x_BLD.dtype)
+        logits_BLV = product("BLD,DV->BLV", x_BLD, head_DV, jnp.float32)
+        logits_BLV = softcap(sharding.constrain(logits_BLV, "BLV"), self.config.logit_softcap)
+        return logits_BLV[..., : self.config.vocab_size]
 
-    def unstack(self) -> list[Block] | None:
-        """The blocks one by one if the config does not scan them, else None.
+    def unstack(self) -> list[list[Cycle]] | None:
+        """The layers one by one if the config does not scan them, else None.
 
-        A caller with a loop of its own cuts the stack once, outside of it.
+        A caller with a loop of its own cuts the stacks once, outside of it.
         """
         if self.config.scan_layers:
             return None
-        block_graph, stacked = nnx.split(self.blocks)
-        cut = (jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(self.config.num_layers))
-        return [nnx.merge(block_graph, params) for params in cut]
+        return [
+            [
+                nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], stacked))
+                for i in range(stack.repeats)
+            ]
+            for stack, (graph, stacked) in self._split()
+        ]
+
+    def _split(self):
+        for number, stack in enumerate(stacks(self.config)):
+            yield stack, nnx.split(getattr(self, f"stack{number}"))
 
     def layers(
-        self, body: Callable[[Block, Any, Any], Any], carry: Any, blocks: list[Block] | None = None
+        self,
+        body: Callable[[Block, tuple[int, int], Any, Any], Any],
+        carry: Any,
+        cycles: list[list[Cycle]] | None = None,
+        pipelined: bool = False,
     ) -> Any:
-        """Runs `carry = body(block, index, carry)` over the blocks.
+        """Runs `carry = body(block, (stack, place), index, carry)` over the layers.
 
-        Without `blocks` (see `unstack`) it is a scan over the stack: one compiled body.
+        Args:
+          body: one layer; the weights of layer `index` of its stack and place are in the block.
+          carry: what it passes on.
+          cycles: from `unstack`. Without them each stack is a scan: one compiled body.
+          pipelined: on a mesh with several stages, the longest stack runs as a pipeline; each
+            leaf of the carry must lead with B.
         """
-        if blocks is not None:
-            for index, block in enumerate(blocks):
-                carry = body(block, index, carry)
+        if cycles is not None:
+            for number, repeated in enumerate(cycles):
+                for index, cycle in enumerate(repeated):
+                    for place in range(len(stacks(self.config)[number].layers)):
+                        block = getattr(cycle, f"layer{place}")
+                        carry = body(block, (number, place), index, carry)
             return carry
-        block_graph, stacked = nnx.split(self.blocks)
+        longest = max(stack.repeats for stack in stacks(self.config))
+        for number, (stack, (graph, stacked)) in enumerate(self._split()):
+            step = self._make_step(body, number, stack, graph)
+            indices = jnp.arange(stack.repeats)
+            if pipelined and stack.repeats == longest and sharding.axis_size("stage") > 1:
+                carry = pipeline.run(self.config, step, carry, (stacked, indices))
+                longest = None  # only one stack is pipelined
+            else:
+                scan = functools.partial(jax.lax.scan, unroll=not self.config.scan_layers)
+                carry = scan(step, carry, (stacked, indices))[0]
+        return carry
+
+    def _make_step(self, body: Callable, number: int, stack: Stack, graph: nnx.GraphDef):
+        """The scanned function over one cycle; each of its layers is recomputed on its own."""
+        policy = REMAT[self.config.remat]
 
         def step(carry, layer):
             params, index = layer
-            return body(nnx.merge(block_graph, params), index, carry), None
+            for place in range(len(stack.layers)):
 
-        if REMAT[self.config.remat] is not None:
-            step = jax.checkpoint(step, policy=REMAT[self.config.remat], prevent_cse=False)
-        layers = (stacked, jnp.arange(self.config.num_layers))
-        return jax.lax.scan(step, carry, layers, unroll=not self.config.scan_layers)[0]
+                def run(params, index, carry, place=place):
+                    block = getattr(nnx.merge(graph, params), f"layer{place}")
+                    return body(block, (number, place), index, carry)
 
+                if policy is not None:
+                    # A scan's body is not merged with its recomputation; an unrolled one is.
+                    unrolled = not self.config.scan_layers or len(stack.layers) > 1
+                    run = jax.checkpoint(run, policy=policy, prevent_cse=unrolled)
+                carry = run(params, index, carry)
+            return carry, None
 
-def _cast(dtype: Any, param: nnx.Param) -> jax.Array:
-    return param[...].astype(dtype)
+        return step
 
 
 @functools.lru_cache(maxsize=64)
@@ -301,17 +270,18 @@ def forward(
     config: TransformerConfig,
     params: Params,
     tokens_BL: jax.Array,
-    positions_BL: jax.Array,
-    segments_BL: jax.Array,
+    positions_BL: jax.Array | None = None,
+    segments_BL: jax.Array | None = None,
     tail: int | None = None,
 ) -> jax.Array:
     """Runs the decoder over packed rows.
 
     Args:
       config: shape of the model.
-      params: from `init`.
+      params: from `init`, or imported.
       tokens_BL: token ids.
-      positions_BL: position of each token in its own segment, from 0.
+      positions_BL: position of each token in its own segment, from 0; by default each row is one
+        segment.
       segments_BL: a token sees earlier tokens of its own segment only; 0 is padding, whose
         outputs mean nothing.
       tail: if given, only the last `tail` positions go through the head.
@@ -319,10 +289,71 @@ def forward(
     Returns:
       logits_BLV, or values_BL where config.head is 'scalar'; float32.
     """
-    model, mask_BLM = build(config, params), causal_mask(segments_BL)
-
-    def body(block, _, x_BLD):
-        return block(x_BLD, positions_BL, lambda q, k, v: attend(q, k, v, mask_BLM))
-
-    x_BLD = model.layers(body, model.embed(tokens_BL))
+    if positions_BL is None:
+        positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
+    if segments_BL is None:
+        segments_BL = jnp.ones_like(tokens_BL)
+    model = build(config, params)
+    x_BLD = _run(model, tokens_BL, Places(positions_BL, segments_BL)).x_BLD
     return model.project(x_BLD if tail is None else x_BLD[:, -tail:])
+
+
+def features(
+    config: TransformerConfig, params: Params, tokens_BL: jax.Array, places: Places
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """What a loss that never holds all logits needs.
+
+    Returns:
+      (x_BLD after the final norm, head_DV with the padded vocabulary, the router's statistics
+      of model/moe.py, {} without experts).
+    """
+    model = build(config, params)
+    rows = _run(model, tokens_BL, places)
+    return model.norm(rows.x_BLD), model.head_matrix(), rows.stats
+
+
+def _run(model: Transformer, tokens_BL: jax.Array, places: Places) -> Rows:
+    config = model.config
+
+    def body(block, where, index, rows):
+        mix = functools.partial(_mix, config, block, rows.places)
+        x_BLD, stats = block(rows.x_BLD, rows.places, mix)
+        return Rows(x_BLD, rows.places, _add_stats(config, rows.stats, stats, where, index))
+
+    x_BLD = model.embed(tokens_BL, places.positions_BL)
+    rows = Rows(x_BLD, places, _empty_stats(config, tokens_BL.shape[0]))
+    return model.layers(body, rows, pipelined=True)
+
+
+def _mix(config, block: Block, places: Places, q_BLNH, k_BKMH, v_BKMH) -> jax.Array:
+    """Attention of packed rows over themselves."""
+    sink_N = None if block.attention.sink is None else block.attention.sink[...]
+    request = (places, block.window, block.scale, sink_N)
+    if config.context == "ring" and sharding.axis_size("context") > 1:
+        return ring.attention(config, q_BLNH, k_BKMH, v_BKMH, *request)
+    q_BLNH = sharding.constrain(q_BLNH, "BLNH")
+    k_BKMH, v_BKMH = (sharding.constrain(x, "BKMH") for x in (k_BKMH, v_BKMH))
+    return kernel.attention(config, q_BLNH, k_BKMH, v_BKMH, *request)
+
+
+def _empty_stats(config: TransformerConfig, num_rows: int) -> dict[str, jax.Array]:
+    """Zeros for what routers count: sums over layers, but the load of each layer on its own."""
+    num_layers = sum(kind.experts for kind in layer_kinds(config))
+    if not num_layers:
+        return {}
+    stats = {name: jnp.zeros(num_rows) for name in ("moe_balance", "moe_z", "moe_dropped")}
+    return {**stats, "moe_load": jnp.zeros((num_rows, num_layers, config.moe.num_experts))}
+
+
+def _add_stats(config, total: dict, stats: dict, where: tuple[int, int], index) -> dict:
+    """Adds one layer's statistics."""
+    if not stats:
+        return total
+    number, place = where
+    below, stack = stacks(config)[:number], stacks(config)[number]
+    experts = [kind.experts for kind in stack.layers]
+    first = sum(part.repeats * sum(kind.experts for kind in part.layers) for part in below)
+    layer = first + index * sum(experts) + sum(experts[:place])
+    load = total["moe_load"].at[:, layer].add(stats["moe_load"])
+    sums = {name: total[name] + stats[name] for name in total if name != "moe_load"}
+    return {**sums, "moe_load": load}

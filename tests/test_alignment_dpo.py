@@ -12,7 +12,8 @@ import pytest
 from alignment import dpo
 from alignment.preference import Pair, pair_rows
 from model import sharding
-from model.transformer import TransformerConfig, declare, forward
+from model.config import TransformerConfig
+from model.transformer import declare, forward
 from train.step import init_state, make_step, state_shardings
 
 START_ATOL = 2e-6  # log-ratios of the policy to itself, of answers of some -20 nats
@@ -29,8 +30,8 @@ CONFIG = TransformerConfig(
     head_dim=8,
     d_ff=24,
     head="tied",
-    qk_norm=True,
-    rope_theta=10_000.0,
+    qk_norm="head",
+    scale_embedding=True,
     norm_eps=1e-6,
     dtype="float32",
     remat="none",
@@ -166,7 +167,7 @@ def test_prompts_are_read_but_not_learnt(batch):
 
 
 def test_training_widens_the_margin_and_leaves_the_reference_alone(batch):
-    mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
+    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
     reference = jax.tree.map(jnp.asarray, make_params())
     optimizer = optax.adam(3e-3)
     shardings = state_shardings(optimizer, CONFIG, reference, mesh)

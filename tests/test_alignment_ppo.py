@@ -10,8 +10,9 @@ import pytest
 
 from alignment import ppo, rollout
 from model import sharding
+from model.config import TransformerConfig
 from model.decode import generate
-from model.transformer import TransformerConfig, declare, forward
+from model.transformer import declare, forward
 from train.checkpoint import Checkpointer, params_hash
 from train.loop import LoopConfig
 from train.optimizer import OptimizerConfig
@@ -30,8 +31,8 @@ SHAPE = TransformerConfig(
     head_dim=8,
     d_ff=24,
     head="tied",
-    qk_norm=True,
-    rope_theta=10_000.0,
+    qk_norm="head",
+    scale_embedding=True,
     norm_eps=1e-6,
     dtype="float32",
     remat="none",
@@ -264,7 +265,10 @@ def test_another_policy_is_clipped(rolled, policy_grad):
 
 def make_run(config, scorer, sizes=(1, 1, 1), seed=5):
     """(mesh, start, iteration)."""
-    mesh = sharding.make_mesh(sharding.MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+    mesh = sharding.make_mesh(
+        sharding.MeshConfig(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))),
+        jax.devices()[: int(np.prod(sizes))],
+    )
     with jax.set_mesh(mesh):
         start = functools.partial(ppo.start, config, SHAPE, POLICY, CRITIC, mesh)
         iteration = ppo.make_iteration(config, SHAPE, scorer, Letters(), seed, mesh, start())

@@ -11,7 +11,8 @@ import pytest
 
 from alignment import reward
 from model import sharding
-from model.transformer import TransformerConfig, declare, forward
+from model.config import TransformerConfig
+from model.transformer import declare, forward
 from train.step import init_state, make_step, state_shardings
 
 SCORE_ATOL = 1e-5  # the same sums in another order
@@ -26,8 +27,8 @@ CONFIG = TransformerConfig(
     head_dim=8,
     d_ff=24,
     head="scalar",
-    qk_norm=True,
-    rope_theta=10_000.0,
+    qk_norm="head",
+    scale_embedding=True,
     norm_eps=1e-6,
     dtype="float32",
     remat="none",
@@ -155,7 +156,7 @@ def test_pairs_are_learnt():
     for row in rows:
         row["tokens"] = np.where(row["tokens"] == 40, 41, row["tokens"])
         row["tokens"][0, row["real"][0].sum() - 1] = 40
-    mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
+    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
     optimizer, params = optax.adam(0.01), make_params(CONFIG)
     before = reward.accuracy(CONFIG, params, rows[16:], 8).mean()
     shardings = state_shardings(optimizer, CONFIG, params, mesh)

@@ -11,8 +11,9 @@ from alignment import rollout
 from data import chat
 from data.errors import BadInput
 from data.instruct import Example
+from model.config import TransformerConfig
 from model.decode import generate
-from model.transformer import TransformerConfig, declare, forward
+from model.transformer import declare, forward
 
 LOGPROB_ATOL = 2e-5  # sampler and trainer: the same sums in another order
 
@@ -25,8 +26,8 @@ CONFIG = TransformerConfig(
     head_dim=8,
     d_ff=24,
     head="untied",
-    qk_norm=True,
-    rope_theta=10_000.0,
+    qk_norm="head",
+    scale_embedding=True,
     norm_eps=1e-6,
     dtype="float32",
     remat="none",

@@ -8,8 +8,9 @@ from data.errors import BadInput
 from data.instruct import Example
 from eval import dialog
 from model import decode, transformer
+from model.config import TransformerConfig
 
-CONFIG = transformer.TransformerConfig(
+CONFIG = TransformerConfig(
     vocab_size=264,
     num_layers=2,
     d_model=32,
@@ -18,8 +19,8 @@ CONFIG = transformer.TransformerConfig(
     head_dim=16,
     d_ff=48,
     head="untied",
-    qk_norm=True,
-    rope_theta=10_000.0,
+    qk_norm="head",
+    scale_embedding=True,
     norm_eps=1e-6,
     dtype="float32",
     remat="none",

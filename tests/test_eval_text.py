@@ -8,11 +8,12 @@ import pytest
 
 from eval import text
 from model import transformer
+from model.config import TransformerConfig
 
 EXACT = 1e-6  # float32 sums of some hundred terms
 PACKING = 1e-5
 
-CONFIG = transformer.TransformerConfig(
+CONFIG = TransformerConfig(
     vocab_size=264,
     num_layers=2,
     d_model=32,
@@ -21,8 +22,8 @@ CONFIG = transformer.TransformerConfig(
     head_dim=16,
     d_ff=48,
     head="tied",
-    qk_norm=False,
-    rope_theta=10_000.0,
+    qk_norm="none",
+    scale_embedding=True,
     norm_eps=1e-6,
     dtype="float32",
     remat="none",

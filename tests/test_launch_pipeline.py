@@ -111,7 +111,7 @@ AFTER_PRETRAIN = ("pretrain", "sft", "reward", "dpo", "ppo", "eval", "report")
         ("eval.num_duels", 7, ("eval", "report")),
         ("cost.machine_watts", 7.0, ("report",)),
         ("name", "other", ()),
-        ("mesh", dict(data=2, fsdp=1, tensor=1), ()),
+        ("mesh.data", 2, ()),
     ],
 )
 def test_a_changed_key_reruns_its_stage_and_those_after(pipeline, key, value, again):

@@ -99,7 +99,9 @@ def test_numbers_are_taken_or_refused_in_words():
     for path in LEAVES:
         kind = type(find(nested(), path))
         said = [refusal(change(nested(), path, number)) for number in numbers.get(kind, ())]
-        wrong = [why for why in said if why and path[-1] not in why]
+        # Keys of one section may be refused for each other: a latent needs rotated dims.
+        names = (path[-1], dotted(path[:-1])) if len(path) > 2 else (path[-1],)
+        wrong = [why for why in said if why and not any(name in why for name in names)]
         assert not wrong, dotted(path)
         assert any(said) or path in UNBOUNDED or not said, f"{dotted(path)} takes any number"
 
@@ -130,7 +132,7 @@ def test_a_value_for_a_section_is_refused():
     [
         ("model.num_kv_heads", 99, "model.num_kv_heads is 99; it must be a divisor of"),
         ("model.head_dim", 7, "model.head_dim is 7; it must be even"),
-        ("model.head", "scalar", "model: head is 'scalar'; it must be 'tied' or 'untied'"),
+        ("model.head", "scalar", "model.head is 'scalar'; it must be 'tied' or 'untied'"),
         ("model.dtype", "float8", "'float32', 'bfloat16'"),
         ("model.remat", "most", "model.remat is 'most'"),
         ("model.num_layers", True, "model.num_layers is True; it must be of type int"),
@@ -180,7 +182,7 @@ def test_infinity_is_a_number():
 
 def shrunk(**mesh) -> object:
     """Settings on a mesh of the eight devices, with heads and widths that it can split."""
-    return settings.parse(change(nested(), "mesh", dict(data=1, fsdp=1, tensor=1) | mesh))
+    return settings.parse(change(nested(), "mesh", nested()["mesh"] | mesh))
 
 
 @pytest.mark.parametrize("mesh", [dict(data=8), dict(data=2, fsdp=2, tensor=2), dict(fsdp=8)])
@@ -202,7 +204,7 @@ def test_impossible_mesh_is_refused_with_the_numbers(mesh, words):
 
 
 def test_rows_that_do_not_split_over_the_mesh_are_refused():
-    config = change(nested(), "mesh", dict(data=4, fsdp=2, tensor=1))
+    config = change(nested(), "mesh", nested()["mesh"] | dict(data=4, fsdp=2))
     config = change(config, "dpo.loop.batch_size", 12)
     with pytest.raises(BadInput, match="dpo.loop.batch_size is 12; it must divide by .* 8"):
         settings.check_mesh(settings.parse(config))

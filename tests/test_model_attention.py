@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.attention import attend, causal_mask, rope
+from model import attention
+from model.attention import Places, visible
+from model.config import RopeConfig
 
 F32_RTOL = 1e-5  # float32 against float64
 F32_ATOL = 2e-6
@@ -57,6 +59,15 @@ def make_qkv(num_heads=6, num_kv_heads=2, num_keys=5, num_queries=5):
     return q_BLNH, k_BKMH, v_BKMH, mask_BLM
 
 
+def rope(x_BLNH, positions_BL, theta):
+    return attention.rope(x_BLNH, positions_BL, RopeConfig(theta=theta))
+
+
+def attend(q_BLNH, k_BKMH, v_BKMH, mask_BLM, **options):
+    scale = q_BLNH.shape[-1] ** -0.5
+    return attention.attend(q_BLNH, k_BKMH, v_BKMH, mask_BLM, scale, **options)
+
+
 def test_rope_by_hand():
     """H = 4: pairs (0, 2) and (1, 3) turn by position and position / 100."""
     x = np.array([1.0, 1.0, 0.0, 0.0], np.float32).reshape(1, 1, 1, 4)
@@ -106,8 +117,9 @@ def test_rope_keeps_the_type_and_turns_in_float32():
     )
 
 
-def test_causal_mask_by_hand():
-    mask_LM = causal_mask(np.array([[1, 1, 2, 2, 0, 0]]))[0]
+def test_visible_by_hand():
+    places = Places(np.array([[0, 1, 0, 1, 0, 1]]), np.array([[1, 1, 2, 2, 0, 0]]))
+    mask_LM = visible(places, places, 0)[0]
     expected = [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -117,6 +129,50 @@ def test_causal_mask_by_hand():
         [0, 0, 0, 0, 1, 1],
     ]
     assert mask_LM.astype(int).tolist() == expected
+
+
+def test_a_window_counts_the_query_itself_and_order_in_memory_means_nothing():
+    positions = np.array([[3, 0, 2, 1, 4]])
+    places = Places(positions, np.ones_like(positions))
+    mask_LM = visible(places, places, 2)[0]
+    back = positions[0][:, None] - positions[0][None]
+    np.testing.assert_array_equal(mask_LM, (back == 0) | (back == 1))
+
+
+def test_softcap_and_sinks_are_those_of_the_loop():
+    """One query over three keys, two heads on one kv head, worked out in float64."""
+    rng = np.random.default_rng(3)
+    q, k, v = rng.normal(size=(1, 1, 2, 4)), rng.normal(size=(1, 1, 3, 4)), np.eye(3)[None, None]
+    sink, cap = np.array([0.7, -0.4]), 0.8
+    got = attend(
+        *(x.astype(np.float32) for x in (q, k, v)),
+        np.ones((1, 1, 3), bool),
+        cap=cap,
+        sink_N=sink.astype(np.float32),
+    )
+    for head in range(2):
+        score = cap * np.tanh(k[0, 0] @ q[0, 0, head] / 2 / cap)
+        weight = np.exp(score) / (np.exp(score).sum() + np.exp(sink[head]))
+        np.testing.assert_allclose(got[0, 0, head], weight, F32_RTOL, F32_ATOL)
+
+
+def test_stretched_frequencies_by_hand():
+    """theta 10,000, H = 8: wavelengths 2 pi 10^i tokens, i = 0 .. 3."""
+    kept = 10.0 ** -np.arange(4)
+    linear = RopeConfig(scaling="linear", factor=4.0)
+    np.testing.assert_allclose(attention.frequencies(linear, 8, False), kept / 4, F32_RTOL)
+    # 628.3 tokens hold 100, 10, 1 and 0.1 turns.
+    stretch = dict(factor=4.0, original_len=628, slow=2.0, fast=18.0)
+    llama3 = attention.frequencies(RopeConfig(scaling="llama3", **stretch), 8, False)
+    blend = (628 / (2 * np.pi * 10) - 2) / 16
+    expected = [1.0, 0.1 * (blend + (1 - blend) / 4), 0.01 / 4, 0.001 / 4]
+    np.testing.assert_allclose(llama3, expected, F32_RTOL)
+    # YaRN: fast is reached at dim 2 log10(100 / 18) / 2 = 0.745, slow at 1.7: bounds 0 and 2.
+    yarn = attention.frequencies(RopeConfig(scaling="yarn", **stretch), 8, False)
+    expected = [1.0, 0.1 * (0.5 + 0.5 / 4), 0.01 / 4, 0.001 / 4]
+    np.testing.assert_allclose(yarn, expected, F32_RTOL)
+    local = RopeConfig(local_theta=100.0, scaling="linear", factor=4.0)
+    np.testing.assert_allclose(attention.frequencies(local, 8, True), kept**0.5, F32_RTOL)
 
 
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(6, 2), (4, 4), (4, 1)])

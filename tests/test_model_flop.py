@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from model import flop
-from model.transformer import HEADS, TransformerConfig, declare, forward, init
+from model.config import HEADS, MLAConfig, MoEConfig, TransformerConfig
+from model.transformer import declare, forward, init
 
 CONFIG = TransformerConfig(
     vocab_size=64,
@@ -19,8 +20,8 @@ CONFIG = TransformerConfig(
     head_dim=6,
     d_ff=40,
     head="tied",
-    qk_norm=True,
-    rope_theta=10_000.0,
+    qk_norm="head",
+    scale_embedding=True,
     norm_eps=1e-6,
     dtype="float32",
     remat="none",
@@ -73,6 +74,49 @@ def test_forward_flops_by_hand():
     assert flop.train_flops(CONFIG, 10) == 3 * flop.forward_flops(CONFIG, 10)
     longer = flop.forward_flops(CONFIG, 20) - flop.forward_flops(CONFIG, 10)
     assert longer == 3 * 480
+
+
+LATENT = dataclasses.replace(
+    CONFIG,
+    num_kv_heads=4,
+    qk_norm="none",
+    mla=MLAConfig(kv_rank=10, query_rank=12, rope_dim=2, value_dim=5),
+)
+
+
+def test_latent_attention_is_counted_as_it_is_trained():
+    tokens = jax.ShapeDtypeStruct((2, 8), jnp.int32)
+    traced = jax.make_jaxpr(forward, static_argnums=0)(
+        LATENT, abstract_params(LATENT), tokens, tokens, tokens
+    )
+    masked_half = LATENT.num_layers * LATENT.num_heads * (LATENT.head_dim + 5) * 8
+    assert flop.forward_flops(LATENT, 8) + masked_half == count_products(traced.jaxpr) / 16
+
+
+def test_a_window_counts_what_it_leaves():
+    """Of 10 tokens, windows of 4 see 4 - 4^2 / 20 = 3.2 on average, full layers 5."""
+    config = dataclasses.replace(CONFIG, layers=("sliding", "full"), window=4)
+    scores = 2 * 4 * 6 * 2  # a key: N heads of H, twice, two FLOPs
+    assert flop.forward_flops(CONFIG, 10) - flop.forward_flops(config, 10) == pytest.approx(
+        scores * 2 * (5 - 3.2)
+    )
+
+
+def test_experts_count_as_far_as_they_are_chosen():
+    """Layers 2 and 3: a router, 2 of 8 experts, a shared one; layer 1 dense."""
+    moe = MoEConfig(num_experts=8, top_k=2, d_ff=10, shared_d_ff=20, num_dense=1)
+    config = dataclasses.replace(CONFIG, moe=moe)
+    layer = 16 * 8 + 3 * 16 * (2 * 10 + 20)
+    extra = 2 * 2 * (layer - 3 * 16 * 40)
+    assert flop.forward_flops(config, 10) == flop.forward_flops(CONFIG, 10) + extra
+    idle = 2 * 3 * 16 * 10 * 6
+    assert flop.num_params(config) - flop.num_active_params(config) == idle
+
+
+def test_padding_of_the_vocabulary_is_no_parameter():
+    padded = dataclasses.replace(CONFIG, vocab_multiple=100, head="untied")
+    plain = dataclasses.replace(CONFIG, head="untied")
+    assert flop.num_params(padded) == flop.num_params(plain)
 
 
 @pytest.mark.parametrize(

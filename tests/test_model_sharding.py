@@ -10,10 +10,11 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from model import sharding
+from model.config import HEADS, TransformerConfig
 from model.decode import generate
 from model.loss import cross_entropy
 from model.sharding import MeshConfig
-from model.transformer import HEADS, TransformerConfig, declare, forward, init
+from model.transformer import declare, forward, init
 
 MESH_RTOL = 2e-5  # float32 sums taken in another order
 MESH_ATOL = 2e-6
@@ -28,8 +29,8 @@ CONFIG = TransformerConfig(
     head_dim=8,
     d_ff=24,
     head="tied",
-    qk_norm=True,
-    rope_theta=10_000.0,
+    qk_norm="head",
+    scale_embedding=True,
     norm_eps=1e-6,
     dtype="float32",
     remat="none",
@@ -38,7 +39,9 @@ CONFIG = TransformerConfig(
 
 
 def make_mesh(sizes):
-    return sharding.make_mesh(MeshConfig(*sizes))
+    return sharding.make_mesh(
+        MeshConfig(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
+    )
 
 
 def make_params(config, seed=0):
@@ -139,9 +142,12 @@ def test_each_device_holds_its_share_of_a_weight():
     params = jax.device_put(make_params(CONFIG), shardings)
     shares = {
         "embedding": (params["embedding"], (32, 8)),  # V over tensor, D over fsdp
-        "q": (params["blocks"]["attention"]["q"], (2, 8, 2, 8)),  # D over fsdp, N over tensor
-        "k": (params["blocks"]["attention"]["k"], (2, 8, 1, 8)),  # K over tensor
-        "down": (params["blocks"]["feed_forward"]["down"], (2, 12, 8)),  # F over tensor
+        "q": (
+            params["stack0"]["layer0"]["attention"]["q"],
+            (2, 8, 2, 8),
+        ),  # D over fsdp, N over tensor
+        "k": (params["stack0"]["layer0"]["attention"]["k"], (2, 8, 1, 8)),  # K over tensor
+        "down": (params["stack0"]["layer0"]["feed_forward"]["down"], (2, 12, 8)),  # F over tensor
         "norm": (params["norm"]["scale"], (8,)),
     }
     found = {name: leaf.addressable_shards[0].data.shape for name, (leaf, _) in shares.items()}
@@ -154,19 +160,37 @@ def test_batch_rows_lie_on_the_data_and_fsdp_axes():
 
 
 def test_specs_follow_the_table():
-    assert sharding.weight_spec(("X", "D", "N", "H")) == PartitionSpec(None, "fsdp", "tensor", None)
-    assert sharding.weight_spec(("V", "D")) == PartitionSpec("tensor", "fsdp")
-    assert sharding.activation_spec("BLD") == PartitionSpec(("data", "fsdp"), None, None)
-    assert sharding.activation_spec("BLV") == PartitionSpec(("data", "fsdp"), None, "tensor")
+    sizes = {"data": 2, "fsdp": 2, "expert": 2, "context": 2, "tensor": 2, "stage": 2}
+    stored = ("fsdp", "expert", "context")
+    for letters, shape, expected in [
+        ("XDNH", (2, 16, 4, 8), ("stage", stored, "tensor", None)),
+        ("VD", (64, 16), ("tensor", (*stored, "stage"))),
+        ("XEDF", (2, 4, 16, 24), ("stage", "expert", ("fsdp", "context"), "tensor")),
+        ("XDKH", (3, 16, 1, 8), (None, (*stored, "stage"), None, None)),  # 3 and 1 do not divide
+    ]:
+        assert sharding.weight_spec(letters, shape, sizes) == PartitionSpec(*expected)
+    with jax.set_mesh(sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
+        assert sharding.activation_spec("BLD") == PartitionSpec(("data", "fsdp"), None, None)
+        assert sharding.activation_spec("BLV") == PartitionSpec(("data", "fsdp"), None, "tensor")
+        assert sharding.activation_spec("BLD", (2, 5, 3)) == PartitionSpec("data", None, None)
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_no_weight_uses_an_axis_twice(head):
-    config = dataclasses.replace(CONFIG, head=head)
+    config, sizes = dataclasses.replace(CONFIG, head=head), dict.fromkeys(sharding.AXES, 2)
     leaves = jax.tree.leaves(declare(config), is_leaf=lambda node: isinstance(node, tuple))
-    for letters, _ in leaves:
-        axes = [axis for axis in sharding.weight_spec(letters) if axis]
-        assert axes and len(axes) == len(set(axes)) or letters == ("X", "H"), letters
+    for letters, shape in leaves:
+        axes = sharding.axes_of(sharding.weight_spec(letters, shape, sizes))
+        assert axes and len(axes) == len(set(axes)), letters
+
+
+def test_replicated_bytes_by_hand():
+    """K = 1 cannot be cut in two: half of that weight's bytes are one copy too many."""
+    sizes = {"fsdp": 2, "tensor": 2}
+    declared = {"q": (("D", "N", "H"), (8, 2, 4)), "k": (("D", "K", "H"), (8, 1, 4))}
+    assert sharding.replicated(declared, sizes) == 16 / (64 + 32)
+    assert sharding.replicated(declared, {"fsdp": 2, "data": 4}) == 0.0
+    assert sharding.replicated({"q": declared["q"]}, sizes) == 0.0
 
 
 def test_constrain_pins_an_activation_only_within_a_mesh():
@@ -181,8 +205,37 @@ def test_constrain_pins_an_activation_only_within_a_mesh():
 def test_mesh_of_some_devices():
     devices = jax.devices()[2:6]
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=2, tensor=2), devices)
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 2}
+    assert {axis: size for axis, size in mesh.shape.items() if size > 1} == {"fsdp": 2, "tensor": 2}
     assert mesh.devices.flatten().tolist() == devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device of a pod, as far as laying out goes: there is none here."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+@pytest.mark.parametrize("axis", sharding.AXES)
+def test_an_axis_across_slices_crosses_them_outermost(axis):
+    """Two slices of four: two along `axis` inside, two along tensor or data, and the slices."""
+    other = "tensor" if axis != "tensor" else "data"
+    chips = [Chip(number, number % 2) for number in range(8)]
+    sizes = sharding.AxisSizes(**{axis: 2})
+    mesh = sharding.make_mesh(MeshConfig(**{axis: 2, other: 2}, slices=sizes), chips)
+    assert mesh.shape[axis] == 4 and mesh.shape[other] == 2
+    along = np.moveaxis(mesh.devices, sharding.AXES.index(axis), 0).reshape(4, 2)
+    slices = [[chip.slice_index for chip in part] for part in along]
+    assert slices == [[0, 0], [0, 0], [1, 1], [1, 1]]
+
+
+def test_slices_that_are_not_there_are_refused():
+    with pytest.raises(ValueError, match="2 slices asked; the devices are in 1, of"):
+        sharding.make_mesh(MeshConfig(data=4, slices=sharding.AxisSizes(data=2)))
 
 
 @pytest.mark.parametrize(
@@ -195,23 +248,23 @@ def test_mesh_of_another_number_of_devices_is_refused(sizes, numbers):
     assert all(number in str(refused.value) for number in numbers), refused.value
 
 
-@pytest.mark.parametrize("axis", ["data", "fsdp", "tensor"])
+@pytest.mark.parametrize("axis", sharding.AXES)
 def test_axis_below_one_is_refused(axis):
     with pytest.raises(ValueError, match=f"{axis} is 0; it must be at least 1"):
-        MeshConfig(**({"data": 1, "fsdp": 1, "tensor": 1} | {axis: 0}))
+        MeshConfig(**{axis: 0})
 
 
 @pytest.mark.parametrize(
     ("axes", "changes", "complaint"),
     [
         (
-            {"fsdp": 1, "tensor": 4},
+            {"fsdp": 1, "tensor": 8},
             {},
-            "mesh.tensor is 4, but dim K of weight blocks.attention.k is 2",
+            "mesh.tensor is 8, but dim N of weight stack0.layer0.attention.(out|q) is 4",
         ),
         ({"fsdp": 3, "tensor": 1}, {}, "mesh.fsdp is 3, but dim D of weight"),
         ({"fsdp": 1, "tensor": 2}, {"vocab_size": 63}, "dim V of weight embedding is 63"),
-        ({"fsdp": 1, "tensor": 2}, {"d_ff": 25}, "dim F of weight blocks.feed_forward"),
+        ({"fsdp": 1, "tensor": 2}, {"d_ff": 25}, "dim F of weight stack0.layer0.feed_forward"),
     ],
 )
 def test_weights_that_cannot_be_split_are_named(axes, changes, complaint):
@@ -221,5 +274,5 @@ def test_weights_that_cannot_be_split_are_named(axes, changes, complaint):
 
 
 def test_init_refuses_a_mesh_that_cannot_split_it():
-    with pytest.raises(ValueError, match=r"mesh.tensor is 8, but dim K of .* is 2"):
+    with pytest.raises(ValueError, match=r"mesh.tensor is 8, but dim N of .* is 4"):
         init(CONFIG, jax.random.key(0), make_mesh((1, 1, 8)))

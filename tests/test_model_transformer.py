@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 from model import sharding, transformer
-from model.transformer import HEADS, TransformerConfig, declare, forward
+from model.config import HEADS, TransformerConfig
+from model.transformer import declare, forward
 
 F64_RTOL = 1e-4  # float32 through two layers against float64
 F64_ATOL = 2e-5
@@ -27,8 +28,8 @@ CONFIG = TransformerConfig(
     head_dim=8,
     d_ff=24,
     head="untied",
-    qk_norm=True,
-    rope_theta=10_000.0,
+    qk_norm="head",
+    scale_embedding=True,
     norm_eps=1e-6,
     dtype="float32",
     remat="none",
@@ -36,7 +37,7 @@ CONFIG = TransformerConfig(
 )
 VARIANTS = {
     "untied": CONFIG,
-    "tied": dataclasses.replace(CONFIG, head="tied", qk_norm=False),
+    "tied": dataclasses.replace(CONFIG, head="tied", qk_norm="none"),
     "scalar": dataclasses.replace(CONFIG, head="scalar", num_kv_heads=4, norm_eps=1e-2),
 }
 
@@ -83,15 +84,11 @@ def numpy_turn(x_NH, position, theta):
 
 def numpy_attention(config, weights, x_LD, positions_L, segments_L):
     q, k, v = (np.einsum("ld,dnh->lnh", x_LD, weights[name]) for name in "qkv")
-    if config.qk_norm:
+    if config.qk_norm == "head":
         q = numpy_norm(q, weights["q_norm"]["scale"], config.norm_eps)
         k = numpy_norm(k, weights["k_norm"]["scale"], config.norm_eps)
-    q, k = (
-        np.stack(
-            [numpy_turn(*pair, config.rope_theta) for pair in zip(x, positions_L, strict=True)]
-        )
-        for x in (q, k)
-    )
+    turn, length = functools.partial(numpy_turn, theta=config.rope.theta), len(positions_L)
+    q, k = (np.stack([turn(x[i], positions_L[i]) for i in range(length)]) for x in (q, k))
     mixed = np.zeros(q.shape)
     for at, head in np.ndindex(len(x_LD), config.num_heads):
         kv_head = head // (config.num_heads // config.num_kv_heads)
@@ -110,7 +107,7 @@ def numpy_forward(config, params, tokens_L, positions_L, segments_L):
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     x_LD = params["embedding"][tokens_L] * np.sqrt(config.d_model)
     for layer in range(config.num_layers):
-        block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["blocks"])
+        block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["stack0"]["layer0"])
         y_LD = numpy_norm(x_LD, block["attention_norm"]["scale"], config.norm_eps)
         x_LD = x_LD + numpy_attention(config, block["attention"], y_LD, positions_L, segments_L)
         y_LD = numpy_norm(x_LD, block["feed_forward_norm"]["scale"], config.norm_eps)
@@ -147,15 +144,19 @@ PEERS = {
 
 @pytest.mark.parametrize("name", PEERS)
 def test_forward_is_that_of_transformers(name):
-    config = dataclasses.replace(CONFIG, qk_norm=name.startswith("Qwen3"))
-    leaves, tree = jax.tree.flatten(make_params(config))
+    config = dataclasses.replace(CONFIG, qk_norm="head" if name.startswith("Qwen3") else "none")
+    params = make_params(config)
+    params["blocks"] = params.pop("stack0")  # the order in which the peers were given them
+    leaves, tree = jax.tree.flatten(params)
     for i, leaf in enumerate(leaves):
         around = 1.0 if abs(leaf.mean() - 1) < 0.5 else 0.0  # norm scales
         leaves[i] = around + 0.5 * np.sin(0.7 * np.arange(leaf.size) * (i + 1) + i)
         leaves[i] = leaves[i].reshape(leaf.shape).astype(np.float32)
     tokens = np.array([[3, 41, 5, 62, 17, 9]])
     row = (tokens, np.arange(6)[None], np.ones_like(tokens))
-    got = run(config, jax.tree.unflatten(tree, leaves), *row)
+    params = jax.tree.unflatten(tree, leaves)
+    params["stack0"] = params.pop("blocks")
+    got = run(config, params, *row)
     np.testing.assert_allclose(got[0, [0, 2, 5], :4], PEERS[name], F64_RTOL, 5 * F64_ATOL)
 
 
@@ -253,15 +254,16 @@ def test_positions_count_within_a_document_only():
     assert np.abs(stretched - expected).max() > 0.05
 
 
-@pytest.mark.parametrize("qk_norm", [True, False])
+@pytest.mark.parametrize("qk_norm", ["head", "none"])
 def test_qk_norm_takes_the_size_out_of_queries(qk_norm):
     config = dataclasses.replace(CONFIG, qk_norm=qk_norm)
-    assert ("q_norm" in declare(config)["blocks"]["attention"]) == qk_norm
+    attention = declare(config)["stack0"]["layer0"]["attention"]
+    assert ("q_norm" in attention) == (qk_norm == "head")
     params, row = make_params(config), make_row(7)
     expected = run(config, params, *row)
-    params["blocks"]["attention"]["q"] = params["blocks"]["attention"]["q"] * 8
+    params["stack0"]["layer0"]["attention"]["q"] = params["stack0"]["layer0"]["attention"]["q"] * 8
     change = np.abs(run(config, params, *row) - expected).max()
-    assert change < 1e-3 if qk_norm else change > 0.1
+    assert change < 1e-3 if qk_norm == "head" else change > 0.1
 
 
 def test_rows_do_not_see_each_other():
@@ -335,7 +337,8 @@ def test_fresh_parameters_are_what_is_declared(fresh):
 
 def test_fresh_parameters_have_the_stated_deviations(fresh):
     _, params = fresh
-    attention, feed_forward = (params["blocks"][name] for name in ("attention", "feed_forward"))
+    block = params["stack0"]["layer0"]
+    attention, feed_forward = block["attention"], block["feed_forward"]
     stated = {
         64**-0.5: [
             *(params["embedding"], params["head"], feed_forward["gate"], feed_forward["up"]),
@@ -392,4 +395,4 @@ def test_only_an_own_head_is_a_weight(head):
     declared = declare(dataclasses.replace(CONFIG, head=head))
     letters = {"tied": None, "untied": ("D", "V"), "scalar": ("D",)}[head]
     assert declared["head"][0] == letters if letters else "head" not in declared
-    assert declared["blocks"]["attention"]["q"] == (("X", "D", "N", "H"), (2, 16, 4, 8))
+    assert declared["stack0"]["layer0"]["attention"]["q"] == (("X", "D", "N", "H"), (2, 16, 4, 8))

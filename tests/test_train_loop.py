@@ -12,7 +12,8 @@ import pytest
 
 from data.loader import Loader
 from model import sharding
-from model.transformer import TransformerConfig, declare
+from model.config import TransformerConfig
+from model.transformer import declare
 from train import loop
 from train.checkpoint import Checkpointer, params_hash
 from train.lm import lm_loss
@@ -29,8 +30,8 @@ SHAPE = TransformerConfig(
     head_dim=8,
     d_ff=24,
     head="tied",
-    qk_norm=True,
-    rope_theta=10_000.0,
+    qk_norm="head",
+    scale_embedding=True,
     norm_eps=1e-6,
     dtype="float32",
     remat="none",
@@ -74,7 +75,7 @@ def lay_out(rows):
 @pytest.fixture(scope="module")
 def compiled():
     """The step and a fresh start on one device; a token 0 makes the loss infinite."""
-    mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
+    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
     optimizer, rng = make_optimizer(OPTIMIZER, SHAPE, CONFIG.num_steps), np.random.default_rng(0)
     params = jax.tree.map(
         lambda weight: np.float32(0.2 * rng.normal(size=weight[1])),
@@ -84,7 +85,7 @@ def compiled():
     shardings = state_shardings(optimizer, SHAPE, params, mesh)
 
     def loss_fn(params, batch):
-        loss, weight, _ = lm_loss(SHAPE, 1e-4)(params, batch)
+        loss, weight, _ = lm_loss(SHAPE, 1e-4, 64)(params, batch)
         poison = jnp.where(jnp.any(batch["tokens"] == 0), jnp.inf, 1.0)
         return loss * poison, weight, {"tokens": weight}
 
@@ -296,7 +297,7 @@ def test_a_gradient_that_is_not_finite_stops_too(trial):
 
 
 def test_batches_lie_on_the_mesh():
-    mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
     rows = np.arange(64).reshape(8, 8)
     placed = loop.place({"tokens": rows}, mesh)["tokens"]
     assert placed.addressable_shards[0].data.shape == (2, 8)

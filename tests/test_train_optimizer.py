@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.transformer import TransformerConfig, declare
+from model.config import TransformerConfig
+from model.transformer import declare
 from train.optimizer import OptimizerConfig, decay_mask, make_optimizer, make_schedule
 
 RATE_RTOL = 1e-5  # float32 schedules
@@ -35,8 +36,8 @@ SHAPE = TransformerConfig(
     head_dim=4,
     d_ff=12,
     head="untied",
-    qk_norm=True,
-    rope_theta=10_000.0,
+    qk_norm="head",
+    scale_embedding=True,
     norm_eps=1e-6,
     dtype="float32",
     remat="none",

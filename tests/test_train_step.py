@@ -9,8 +9,9 @@ import optax
 import pytest
 
 from model import sharding
+from model.config import TransformerConfig
 from model.sharding import MeshConfig
-from model.transformer import TransformerConfig, declare
+from model.transformer import declare
 from train.lm import LMConfig, lm_loss
 from train.optimizer import OptimizerConfig, make_optimizer
 from train.step import init_state, make_step, state_shardings
@@ -28,8 +29,8 @@ SHAPE = TransformerConfig(
     head_dim=8,
     d_ff=24,
     head="tied",
-    qk_norm=True,
-    rope_theta=10_000.0,
+    qk_norm="head",
+    scale_embedding=True,
     norm_eps=1e-6,
     dtype="float32",
     remat="none",
@@ -83,7 +84,7 @@ BATCHES = [make_batch(seed) for seed in range(NUM_STEPS)]
 
 def counted_loss(params, batch):
     """The language model's loss with a named sum beside it."""
-    loss, weight, _ = lm_loss(SHAPE, Z_LOSS)(params, batch)
+    loss, weight, _ = lm_loss(SHAPE, Z_LOSS, 64)(params, batch)
     return loss, weight, {"even_targets": jnp.sum((batch["targets"] % 2 == 0) * batch["weights"])}
 
 
@@ -91,7 +92,9 @@ def counted_loss(params, batch):
 def train(sizes, num_microbatches):
     """Three steps; returns the state on the host, metrics of each step, and what was compiled."""
     devices = jax.devices()[: int(np.prod(sizes))]
-    mesh = sharding.make_mesh(MeshConfig(*sizes), devices)
+    mesh = sharding.make_mesh(
+        MeshConfig(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))), devices
+    )
     optimizer, params = make_optimizer(OPTIMIZER, SHAPE, 20), make_params()
     shardings = state_shardings(optimizer, SHAPE, params, mesh)
     with jax.set_mesh(mesh):
@@ -184,12 +187,12 @@ def test_state_stays_where_it_was_and_moments_lie_with_their_weights():
             jax.tree.leaves(moments), jax.tree.leaves(state.params), strict=True
         ):
             assert moment.sharding == weight.sharding
-    q = adam.mu["blocks"]["attention"]["q"]
+    q = adam.mu["stack0"]["layer0"]["attention"]["q"]
     assert q.addressable_shards[0].data.size * 4 == q.size
 
 
 def test_the_callers_parameters_are_left_alone():
-    mesh = sharding.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     optimizer, params = optax.sgd(0.1), make_params()
     with jax.set_mesh(mesh):
         shardings = state_shardings(optimizer, SHAPE, params, mesh)
@@ -211,9 +214,10 @@ def test_targets_without_weight_change_nothing():
     [
         ({"seq_len": 1}, "seq_len is 1; .* at least 2"),
         ({"z_loss": -0.1}, "z_loss is -0.1; .* 0 or"),
+        ({"chunk_tokens": 0}, "chunk_tokens is 0; .* at least 1"),
     ],
 )
 def test_bad_lm_config_is_named(changes, complaint):
-    given = {"seq_len": 8, "z_loss": 0.0, "loop": None, "optimizer": OPTIMIZER}
+    given = {"seq_len": 8, "z_loss": 0.0, "chunk_tokens": 8, "loop": None, "optimizer": OPTIMIZER}
     with pytest.raises(ValueError, match=complaint):
         LMConfig(**(given | changes))

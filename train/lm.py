@@ -4,8 +4,10 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from model.loss import cross_entropy
-from model.transformer import Params, TransformerConfig, forward
+from model.attention import Places
+from model.config import TransformerConfig, layer_kinds
+from model.loss import head_loss
+from model.transformer import Params, features
 from train.loop import LoopConfig
 from train.optimizer import OptimizerConfig
 from train.step import Batch, LossFn
@@ -17,23 +19,58 @@ class LMConfig:
 
     seq_len: int
     z_loss: float
+    chunk_tokens: int
     loop: LoopConfig
     optimizer: OptimizerConfig
 
     def __post_init__(self):
         if self.seq_len < 2:
             raise ValueError(f"seq_len is {self.seq_len}; it must be at least 2")
+        if self.chunk_tokens < 1:
+            raise ValueError(f"chunk_tokens is {self.chunk_tokens}; it must be at least 1")
         if self.z_loss < 0:
             raise ValueError(f"z_loss is {self.z_loss}; it must be 0 or more")
 
 
-def lm_loss(config: TransformerConfig, z_loss: float) -> LossFn:
-    """Weighted next-token loss of a batch from `data.loader.lm_batch`."""
+def lm_loss(config: TransformerConfig, z_loss: float, chunk_tokens: int) -> LossFn:
+    """Weighted next-token loss of a batch from `data.loader.lm_batch`.
+
+    With experts it adds the router's losses, averaged over layers and tokens as the loss is.
+
+    Args:
+      config: shape of the model.
+      z_loss: weight of logsumexp^2 of the logits.
+      chunk_tokens: see `model.loss.head_loss`.
+    """
 
     def loss(params: Params, batch: Batch):
-        logits_BLV = forward(config, params, batch["tokens"], batch["positions"], batch["segments"])
-        nll_BL = cross_entropy(logits_BLV, batch["targets"], z_loss)
-        weights_BL = batch["weights"]
-        return jnp.sum(nll_BL * weights_BL), jnp.sum(weights_BL), {}
+        places, weights_BL = Places(batch["positions"], batch["segments"]), batch["weights"]
+        x_BLD, head_DV, stats = features(config, params, batch["tokens"], places)
+        total = head_loss(
+            config, z_loss, chunk_tokens, x_BLD, head_DV, batch["targets"], weights_BL
+        )
+        named = _router_sums(config, stats, places.segments_BL, weights_BL)
+        if named:
+            total += config.moe.aux_loss * named["moe_balance"] + config.moe.z_loss * named["moe_z"]
+        return total, jnp.sum(weights_BL), named
 
     return loss
+
+
+def _router_sums(config: TransformerConfig, stats: dict, segments_BL, weights_BL) -> dict:
+    """The router's statistics, sums over tokens turned into sums over weights, row by row.
+
+    moe_load is relative: divided by the weight, 1 means an even share.
+    """
+    if not stats:
+        return {}
+    num_layers = sum(kind.experts for kind in layer_kinds(config))
+    num_real_B = jnp.sum(segments_BL > 0, -1)
+    share_B = jnp.sum(weights_BL, -1) / jnp.maximum(num_real_B, 1)
+    even = config.moe.num_experts / config.moe.top_k
+    load = jnp.einsum("B,BXE->XE", share_B, stats["moe_load"]) * even
+    mean = {
+        name: jnp.sum(share_B * stats[name]) / num_layers
+        for name in ("moe_balance", "moe_z", "moe_dropped")
+    }
+    return {**mean, "moe_load": load}

@@ -13,8 +13,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from model import flop
+from model.config import TransformerConfig
 from model.sharding import batch_sharding
-from model.transformer import Params, TransformerConfig
+from model.transformer import Params
 from train.checkpoint import Checkpointer
 from train.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from train.step import LossFn, TrainState, init_state, make_step, state_shardings
@@ -194,7 +195,7 @@ class Meter:
             return
         step, metrics = self._pending
         self._pending = None
-        line = {"step": step, **{name: float(np.asarray(x)) for name, x in metrics.items()}}
+        line = {"step": step, **_numbers(metrics)}
         refuse_infinite(step, line)
         if self._learning_rate:
             line["lr"] = float(self._learning_rate(step - 1))
@@ -207,6 +208,18 @@ class Meter:
         self._last = (step, now)
         self._watch.write(line)
         self._watch.log(describe(line, self._config.num_steps))
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics as numbers: an array (the load of each expert, say) by its extremes."""
+    numbers = {}
+    for name, value in metrics.items():
+        array = np.asarray(value)
+        if array.ndim:
+            numbers[f"{name}_min"], numbers[f"{name}_max"] = float(array.min()), float(array.max())
+        else:
+            numbers[name] = float(array)
+    return numbers
 
 
 def refuse_infinite(step: int, metrics: Mapping[str, Any]) -> None:

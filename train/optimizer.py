@@ -1,13 +1,17 @@
 """AdamW with a weight-decay mask, gradient clipping, and the two learning-rate schedules."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 
-from model.transformer import TransformerConfig, declare
+from model.config import TransformerConfig
+from model.layer import is_matrix
+from model.transformer import declare
 
+BALANCE = "balance_bias"  # the one weight whose gradient is none: see make_optimizer
 SCHEDULES = ("cosine", "wsd")
 
 
@@ -74,28 +78,24 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def decay_mask(model_config: TransformerConfig) -> Any:
-    """True for weights that decay: matrices do; norm scales and a scalar head do not."""
-
-    def is_matrix(declared):
-        letters, _ = declared
-        return len([letter for letter in letters if letter != "X"]) >= 2
-
-    return jax.tree.map(
-        is_matrix, declare(model_config), is_leaf=lambda node: isinstance(node, tuple)
-    )
+    """True for weights that decay: matrices do; scales, biases and a scalar head do not."""
+    return _by_leaf(model_config, is_matrix)
 
 
 def make_optimizer(
     config: OptimizerConfig, model_config: TransformerConfig, num_steps: int
 ) -> optax.GradientTransformation:
-    """Clip, AdamW, schedule.
+    """Clip, AdamW, schedule; a router's balancing bias moves by its own rule.
+
+    Its gradient is the surplus of each expert's load (model/moe.py), and it takes a step of
+    `moe.bias_rate` against the sign. Source: arXiv 2408.15664, algorithm 1.
 
     Args:
       config: hyperparameters.
-      model_config: tells which weights are matrices.
+      model_config: tells which weights are matrices, and bias_rate.
       num_steps: length of the schedule in optimizer steps.
     """
-    return optax.chain(
+    adamw = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
             make_schedule(config, num_steps),
@@ -105,4 +105,18 @@ def make_optimizer(
             weight_decay=config.weight_decay,
             mask=decay_mask(model_config),
         ),
+    )
+    if not model_config.moe.balance_bias:
+        return adamw
+    balance = optax.chain(optax.scale_by_sign(), optax.scale(-model_config.moe.bias_rate))
+    labels = _by_leaf(model_config, lambda name, _: "balance" if name == BALANCE else "weights")
+    return optax.partition({"weights": adamw, "balance": balance}, labels)
+
+
+def _by_leaf(model_config: TransformerConfig, fn: Callable[[str, tuple[str, ...]], Any]) -> Any:
+    """fn(name, letters) of every weight, as a tree like the parameters'."""
+    return jax.tree.map_with_path(
+        lambda path, declared: fn(path[-1].key, declared[0]),
+        declare(model_config),
+        is_leaf=lambda node: isinstance(node, tuple),
     )

@@ -9,7 +9,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from model import sharding
-from model.transformer import Params, TransformerConfig, declare
+from model.config import TransformerConfig
+from model.transformer import Params, declare
+from train.optimizer import BALANCE
 
 Batch = Mapping[str, jax.Array]
 # loss_fn(params, batch) -> (loss sum, weight sum, {name: sum}), each summed over the batch's rows.
@@ -77,7 +79,7 @@ def make_step(
 
     Returns:
       step(state, batch) -> (new state, metrics); the old state is donated. Metrics are loss,
-      grad_norm, and each named sum over the weight.
+      grad_norm, and each named sum (a number, or an array) over the weight.
     """
     grad_fn = jax.value_and_grad(_sums_of(loss_fn), has_aux=True)
 
@@ -89,12 +91,17 @@ def make_step(
         weight = sums.pop("weight")
         grads = jax.tree.map(lambda g: g / weight, grads)
         metrics = {name: total / weight for name, total in sums.items()}
-        metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(_without_balance(grads))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _without_balance(grads: Params) -> list[jax.Array]:
+    """The gradients that are gradients: a router's bias has its load's surplus in their place."""
+    return [leaf for path, leaf in jax.tree.leaves_with_path(grads) if path[-1].key != BALANCE]
 
 
 def _sums_of(loss_fn: LossFn):

@@ -1,0 +1,329 @@
+"""The shape of a decoder: one frozen dataclass with switches, and the layers that follow from it.
+
+A family of the field is a row of switches (configs/families.py), not a file of its own.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+
+HEADS = ("tied", "untied", "scalar")
+LAYERS = ("full", "sliding")
+POSITIONS = ("rope", "learned")
+NORMS = ("rms", "layer")
+NORM_PLACES = ("pre", "post", "sandwich")
+QK_NORMS = ("none", "head", "whole")
+MLPS = ("swiglu", "geglu", "gelu", "relu2", "clamped_swiglu")
+BIASES = ("qkv", "out", "mlp", "router")
+ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
+ROUTERS = ("softmax", "sigmoid")
+DISPATCHES = ("dropless", "capacity")
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+REMATS = ("none", "dots", "full")
+KERNELS = ("auto", "xla", "splash", "cudnn", "tokamax")
+CONTEXTS = ("gather", "ring")
+QUANTIZED = ("none", "int8", "fp8")
+# Fields of TransformerConfig that say how a model is computed, not which function it is.
+LAYOUT = ("dtype", "remat", "scan_layers", "kernel", "context", "quantized")
+LAYOUT += ("stage_microbatches", "stage_repeats")
+
+
+def _choose(key: str, value: Any, allowed: tuple[str, ...]) -> None:
+    _require(value in allowed, key, value, f"one of {allowed}")
+
+
+def _require(condition: bool, key: str, value: Any, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{key} is {value!r}; it must be {allowed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeConfig:
+    """Rotary positions (arXiv 2104.09864) and how they are stretched beyond the trained length.
+
+    With r = original_len / wavelength turns of a frequency over the trained length, 'llama3' and
+    'yarn' (arXiv 2309.00071) divide it by `factor` where r < slow, keep it where r > fast, and
+    blend between; 'linear' divides every frequency. `magnitude` multiplies sines and cosines
+    (YaRN's attention factor); `truncate` rounds YaRN's bounds to whole dims.
+    """
+
+    theta: float = 10_000.0
+    local_theta: float = 0.0
+    scaling: str = "none"
+    factor: float = 1.0
+    original_len: int = 0
+    slow: float = 1.0
+    fast: float = 32.0
+    magnitude: float = 1.0
+    truncate: bool = True
+
+    def __post_init__(self):
+        path = "model.rope"
+        _require(0 < self.theta < float("inf"), f"{path}.theta", self.theta, "above 0")
+        _require(self.local_theta >= 0, f"{path}.local_theta", self.local_theta, "0 or more")
+        _choose(f"{path}.scaling", self.scaling, ROPE_SCALINGS)
+        _require(self.factor >= 1, f"{path}.factor", self.factor, "at least 1")
+        for key in ("original_len", "slow", "fast"):
+            _require(getattr(self, key) >= 0, f"{path}.{key}", getattr(self, key), "0 or more")
+        _require(self.magnitude > 0, f"{path}.magnitude", self.magnitude, "above 0")
+        if self.scaling in ("llama3", "yarn"):
+            _require(self.original_len >= 1, f"{path}.original_len", self.original_len, "1 or more")
+            _require(0 < self.slow < self.fast, f"{path}.slow", self.slow, "above 0, below fast")
+
+
+@dataclasses.dataclass(frozen=True)
+class MLAConfig:
+    """Multi-head latent attention (arXiv 2405.04434, section 2.1); kv_rank 0 turns it off.
+
+    model.head_dim is the whole size of a query: `rope_dim` rotated dims come last in it, and one
+    rotated key is shared by all heads. query_rank 0: queries are not compressed.
+    """
+
+    kv_rank: int = 0
+    query_rank: int = 0
+    rope_dim: int = 0
+    value_dim: int = 0
+
+    def __post_init__(self):
+        for key in ("kv_rank", "query_rank", "rope_dim", "value_dim"):
+            _require(getattr(self, key) >= 0, f"model.mla.{key}", getattr(self, key), "0 or more")
+        if self.kv_rank:
+            fits = self.rope_dim > 0 and self.rope_dim % 2 == 0
+            _require(fits, "model.mla.rope_dim", self.rope_dim, "even and above 0")
+            _require(self.value_dim > 0, "model.mla.value_dim", self.value_dim, "above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class MoEConfig:
+    """Mixture of experts in place of the feed-forward; num_experts 0 turns it off.
+
+    The first `num_dense` layers keep the plain feed-forward, and so do all but every `every`-th.
+    `normalize` divides the chosen weights by their sum, `scale` multiplies them. Experts are
+    chosen from the `top_groups` best of `num_groups` groups (arXiv 2412.19437, section 2.1.2).
+    `bias_rate` above 0 balances by a bias on the choice alone, moved by that much a step.
+    """
+
+    num_experts: int = 0
+    top_k: int = 1
+    d_ff: int = 0
+    shared_d_ff: int = 0
+    shared_gate: bool = False
+    num_dense: int = 0
+    every: int = 1
+    router: str = "softmax"
+    normalize: bool = True
+    scale: float = 1.0
+    num_groups: int = 1
+    top_groups: int = 1
+    balance_bias: bool = False
+    bias_rate: float = 0.0
+    aux_loss: float = 0.0
+    z_loss: float = 0.0
+    dispatch: str = "dropless"
+    capacity_factor: float = 1.0
+
+    def __post_init__(self):
+        path = "model.moe"
+        _require(self.num_experts >= 0, f"{path}.num_experts", self.num_experts, "0 or more")
+        _choose(f"{path}.router", self.router, ROUTERS)
+        _choose(f"{path}.dispatch", self.dispatch, DISPATCHES)
+        for key in ("d_ff", "shared_d_ff", "num_dense", "bias_rate", "aux_loss", "z_loss"):
+            _require(getattr(self, key) >= 0, f"{path}.{key}", getattr(self, key), "0 or more")
+        for key in ("top_k", "every", "num_groups", "top_groups"):
+            _require(getattr(self, key) >= 1, f"{path}.{key}", getattr(self, key), "at least 1")
+        for key in ("scale", "capacity_factor"):
+            _require(getattr(self, key) > 0, f"{path}.{key}", getattr(self, key), "above 0")
+        if not self.num_experts:
+            return
+        _require(self.d_ff >= 1, f"{path}.d_ff", self.d_ff, "at least 1")
+        groups, experts = self.num_groups, self.num_experts
+        allowed = f"a divisor of {path}.num_experts = {experts}"
+        _require(experts % groups == 0, f"{path}.num_groups", groups, allowed)
+        allowed = f"at most {path}.num_groups = {groups}"
+        _require(self.top_groups <= groups, f"{path}.top_groups", self.top_groups, allowed)
+        most = experts // groups * self.top_groups
+        fits = 1 <= self.top_k <= most
+        _require(fits, f"{path}.top_k", self.top_k, f"1 to {most}, the experts to choose from")
+        if self.bias_rate:
+            allowed = f"0 unless {path}.balance_bias is set"
+            _require(self.balance_bias, f"{path}.bias_rate", self.bias_rate, allowed)
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Shape of a decoder, and below `dtype` how it is computed.
+
+    Attributes (sizes by their letters are in `sizes`):
+      head: 'tied' or 'untied' logits; 'scalar': one value a position (reward model, critic).
+      layers: kinds of attention, cycled over the depth; 'sliding' sees `window` tokens.
+      positions: 'rope', or a 'learned' table of `max_positions`.
+      norm_place: of the two norms of a sublayer f: 'pre' x + f(norm(x)), 'post' x + norm(f(x)),
+        'sandwich' both.
+      mlp: activation; 'clamped_swiglu' is that of gpt-oss.
+      bias: which products add a bias; LayerNorm always does.
+      qk_norm: RMSNorm of queries and keys, one 'head' at a time or over the 'whole' projection.
+      sinks: a learned logit a head that attention weights may flow to (arXiv 2309.17453).
+      attention_scale: multiplies the scores; 0 for head_dim^-0.5.
+      attention_softcap, logit_softcap: c tanh(x / c) (arXiv 2408.00118); 0 for none.
+      scale_embedding: token vectors times sqrt(D).
+      vocab_multiple: the vocabulary is stored padded to a multiple of this.
+    """
+
+    vocab_size: int
+    num_layers: int
+    d_model: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    d_ff: int
+    head: str = "tied"
+    layers: tuple[str, ...] = ("full",)
+    window: int = 0
+    positions: str = "rope"
+    max_positions: int = 0
+    norm: str = "rms"
+    norm_place: str = "pre"
+    norm_eps: float = 1e-6
+    mlp: str = "swiglu"
+    bias: tuple[str, ...] = ()
+    qk_norm: str = "none"
+    sinks: bool = False
+    attention_scale: float = 0.0
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    scale_embedding: bool = False
+    rope: RopeConfig = RopeConfig()
+    mla: MLAConfig = MLAConfig()
+    moe: MoEConfig = MoEConfig()
+    vocab_multiple: int = 1
+    dtype: str = "float32"
+    remat: str = "none"
+    scan_layers: bool = True
+    kernel: str = "auto"
+    context: str = "gather"
+    quantized: str = "none"
+    stage_microbatches: int = 1
+    stage_repeats: int = 1
+
+    def __post_init__(self):
+        sizes = "vocab_size num_layers d_model num_heads num_kv_heads head_dim d_ff"
+        for key in f"{sizes} vocab_multiple stage_microbatches stage_repeats".split():
+            _require(getattr(self, key) >= 1, f"model.{key}", getattr(self, key), "at least 1")
+        for key in ("window", "max_positions", "attention_scale"):
+            _require(getattr(self, key) >= 0, f"model.{key}", getattr(self, key), "0 or more")
+        for key in ("attention_softcap", "logit_softcap"):
+            _require(getattr(self, key) >= 0, f"model.{key}", getattr(self, key), "0 or more")
+        _require(self.norm_eps > 0, "model.norm_eps", self.norm_eps, "above 0")
+        for key, allowed in _CHOICES.items():
+            _choose(f"model.{key}", getattr(self, key), allowed)
+        for key, allowed in (("layers", LAYERS), ("bias", BIASES)):
+            for value in getattr(self, key):
+                _choose(f"model.{key}", value, allowed)
+        _require(bool(self.layers), "model.layers", self.layers, "at least one kind")
+        self._check_attention()
+
+    def _check_attention(self) -> None:
+        allowed = f"a divisor of model.num_heads = {self.num_heads}"
+        fits = self.num_heads % self.num_kv_heads == 0
+        _require(fits, "model.num_kv_heads", self.num_kv_heads, allowed)
+        if self.positions == "rope":
+            even = self.head_dim % 2 == 0
+            _require(even, "model.head_dim", self.head_dim, "even, RoPE turns pairs")
+        else:
+            allowed = "at least 1 with learned positions"
+            _require(self.max_positions >= 1, "model.max_positions", self.max_positions, allowed)
+        if "sliding" in self.layers:
+            _require(self.window >= 1, "model.window", self.window, "at least 1, layers slide")
+        if self.mla.kv_rank:
+            most = self.head_dim - 1
+            fits = self.mla.rope_dim <= most
+            _require(fits, "model.mla.rope_dim", self.mla.rope_dim, f"at most {most}")
+            allowed = "'rope', 'none' and num_heads with latent attention"
+            plain = (self.positions, self.qk_norm) == ("rope", "none")
+            plain = plain and self.num_kv_heads == self.num_heads
+            value = (self.positions, self.qk_norm, self.num_kv_heads)
+            _require(plain, "(positions, qk_norm, num_kv_heads)", value, allowed)
+
+    def sizes(self) -> dict[str, int]:
+        """Length of each lettered dim of the weights; F and R differ from module to module."""
+        multiple = self.vocab_multiple
+        return {
+            "V": -(-self.vocab_size // multiple) * multiple,
+            "D": self.d_model,
+            "N": self.num_heads,
+            "K": self.num_kv_heads,
+            "H": self.head_dim,
+            "F": self.d_ff,
+            "E": self.moe.num_experts,
+            "T": self.max_positions,
+        }
+
+
+_CHOICES = {
+    "head": HEADS,
+    "positions": POSITIONS,
+    "norm": NORMS,
+    "norm_place": NORM_PLACES,
+    "mlp": MLPS,
+    "qk_norm": QK_NORMS,
+    "dtype": tuple(DTYPES),
+    "remat": REMATS,
+    "kernel": KERNELS,
+    "context": CONTEXTS,
+    "quantized": QUANTIZED,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """What sets one layer apart from another."""
+
+    sliding: bool
+    experts: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """`repeats` copies of a few layers: parameters are stacked along X, computation is scanned."""
+
+    layers: tuple[Layer, ...]
+    repeats: int
+
+
+def layer_kinds(config: TransformerConfig) -> tuple[Layer, ...]:
+    """The kind of every layer, from the embedding up."""
+    moe = config.moe
+    return tuple(
+        Layer(
+            sliding=config.layers[i % len(config.layers)] == "sliding",
+            experts=bool(moe.num_experts and i >= moe.num_dense and (i + 1) % moe.every == 0),
+        )
+        for i in range(config.num_layers)
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def stacks(config: TransformerConfig) -> tuple[Stack, ...]:
+    """The layers as few stacks: from below, always the repetition that covers most layers.
+
+    Llama is one stack of one layer; Gemma 3 one of six, then the layers left over; DeepSeek-V3 its
+    dense layers, then those with experts.
+    """
+    left, found = list(layer_kinds(config)), []
+    while left:
+        period, repeats = max(
+            ((p, _repeats(left, p)) for p in range(1, len(left) + 1)),
+            key=lambda x: (x[0] * x[1] if x[1] > 1 or x[0] == 1 else 0, -x[0]),
+        )
+        found.append(Stack(tuple(left[:period]), repeats))
+        left = left[period * repeats :]
+    return tuple(found)
+
+
+def _repeats(kinds: list[Layer], period: int) -> int:
+    count = 1
+    while kinds[count * period : (count + 1) * period] == kinds[:period]:
+        count += 1
+    return count

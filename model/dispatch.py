@@ -1,0 +1,361 @@
+"""How tokens travel to the experts that their router chose, and back.
+
+Beside README's letters: J a token's choices (best first), I the choices of many tokens in one
+list, all first choices before all second ones, P the rows that experts compute.
+Inside `on_each_device` a letter is the local part of its dim.
+
+'dropless' sorts choices by expert and multiplies group by group (`jax.lax.ragged_dot`). Where the
+mesh splits both experts and tokens, rows go to their expert's owner and back by a ragged
+all-to-all. Shapes being fixed, an owner has room for the worst case: expert shards x local tokens
+x min(top_k, local experts) rows of D, and of F, mostly unused: only rows that exist travel and are
+multiplied. 'capacity' bounds that memory: at each expert a row of the batch has C places, and what
+does not fit is dropped.
+
+XLA lacks some kernels of the grouped product: on a TPU that of weight gradients, which a Pallas
+kernel computes here, and on a CPU all of them, where loops over blocks of rows do. Instead it would
+multiply all rows with all experts.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import sequential_vmap
+from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
+from jax.sharding import PartitionSpec
+
+from model import sharding
+from model.config import TransformerConfig
+from model.layer import activate
+
+LETTERS = {"gate": "EDF", "up": "EDF", "down": "EFD", "gate_bias": "EF", "up_bias": "EF"}
+CPU_BLOCK = 128  # rows multiplied at once by the loops that stand in for kernels on a CPU
+# Square blocks of the TPU kernel for weight gradients: the largest that divides the rows.
+MIN_BLOCK, MAX_BLOCK = 128, 512
+
+
+def on_each_device(run: Callable, in_specs: Any, out_specs: Any) -> Callable:
+    """shard_map over the whole mesh in context; `run` itself without one."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return run
+    # Pallas kernels do not say over which axes their results vary, which check_vma asks for.
+    return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+@jax.custom_vjp
+def take_rows(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
+    """x[index], zeros where an index lies behind the end; its gradient is a gather as well.
+
+    `inverse` says where the rows of x went, with a leading dim if each went to several places.
+    The gradient that XLA would derive is a scatter-add, slow on every accelerator.
+    """
+    del inverse
+    return x.at[index].get(mode="fill", fill_value=0)
+
+
+def _untake_rows(residuals, gradient: jax.Array):
+    index, inverse = residuals
+    flat = gradient.reshape(-1, gradient.shape[-1])
+    found = flat.at[inverse].get(mode="fill", fill_value=0)
+    return jnp.sum(found, range(inverse.ndim - 1)), None, None
+
+
+take_rows.defvjp(lambda x, *plan: (take_rows(x, *plan), plan), _untake_rows)
+
+
+@jax.custom_vjp
+def multiply_groups(rows_PD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """Rows sorted by expert, each times its expert's matrix; zeros past the last expert's."""
+    return _multiply(rows_PD, w_EDF, sizes_E)
+
+
+def _multiply_back(residuals, gradient_PF: jax.Array):
+    rows_PD, w_EDF, sizes_E = residuals
+    rows_gradient_PD = _multiply(gradient_PF, jnp.swapaxes(w_EDF, 1, 2), sizes_E)
+    return rows_gradient_PD, _contract(rows_PD, gradient_PF, sizes_E), None
+
+
+multiply_groups.defvjp(lambda *args: (_multiply(*args), args), _multiply_back)
+
+
+# One by one under vmap: the pipeline's vmap has one stage on a device, and the compilers' kernels
+# know no batches.
+@sequential_vmap
+def _multiply(rows_PD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    rows_PF = lax.platform_dependent(
+        rows_PD, w_EDF, sizes_E, cpu=multiply_in_turn, default=lax.ragged_dot
+    )
+    used_P1 = jnp.arange(len(rows_PD))[:, None] < jnp.sum(sizes_E)
+    return jnp.where(used_P1, rows_PF, 0)  # the others may never have been written
+
+
+@sequential_vmap
+def _contract(rows_PD: jax.Array, gradient_PF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """Sum over each group's rows of their outer products with gradients: that of w_EDF."""
+    block = math.gcd(len(rows_PD), MAX_BLOCK)
+    kernel = functools.partial(contract_blocks, block) if block >= MIN_BLOCK else contract_plainly
+    return lax.platform_dependent(
+        rows_PD, gradient_PF, sizes_E, cpu=contract_in_turn, tpu=kernel, default=contract_plainly
+    )
+
+
+def multiply_in_turn(rows_PD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """lax.ragged_dot for CPUs."""
+    padded = _pad(rows_PD)
+
+    def step(e, start, _, rows):
+        # What reaches into the rows of the next expert is overwritten by its own, later block.
+        w_DF = lax.dynamic_index_in_dim(w_EDF, e, keepdims=False)
+        return lax.dynamic_update_slice_in_dim(rows, _block(padded, start) @ w_DF, start, 0)
+
+    start = jnp.zeros((len(padded), w_EDF.shape[-1]), rows_PD.dtype)
+    return _in_turn(sizes_E, step, start)[: len(rows_PD)]
+
+
+def contract_in_turn(rows_PD: jax.Array, gradient_PF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """`_contract` for CPUs."""
+    padded_D, padded_F = _pad(rows_PD), _pad(gradient_PF)
+
+    def step(e, start, end, sums_EDF):
+        inside = (start + jnp.arange(CPU_BLOCK) < end)[:, None]
+        rows = jnp.where(inside, _block(padded_D, start), 0)
+        return sums_EDF.at[e].add(rows.T @ _block(padded_F, start))
+
+    shape = (len(sizes_E), rows_PD.shape[1], gradient_PF.shape[1])
+    return _in_turn(sizes_E, step, jnp.zeros(shape)).astype(rows_PD.dtype)
+
+
+def _pad(rows: jax.Array) -> jax.Array:
+    return jnp.pad(rows, ((0, CPU_BLOCK), (0, 0)))
+
+
+def _block(rows: jax.Array, start: jax.Array) -> jax.Array:
+    return lax.dynamic_slice_in_dim(rows, start, CPU_BLOCK)
+
+
+def _in_turn(sizes_E: jax.Array, step: Callable, carry: jax.Array) -> jax.Array:
+    """Loops over the blocks of each expert's rows: carry = step(e, start, end of e, carry)."""
+    ends_E, blocks_E = jnp.cumsum(sizes_E), -(-sizes_E // CPU_BLOCK)
+    done_E = jnp.cumsum(blocks_E)
+
+    def run(i, carry):
+        e = jnp.sum(done_E <= i)
+        start = ends_E[e] - sizes_E[e] + (i - done_E[e] + blocks_E[e]) * CPU_BLOCK
+        return step(e, start, ends_E[e], carry)
+
+    return lax.fori_loop(0, done_E[-1], run, carry)
+
+
+def contract_plainly(rows_PD: jax.Array, gradient_PF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """`_contract` as XLA does it."""
+    ragged = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
+    return lax.ragged_dot_general(rows_PD, gradient_PF, sizes_E, ragged)
+
+
+def contract_blocks(block: int, rows_PD, gradient_PF, sizes_E, interpret: bool = False):
+    """The same by a Pallas kernel (megablox) over square blocks; `interpret` runs it anywhere."""
+    tiles = (block, block, block)
+    return tgmm(rows_PD.T, gradient_PF, sizes_E, rows_PD.dtype, tiling=tiles, interpret=interpret)
+
+
+def feed(mlp: str, kernels: dict[str, jax.Array], rows: jax.Array, multiply: Callable) -> jax.Array:
+    """Each expert's feed-forward on its rows, without the last bias; `multiply(rows, w, bias)`."""
+    gate = None
+    if "gate" in kernels:
+        gate = multiply(rows, kernels["gate"], kernels.get("gate_bias"))
+    up = multiply(rows, kernels["up"], kernels.get("up_bias"))
+    return multiply(activate(mlp, gate, up), kernels["down"], None)
+
+
+def feed_groups(mlp: str, kernels: dict[str, jax.Array], rows_PD, sizes_E) -> jax.Array:
+    """`feed` for rows sorted by expert, of which the first sum(sizes_E) belong to one."""
+    row_P1, end_1E = jnp.arange(len(rows_PD))[:, None], jnp.cumsum(sizes_E)[None]
+    member_PE = (row_P1 < end_1E) & (row_P1 >= end_1E - sizes_E[None])
+
+    def multiply(rows, w, bias):
+        rows = multiply_groups(rows, w, sizes_E)
+        return rows if bias is None else rows + member_PE.astype(rows.dtype) @ bias
+
+    return feed(mlp, kernels, rows_PD, multiply)
+
+
+def combine(z_JTD: jax.Array, weights_TJ: jax.Array) -> jax.Array:
+    """Weighted sum over choices, in float32."""
+    return jnp.sum(z_JTD * weights_TJ.T[..., None], 0).astype(z_JTD.dtype)
+
+
+def dropless(config: TransformerConfig, x_BLD, experts_BLJ, weights_BLJ, kernels):
+    """Every choice is computed.
+
+    Args:
+      config: shape of the model.
+      x_BLD: tokens.
+      experts_BLJ: chosen experts; num_experts: none.
+      weights_BLJ: of the choices, float32.
+      kernels: arrays named and lettered as in LETTERS, in the dtype of x_BLD.
+
+    Returns:
+      y_BLD without the last bias, and kept_BLJ: 1.0 where a choice was computed.
+    """
+    spec = sharding.activation_spec("BLD", x_BLD.shape)
+    specs = {name: sharding.activation_spec(LETTERS[name], w.shape) for name, w in kernels.items()}
+    axis, tokens = specs["up"][0], _axes(spec)
+    # Along these each device has a part of every output: of F, or, if tokens are not split along
+    # `axis` (one row decodes on many devices), of the experts.
+    partial = tuple(sorted(_axes(specs["up"]) - tokens))
+    choice_spec, out_spec = PartitionSpec(*spec[:2]), PartitionSpec(partial or None, *spec)
+    run = functools.partial(_run_local, config, axis, axis in tokens)
+    run = on_each_device(run, (spec, choice_spec, choice_spec, specs), out_spec)
+    parts = run(x_BLD, experts_BLJ, weights_BLJ, kernels)
+    # Not jnp.sum, which would send bfloat16 as float32.
+    y_BLD = lax.reduce(parts, jnp.zeros((), parts.dtype), lax.add, (0,))
+    return y_BLD, (experts_BLJ < config.moe.num_experts).astype(jnp.float32)
+
+
+def _axes(spec: PartitionSpec) -> set[str]:
+    return {axis for dim in spec if dim for axis in ((dim,) if isinstance(dim, str) else dim)}
+
+
+def _run_local(config, axis, travels, x_BLD, experts_BLJ, weights_BLJ, kernels):
+    """One device's part of `dropless`; `axis` splits the experts, and if `travels` the tokens."""
+    moe, num_local = config.moe, kernels["up"].shape[0]
+    x_TD, num_tokens = x_BLD.reshape(-1, x_BLD.shape[-1]), math.prod(x_BLD.shape[:2])
+    experts_I, num_groups = experts_BLJ.reshape(num_tokens, -1).T.reshape(-1), moe.num_experts
+    if axis and not travels:
+        num_groups, local_I = num_local, experts_I - lax.axis_index(axis) * num_local
+        experts_I = jnp.where((local_I >= 0) & (local_I < num_local), local_I, num_local)
+    order_I = jnp.argsort(experts_I)
+    place_JT = jnp.argsort(order_I).reshape(-1, num_tokens)
+    sizes_E = jnp.sum(jax.nn.one_hot(experts_I, num_groups, dtype=jnp.int32), 0)
+    rows_ID = take_rows(x_TD, order_I % num_tokens, place_JT)
+    if travels:
+        there, back, owned_E = plan_travel(sizes_E, num_local, axis)
+        num_rows = moe.num_experts // num_local * num_tokens * min(moe.top_k, num_local)
+        rows_PD = travel(axis, num_rows, rows_ID, there, back)
+        rows_PD = feed_groups(config.mlp, kernels, rows_PD, owned_E)
+        rows_ID = travel(axis, len(rows_ID), rows_PD, back, there)
+    else:
+        rows_ID = feed_groups(config.mlp, kernels, rows_ID, sizes_E)
+    z_JTD = take_rows(rows_ID, place_JT, order_I)
+    return combine(z_JTD, weights_BLJ.reshape(num_tokens, -1)).reshape(1, *x_BLD.shape)
+
+
+def plan_travel(sizes_E: jax.Array, num_local: int, axis: str):
+    """Where rows sorted by expert go, so that they arrive sorted by (expert, sender).
+
+    Args:
+      sizes_E: rows that this device has for each expert of all devices along `axis`.
+      num_local: experts a device owns.
+      axis: mesh axis.
+
+    Returns:
+      (there, back, owned): for `travel` each way, chunks of `jax.lax.ragged_all_to_all`, one for
+      each (peer, expert): (starts here, sizes, starts at the peer, sizes that arrive here);
+      and the number of rows that arrive for each of this device's experts.
+    """
+    me, counts_SE = lax.axis_index(axis), lax.all_gather(sizes_E, axis)  # S: senders
+    starts_SE = jnp.cumsum(counts_SE, 1) - counts_SE
+    totals = jnp.sum(counts_SE, 0).reshape(-1, num_local)
+    starts_E = (jnp.cumsum(totals, 1) - totals).reshape(-1)
+    landings_SE = starts_E[None] + jnp.cumsum(counts_SE, 0) - counts_SE
+
+    def owned(x_SE):
+        return lax.dynamic_slice_in_dim(x_SE, me * num_local, num_local, 1).reshape(-1)
+
+    there = (starts_SE[me], counts_SE[me], landings_SE[me], owned(counts_SE))
+    back = (owned(landings_SE), owned(counts_SE), owned(starts_SE), counts_SE[me])
+    return there, back, totals[me]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def travel(axis: str, num_rows: int, rows: jax.Array, there: Any, back: Any) -> jax.Array:
+    """`num_rows` rows, those that came from all along `axis` and zeros; gradients travel back."""
+    del back
+
+    @sequential_vmap
+    def go(rows, *plan):
+        start = jnp.zeros((num_rows, rows.shape[-1]), rows.dtype)
+        exchange = functools.partial(lax.ragged_all_to_all, axis_name=axis)
+        emulate = functools.partial(_emulate, axis)
+        return lax.platform_dependent(rows, start, *plan, cpu=emulate, default=exchange)
+
+    return go(rows, *there)
+
+
+def _travel_forth(axis, num_rows, rows, there, back):
+    return travel(axis, num_rows, rows, there, back), (len(rows), there, back)
+
+
+def _travel_back(axis, _, residuals, gradient):
+    num_rows, there, back = residuals
+    return travel(axis, num_rows, gradient, back, there), None, None
+
+
+travel.defvjp(_travel_forth, _travel_back)
+
+
+def _emulate(axis, rows, start, starts_C, sizes_C, landings_C, _):
+    """ragged_all_to_all (C: its chunks), which XLA's CPU backend lacks: all rows go everywhere."""
+    me, per_peer = lax.axis_index(axis), len(starts_C) // lax.axis_size(axis)
+    plan_S3C = lax.all_gather(jnp.stack([starts_C, sizes_C, landings_C]), axis)
+    plan_S3C = lax.dynamic_slice_in_dim(plan_S3C, me * per_peer, per_peer, 2)
+    sender_SC = jnp.arange(len(plan_S3C))[:, None] * len(rows)
+    origins, sizes, landings = (
+        x.reshape(-1, 1) for x in (plan_S3C[:, 0] + sender_SC, plan_S3C[:, 1], plan_S3C[:, 2])
+    )
+    offset = jnp.arange(len(start))[None] - landings
+    inside = (offset >= 0) & (offset < sizes)
+    source = jnp.sum(jnp.where(inside, origins + offset, 0), 0)
+    found = lax.all_gather(rows, axis, tiled=True)[source]
+    return jnp.where(jnp.any(inside, 0)[:, None], found, start)
+
+
+def limited(config: TransformerConfig, x_BLD, experts_BLJ, weights_BLJ, kernels):
+    """Every row has C = capacity_factor L k / E places (rounded up) at each expert.
+
+    Places go to first choices before second ones, and to earlier tokens before later ones; a
+    choice without a place adds nothing. Args and Returns as `dropless`.
+    Source: arXiv 2006.16668, algorithm 1, with one row as a group, so that neither mesh nor
+    microbatches change what is dropped, and no random routing.
+    """
+    moe, L = config.moe, x_BLD.shape[1]
+    C = min(L, math.ceil(moe.capacity_factor * L * moe.top_k / moe.num_experts))
+    places = jax.vmap(functools.partial(_places, moe.num_experts, C))
+    place_BJL, token_BP, item_BP = places(jnp.swapaxes(experts_BLJ, 1, 2))
+    whole_BMD = sharding.constrain(x_BLD, "BMD")
+    rows_BPD = jax.vmap(take_rows)(whole_BMD, token_BP, place_BJL)
+    rows_BECD = rows_BPD.reshape(len(x_BLD), moe.num_experts, C, -1)
+    # The all-to-all: E takes the axis from B. Places are split like the tokens of a row, L.
+    rows_EBCD = jnp.swapaxes(sharding.constrain(rows_BECD, "BELD"), 0, 1)
+    rows_EBCD = sharding.constrain(rows_EBCD, "EBLD")
+    kernels = {name: sharding.constrain(w, LETTERS[name]) for name, w in kernels.items()}
+
+    def multiply(rows_EBCD, w, bias):
+        rows = jnp.einsum("EBCD,EDF->EBCF", rows_EBCD, w)
+        return rows if bias is None else rows + bias[:, None, None]
+
+    rows_EBCD = sharding.constrain(feed(config.mlp, kernels, rows_EBCD, multiply), "EBLD")
+    rows_BECD = sharding.constrain(jnp.swapaxes(rows_EBCD, 0, 1), "BELD")
+    rows_BPD = rows_BECD.reshape(rows_BPD.shape)
+    z_BJLD = jax.vmap(take_rows)(rows_BPD, place_BJL, item_BP)
+    kept_BLJ = jnp.swapaxes(place_BJL < rows_BPD.shape[1], 1, 2).astype(jnp.float32)
+    return jax.vmap(combine)(z_BJLD, weights_BLJ), kept_BLJ
+
+
+def _places(num_experts: int, C: int, experts_JL: jax.Array):
+    """Place of each choice of a row (E C: none), and token and choice at each place (L, J L)."""
+    experts_I, L = experts_JL.reshape(-1), experts_JL.shape[1]
+    order_I = jnp.argsort(experts_I)
+    sizes_E = jnp.sum(jax.nn.one_hot(experts_I, num_experts, dtype=jnp.int32), 0)
+    starts_E = jnp.cumsum(sizes_E) - sizes_E
+    rank_I = jnp.argsort(order_I) - starts_E.at[experts_I].get(mode="fill", fill_value=-C)
+    place_I = jnp.where(rank_I < C, experts_I * C + rank_I, num_experts * C)
+    rank_EC = jnp.arange(C)[None]
+    item_EC = order_I.at[starts_E[:, None] + rank_EC].get(mode="fill", fill_value=0)
+    item_EC = jnp.where(rank_EC < sizes_E[:, None], item_EC, len(experts_I))
+    token_EC = jnp.where(item_EC < len(experts_I), item_EC % L, L)
+    return place_I.reshape(experts_JL.shape), token_EC.reshape(-1), item_EC.reshape(-1)

@@ -1,0 +1,299 @@
+"""Which kernel computes self-attention, and how each is called.
+
+Rows are always packed: a kernel that cannot tell documents apart is never called. One that cannot
+honour the rest of a request is refused by name, and the next one is taken, said once in the log.
+
+            packed   window  softcap  GQA  sinks  H != Hv  float32  bfloat16  any order  stages
+  xla       yes      yes     yes      yes  yes    yes      yes      yes       yes        yes
+  splash    yes      yes     yes      yes  yes    yes      yes      yes       no         yes
+  cudnn     by mask  by mask no       yes  no     padded   no       yes       yes        no
+  tokamax   by mask  by mask not GPU  yes  no     yes      not GPU  yes       yes        yes
+
+All give gradients of queries, keys and values, and of sinks where they take them. 'By mask': a
+(B, L, M) array, not N of them. 'Any order': rows reordered for context parallelism. 'Stages':
+inside model/pipeline.py. cuDNN and tokamax's GPU kernels were lowered for CUDA and not yet run.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import logging
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+from model import sharding
+from model.attention import Places, attend, visible
+from model.config import TransformerConfig
+
+# What 'auto' tries, best first; the last one honours everything.
+PLATFORMS = {"tpu": ("splash", "xla"), "gpu": ("cudnn", "xla"), "cpu": ("xla",)}
+# Splash works on square blocks of scores. With 1024, heads of 256 no longer fit the scoped vector
+# memory that the compiler grants unasked (v5p).
+BLOCKS = (512, 256, 128)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What one attention asks of a kernel, as far as any kernel refuses some of it.
+
+    `hopper`: a GPU of compute capability 9.0 or more. `has_tokamax`: the package is installed.
+    `in_order`: a row's tokens stand in memory as their positions say. `staged`: pipelined.
+    """
+
+    platform: str
+    hopper: bool
+    has_tokamax: bool
+    in_order: bool
+    staged: bool
+    dtype: str
+    length: int
+    head_dim: int
+    value_dim: int
+    window: int
+    softcap: float
+    sinks: bool
+
+
+def attention(
+    config: TransformerConfig,
+    q_BLNH: jax.Array,
+    k_BKMH: jax.Array,
+    v_BKMH: jax.Array,
+    places: Places,
+    window: int,
+    scale: float,
+    sink_N: jax.Array | None,
+) -> jax.Array:
+    """Self-attention of packed rows by the kernel that config.kernel names, or the next that can.
+
+    Args:
+      config: kernel and attention_softcap are read.
+      q_BLNH: queries.
+      k_BKMH: keys, M = L.
+      v_BKMH: values; their H may differ from the keys'.
+      places: of queries and keys alike. Only on a mesh with a context axis may a row's tokens
+        stand in another order than that of their positions; elsewhere a kernel that relies on
+        the order makes such a row NaN.
+      window: how many positions back a query sees, itself included; 0 for all.
+      scale: multiplies the scores.
+      sink_N: a logit a head without a value; None for none.
+
+    Returns:
+      Mixed values, shape (B, L, N, H of the values). Those of padding mean nothing.
+    """
+    request = Request(
+        platform=_platform(),
+        hopper=_is_hopper(),
+        has_tokamax=importlib.util.find_spec("tokamax") is not None,
+        in_order=sharding.axis_size("context") == 1,
+        staged=sharding.axis_size("stage") > 1,
+        dtype=q_BLNH.dtype.name,
+        length=q_BLNH.shape[1],
+        head_dim=q_BLNH.shape[-1],
+        value_dim=v_BKMH.shape[-1],
+        window=window,
+        softcap=config.attention_softcap,
+        sinks=sink_N is not None,
+    )
+    name = choose(config.kernel, request)
+    if name == "xla":
+        mask_BLM = visible(places, places, window)
+        return attend(q_BLNH, k_BKMH, v_BKMH, mask_BLM, scale, config.attention_softcap, sink_N)
+    kernel = {"splash": _splash, "cudnn": _cudnn, "tokamax": _tokamax}[name]
+    kernel = functools.partial(kernel, request)
+    if request.in_order:
+        scale = jnp.where(_stands_in_order(places), scale, jnp.nan)[:, None, None, None]
+    q_BLNH = q_BLNH * jnp.asarray(scale, q_BLNH.dtype)
+    return _on_each_device(kernel, q_BLNH, k_BKMH, v_BKMH, places, sink_N)
+
+
+def choose(wanted: str, request: Request) -> str:
+    """The first kernel that can honour the request: the wanted one, then those of the platform.
+
+    Args:
+      wanted: one of config.KERNELS.
+      request: what is asked.
+
+    Returns:
+      Its name. Each refusal on the way is logged once.
+    """
+    names = PLATFORMS[request.platform]
+    for name in names if wanted == "auto" else (wanted, *names):
+        reason = refusal(name, request)
+        if reason is None:
+            return name
+        _say_once(name, reason)
+    raise AssertionError("xla refuses nothing")
+
+
+def refusal(kernel: str, request: Request) -> str | None:
+    """Why a kernel cannot honour a request, in words for a log; None where it can."""
+    if kernel == "xla":
+        return None
+    for broken, reason in _LIMITS[kernel]:
+        if broken(request):
+            return reason.format(**dataclasses.asdict(request))
+    return None
+
+
+_LIMITS: dict[str, tuple[tuple[Callable[[Request], bool], str], ...]] = {
+    "splash": (
+        (lambda r: r.platform != "tpu", "it runs on TPUs, not on a {platform}"),
+        (
+            lambda r: not r.in_order,
+            "it takes order in memory for order in the text, and rows are "
+            "reordered for context parallelism",
+        ),
+        (
+            lambda r: r.length % BLOCKS[-1] > 0,
+            f"rows are {{length}} long, no multiple of {BLOCKS[-1]}",
+        ),
+    ),
+    "cudnn": (
+        (lambda r: r.platform != "gpu", "it runs on GPUs, not on a {platform}"),
+        (lambda r: r.dtype == "float32", "it computes in 16 bits, not in {dtype}"),
+        (lambda r: r.softcap > 0, "it has no softcap"),
+        (lambda r: r.sinks, "it has no sinks"),
+        (lambda r: r.staged, "jax cannot batch its masks over pipeline stages (jax PR 36702)"),
+        (lambda r: r.length % 2 > 0, "rows are {length} long, and it wants even lengths"),
+        (
+            lambda r: max(r.head_dim, r.value_dim) % 8 > 0,
+            "heads are {head_dim} and {value_dim} long, no multiple of 8",
+        ),
+        (
+            lambda r: max(r.head_dim, r.value_dim) > (256 if r.hopper else 128),
+            "heads are {head_dim} and {value_dim} long, and it takes 128, or 256 from Hopper on",
+        ),
+    ),
+    "tokamax": (
+        (lambda r: not r.has_tokamax, "the package tokamax is not installed"),
+        (lambda r: r.platform == "tpu", "its TPU kernel is splash, here with a dense mask"),
+        (lambda r: r.sinks, "it has no sinks"),
+        (
+            lambda r: r.platform == "gpu" and r.dtype == "float32",
+            "it would compute {dtype} in fewer bits",
+        ),
+        (
+            lambda r: r.platform == "gpu" and r.softcap > 0,
+            "its Triton kernel has no gradient through a softcap",
+        ),
+    ),
+}
+
+
+@functools.lru_cache
+def _say_once(kernel: str, reason: str) -> None:
+    logging.getLogger(__name__).warning("attention kernel %s is not used: %s", kernel, reason)
+
+
+def _platform() -> str:
+    """Where the program will run: a compiled plan's devices may be none of this machine's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def _is_hopper() -> bool:
+    capability = getattr(jax.local_devices()[0], "compute_capability", "0.0")
+    return float(capability) >= 9
+
+
+def _stands_in_order(places: Places) -> jax.Array:
+    """in_order_B: whether positions count up by one along each document of a row."""
+    segments_BL, positions_BL = places.segments_BL, places.positions_BL
+    same_BL = (segments_BL[:, 1:] == segments_BL[:, :-1]) & (segments_BL[:, 1:] > 0)
+    return jnp.all(~same_BL | (positions_BL[:, 1:] - positions_BL[:, :-1] == 1), axis=1)
+
+
+def _on_each_device(kernel, q_BLNH, k_BKMH, v_BKMH, places: Places, sink_N) -> jax.Array:
+    """Calls a kernel on each device's rows and heads: no kernel can be split from outside.
+
+    Queries stay split over the context axis, keys are gathered.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return kernel(q_BLNH, k_BKMH, v_BKMH, places, places, sink_N)
+    N, K = q_BLNH.shape[2], k_BKMH.shape[1]
+    num_tensor = sharding.axis_size("tensor")
+    if N % num_tensor == 0 and K % num_tensor:
+        # Queries of one kv head are on several devices: each gets a copy of it.
+        copies = math.lcm(K, num_tensor) // K
+        k_BKMH, v_BKMH = (jnp.repeat(x, copies, axis=1) for x in (k_BKMH, v_BKMH))
+    queries = sharding.activation_spec("BLNH", q_BLNH.shape)
+    keys = sharding.activation_spec("BKMH", k_BKMH.shape)
+    spec = jax.sharding.PartitionSpec
+    rows, whole_rows = spec(*queries[:2]), spec(queries[0])
+    heads = None if sink_N is None else spec(queries[2])
+    return jax.shard_map(
+        kernel,
+        in_specs=(queries, keys, keys, Places(rows, rows), Places(whole_rows, whole_rows), heads),
+        out_specs=queries,
+        check_vma=False,  # pallas_call does not say how its results vary over the mesh
+    )(q_BLNH, k_BKMH, v_BKMH, places, places, sink_N)
+
+
+def _splash(request: Request, q_BLNH, k_BKMH, v_BKMH, queries, keys, sink_N) -> jax.Array:
+    """Splash attention of jax: blocks that the causal order and the window rule out are skipped.
+
+    Source: jax.experimental.pallas.ops.tpu.splash_attention, after arXiv 2205.14135.
+    """
+    L, N = q_BLNH.shape[1:3]
+    block = next(size for size in BLOCKS if L % size == 0)
+    sizes = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
+    back = request.window - 1 if request.window else None
+    mask_LM = splash.LocalMask((L, L), (back, 0), offset=0)
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([mask_LM] * N),
+        block_sizes=splash.BlockSizes(**dict.fromkeys(sizes, block)),
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=request.softcap or None,
+    )
+    segments = splash.SegmentIds(queries.segments_BL, keys.segments_BL)
+    mix = jax.vmap(kernel, in_axes=(0, 0, 0, 0, None))
+    mixed_BNLH = mix(jnp.moveaxis(q_BLNH, 1, 2), k_BKMH, v_BKMH, segments, sink_N)
+    return jnp.moveaxis(mixed_BNLH, 2, 1)
+
+
+def _cudnn(request: Request, q_BLNH, k_BKMH, v_BKMH, queries, keys, sink_N) -> jax.Array:
+    """cuDNN's flash attention. Segments and windows go in as a mask.
+
+    Its own sequence lengths know of padding at the end only, and its ragged layout misplaces keys
+    of fewer heads than queries (jax 0.10.2, _fix_seqlen_offsets).
+    """
+    del sink_N
+    size = max(request.head_dim, request.value_dim)
+    q_BLNH, k_BKMH, v_BKMH = (
+        jnp.pad(x, [(0, 0)] * 3 + [(0, size - x.shape[-1])]) for x in (q_BLNH, k_BKMH, v_BKMH)
+    )
+    mixed_BLNH = jax.nn.dot_product_attention(
+        q_BLNH,
+        jnp.moveaxis(k_BKMH, 1, 2),
+        jnp.moveaxis(v_BKMH, 1, 2),
+        mask=visible(queries, keys, request.window)[:, None],
+        scale=1.0,
+        is_causal=request.in_order,  # says nothing new, and halves the work
+        implementation="cudnn",
+    )
+    return mixed_BLNH[..., : request.value_dim]
+
+
+def _tokamax(request: Request, q_BLNH, k_BKMH, v_BKMH, queries, keys, sink_N) -> jax.Array:
+    """tokamax's attention, by whichever of its own kernels fits the device."""
+    del sink_N
+    import tokamax
+
+    if not flags.FLAGS.is_parsed():  # tokamax would look for its flags in our command line
+        flags.FLAGS.mark_as_parsed()
+    return tokamax.dot_product_attention(
+        q_BLNH,
+        jnp.moveaxis(k_BKMH, 1, 2),
+        jnp.moveaxis(v_BKMH, 1, 2),
+        mask=visible(queries, keys, request.window)[:, None],
+        scale=1.0,
+        is_causal=request.in_order,
+        logits_soft_cap=request.softcap or None,
+    )
