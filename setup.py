@@ -21,6 +21,11 @@ setup(
         "ml-collections>=1.1",
         "absl-py",
         "sentencepiece>=0.2.1",
+        "protobuf",  # sentencepiece leaves it out, but its model files need it
+        # Tensor files and tokenizers of others: imported, exported.
+        "safetensors>=0.6",
+        "gguf>=0.19",
+        "tokenizers>=0.22",
         "tensorflow-datasets>=4.9.10",
         "grain>=0.2.18",
         "array-record>=0.8",

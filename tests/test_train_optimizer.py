@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.config import TransformerConfig
+from model.config import MoEConfig, TransformerConfig
 from model.transformer import declare
 from train.optimizer import OptimizerConfig, decay_mask, make_optimizer, make_schedule
 
@@ -185,3 +185,27 @@ def test_bad_value_is_named(key):
     value, allowed = BAD[key]
     with pytest.raises(ValueError, match=f"{key} is {value!r}; it must be {allowed}"):
         dataclasses.replace(CONFIG, **{key: value})
+
+
+def test_a_balancing_bias_moves_by_the_sign_of_its_surplus_alone():
+    """Neither clipping nor moments nor decay touch it, nor does it touch them."""
+    moe = MoEConfig(num_experts=4, top_k=2, d_ff=8, balance_bias=True, bias_rate=0.01)
+    shape = dataclasses.replace(SHAPE, moe=moe)
+    optimizer = make_optimizer(dataclasses.replace(CONFIG, clip_norm=0.5), shape, 20)
+    params = jax.tree.map(
+        lambda declared: jnp.ones(declared[1]),
+        declare(shape),
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+    grads = jax.tree.map(jnp.ones_like, params)
+    experts = grads["stack0"]["layer0"]["feed_forward"]
+    state, found = optimizer.init(params), []
+    for surplus in ([1e6, -3.0, 0.0, 5.0], [0.0, 0.0, 0.0, 0.0]):
+        experts["balance_bias"] = jnp.broadcast_to(
+            jnp.asarray(surplus), experts["balance_bias"].shape
+        )
+        updates, _ = optimizer.update(grads, state, params)
+        moved = updates["stack0"]["layer0"]["feed_forward"].pop("balance_bias")
+        np.testing.assert_allclose(moved[0], -0.01 * np.sign(surplus))
+        found.append(updates)
+    jax.tree.map(np.testing.assert_array_equal, *found)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from model.config import TransformerConfig
@@ -108,9 +109,18 @@ def make_optimizer(
     )
     if not model_config.moe.balance_bias:
         return adamw
-    balance = optax.chain(optax.scale_by_sign(), optax.scale(-model_config.moe.bias_rate))
-    labels = _by_leaf(model_config, lambda name, _: "balance" if name == BALANCE else "weights")
-    return optax.partition({"weights": adamw, "balance": balance}, labels)
+    is_balance = _by_leaf(model_config, lambda name, _: name == BALANCE)
+
+    def update(grads, state, params):
+        still = jax.tree.map(lambda g, other: jnp.zeros_like(g) if other else g, grads, is_balance)
+        updates, state = adamw.update(still, state, params)
+        rate = model_config.moe.bias_rate
+        moved = jax.tree.map(
+            lambda u, g, other: -rate * jnp.sign(g) if other else u, updates, grads, is_balance
+        )
+        return moved, state
+
+    return optax.GradientTransformation(adamw.init, update)
 
 
 def _by_leaf(model_config: TransformerConfig, fn: Callable[[str, tuple[str, ...]], Any]) -> Any:

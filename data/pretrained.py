@@ -1,0 +1,291 @@
+"""Imported tokenizers: what others have trained, to ids and back, id for id as they do it.
+
+A folder's `tokenizer.json` runs through the tokenizers library exactly as it stands, a
+`tokenizer.model` through SentencePiece, `vocab.json` with `merges.txt` through the tokenizers
+library; the first of them that is there is taken. On any text without special tokens the ids are
+those of transformers' `tokenizer(text, add_special_tokens=False)`, but for two cases in which
+transformers 5 itself leaves what the model was trained with: its Llama class rebuilds a
+tokenizer.json so that a text's first space is lost, and reads a tokenizer.model that stands alone
+without its scores, which changes runs of spaces.
+
+transformers takes a special token that a text spells for the token itself. That lets a document
+close its own turn, so it is done here only where `special=True` asks for it; False is what
+transformers calls `split_special_tokens`. Two things are the same either way, there as here: added
+tokens that are not special are found, and a unigram tokenizer.json, whose library does not tell
+special pieces from others, gives them for their text.
+"""
+
+import copy
+import functools
+import itertools
+import json
+import re
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as FastTokenizer
+
+from data import byte_level
+from data.errors import BadInput
+from data.tokenizer_files import CONFIG, ROLES, Description, blame, describe, read_object
+
+# No published vocabulary has a tenth of it; what decoding looks up is as long as the highest id.
+MAX_VOCAB_SIZE = 1 << 23
+# What vocab.json and merges.txt leave to the tokenizer's class: how a text is split, and which
+# roles <|endoftext|> has unless the configuration says so.
+END_OF_TEXT = "<|endoftext|>"
+CLASSES = {
+    "GPT2Tokenizer": ("gpt-2", ("bos_token", "eos_token")),
+    "Qwen2Tokenizer": ("qwen2", ("eos_token", "pad_token")),
+}
+
+
+class Pretrained:
+    """A tokenizer that others have trained; it stands where data.tokenizer.Tokenizer does.
+
+    Attributes:
+        vocab_size: the highest id + 1; a model may have more rows, for padding, never fewer.
+        bos_id, eos_id, pad_id: None where the tokenizer has none.
+        chat_template: Jinja source, or None.
+        system_id, user_id, assistant_id, end_id: tokens that mark turns in the format of
+            data/chat.py; None unless `load` was given some.
+    """
+
+    def __init__(
+        self,
+        backend: "_Fast | _Pieces",
+        roles: dict[str, int | None],
+        chat_template: str | None,
+        control: Sequence[str] = (),
+    ):
+        """Takes what `load` has read and checked."""
+        self._backend = backend
+        self.bos_id, self.eos_id, self.pad_id = (roles[role] for role in ROLES)
+        self.chat_template = chat_template
+        self.vocab_size = max(backend.vocab.values()) + 1
+        self._is_shown = np.zeros(self.vocab_size, bool)
+        self._is_shown[list(backend.vocab.values())] = True
+        self._is_shown[list(backend.special_ids)] = False
+        marks = [backend.vocab[token] for token in control] or [None] * 4
+        self.system_id, self.user_id, self.assistant_id, self.end_id = marks
+        self._is_shown[[i for i in marks if i is not None]] = False
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of a text, to which none is added. See `encode_batch`."""
+        return self.encode_batch([text], special=special)[0]
+
+    def encode_batch(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
+        """Ids of many texts, encoded on all cores; equal to `encode` of each.
+
+        Args:
+            texts: any Unicode text.
+            special: whether special tokens spelled in a text become their ids (a rendered chat
+                template wants it, a document or a user's message never does).
+
+        Raises:
+            BadInput: a text has a lone surrogate (the message gives its index), or a character
+                for which the tokenizer has neither an id nor an unknown token.
+        """
+        try:
+            with blame("this tokenizer cannot encode the text"):
+                return self._backend.encode_batch(list(texts), special)
+        except BadInput:
+            for index, text in enumerate(texts):
+                if found := re.search("[\ud800-\udfff]", text):
+                    raise BadInput(
+                        f"text {index}: lone surrogate {found[0]!r} at character "
+                        f"{found.start()}; must be valid Unicode"
+                    ) from None
+            raise
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; special tokens and ids without a token (padding rows) are dropped.
+
+        Args:
+            ids: integers, a list or a one-dimensional array.
+        """
+        ids = np.asarray(ids, np.int64)
+        ids = ids[(ids >= 0) & (ids < self.vocab_size)]
+        return self._backend.decode(ids[self._is_shown[ids]].tolist())
+
+
+class _Fast:
+    """A tokenizer of the tokenizers library."""
+
+    def __init__(self, tokenizer: FastTokenizer, about: Description, roles: dict[str, int | None]):
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True  # as the text that they are
+        for i, token in about.added:
+            if tokenizer.token_to_id(token.content) is None:
+                tokenizer.add_tokens([token])
+            _check_id(token.content, i, tokenizer.token_to_id(token.content))
+        self.vocab = tokenizer.get_vocab()
+        tokenizer.add_special_tokens(sorted(about.special & self.vocab.keys()))
+        added = tokenizer.get_added_tokens_decoder()
+        self.special_ids = {i for i, token in added.items() if token.special}
+        self.roles = roles
+        self._tokenizer = tokenizer
+
+    @functools.cached_property
+    def _parsing(self) -> FastTokenizer:
+        """A copy, since the library's switch is the tokenizer's, not the call's."""
+        parsing = copy.deepcopy(self._tokenizer)
+        parsing.encode_special_tokens = False
+        return parsing
+
+    def encode_batch(self, texts: list[str], special: bool) -> list[list[int]]:
+        tokenizer = self._parsing if special else self._tokenizer
+        encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+
+class _Pieces:
+    """A SentencePiece model, and the tokens that were added beside it."""
+
+    def __init__(self, model: bytes, about: Description):
+        self._processor = sentencepiece.SentencePieceProcessor()
+        self._processor.load_from_serialized_proto(model)
+        num_pieces = self._processor.vocab_size()
+        ids = list(range(num_pieces))
+        self.vocab = dict(zip(self._processor.id_to_piece(ids), ids, strict=True))
+        roles = {role: getattr(self._processor, role.replace("token", "id"))() for role in ROLES}
+        self.roles = {role: i for role, i in roles.items() if i >= 0}
+        controls = zip(
+            self._processor.is_control(ids), self._processor.is_unknown(ids), strict=True
+        )
+        self.special_ids = {i for i, kinds in enumerate(controls) if any(kinds)}
+        for i, token in about.added:
+            _check_id(token.content, i, self.vocab.setdefault(token.content, i))
+            self.special_ids |= {i} if token.special else set()
+        self.special_ids |= {self.vocab[token] for token in about.special & self.vocab.keys()}
+        self._beside = {i: token for token, i in self.vocab.items() if i >= num_pieces}
+        special = {token for token, i in self.vocab.items() if i in self.special_ids}
+        beside = set(self._beside.values())
+        self._cuts = (_compile_cut(beside - special), _compile_cut(beside | special))
+
+    def encode_batch(self, texts: list[str], special: bool) -> list[list[int]]:
+        # Text at even places, a token at odd ones; each stretch of text is encoded by itself.
+        cuts = [self._cuts[special].split(text) for text in texts]
+        parts = [part for cut in cuts for part in cut[::2]]
+        encoded = iter(self._processor.encode(parts, out_type=int, num_threads=-1))
+        rows = []
+        for cut in cuts:
+            row = next(encoded)
+            for token in cut[1::2]:
+                row.append(self.vocab[token])
+                row += next(encoded)
+            rows.append(row)
+        return rows
+
+    def decode(self, ids: list[int]) -> str:
+        parts = []
+        for is_beside, run in itertools.groupby(ids, self._beside.__contains__):
+            if is_beside:
+                parts += (self._beside[i] for i in run)
+            else:
+                parts.append(self._processor.decode(list(run)))
+        return "".join(parts)
+
+
+def _compile_cut(tokens: Collection[str]) -> re.Pattern:
+    """The pattern that cuts a text at tokens, the longest first; it may match nowhere."""
+    longest = sorted(tokens, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest))})" if longest else "(?!)")
+
+
+def _check_id(token: str, told: int, has: int | None) -> None:
+    if told != has:
+        raise ValueError(f"added token {token!r} is said to have id {told}, but has {has}")
+
+
+def load(folder: Path, vocab_size: int | None = None, control: Sequence[str] = ()) -> Pretrained:
+    """Reads the tokenizer of a folder.
+
+    Args:
+        folder: holds some of data.tokenizer_files.FILES.
+        vocab_size: rows of the model's embedding. Special tokens with ids beyond it are left out,
+            so that their text is text (Gemma 3 publishes one that its text models lack).
+        control: four tokens, unused so far, to mark system, user, assistant and end of a turn.
+
+    Raises:
+        BadInput: no tokenizer there, a damaged one, or ids that the model has no rows for.
+    """
+    folder = Path(folder)
+    name = next((name for name in READERS if (folder / name).is_file()), None)
+    if name is None:
+        raise BadInput(f"{folder}: holds no tokenizer; needed is one of {', '.join(READERS)}")
+    about = describe(folder, MAX_VOCAB_SIZE if vocab_size is None else vocab_size)
+    with blame(folder / name):
+        backend = READERS[name](folder / name, about)
+        ids = backend.vocab.values()
+        if len(set(ids)) < len(ids):
+            raise ValueError("gives one id to several tokens")
+        for i in (min(ids), max(ids)):
+            if not 0 <= i < about.max_rows:
+                whose = "" if vocab_size is None else ", the rows of the model"
+                raise ValueError(f"has the id {i}; must be below {about.max_rows}{whose}")
+    roles = {}
+    for role in ROLES:
+        token = about.roles.get(role)
+        roles[role] = backend.vocab.get(token) if role in about.roles else backend.roles.get(role)
+        if token is not None and roles[role] is None:
+            raise BadInput(f"{folder / CONFIG}: {role}={token!r} is not in the vocabulary")
+    for token in control:
+        if token not in backend.vocab:
+            raise BadInput(f"tokenizer.control has {token!r}; {folder / name} has no such token")
+    return Pretrained(backend, roles, about.chat_template, control)
+
+
+def _read_json(path: Path, about: Description) -> _Fast:
+    content = read_object(path)
+    vocab = content["model"]["vocab"]
+    if isinstance(vocab, list) and len(dict(vocab)) < len(vocab):
+        raise ValueError("a token is in the vocabulary twice")
+    added = content.get("added_tokens") or []
+    kept = [token for token in added if token["id"] < about.max_rows or not token["special"]]
+    if len(kept) < len(added):
+        tokenizer = FastTokenizer.from_str(json.dumps({**content, "added_tokens": kept}))
+    else:
+        tokenizer = FastTokenizer.from_buffer(path.read_bytes())
+    for token in kept:
+        _check_id(token["content"], token["id"], tokenizer.token_to_id(token["content"]))
+    padding = content.get("padding")
+    roles = {"pad_token": tokenizer.token_to_id(padding["pad_token"])} if padding else {}
+    return _Fast(tokenizer, about, roles)
+
+
+def _read_model(path: Path, about: Description) -> _Pieces:
+    return _Pieces(path.read_bytes(), about)
+
+
+def _read_vocab(path: Path, about: Description) -> _Fast:
+    vocab = read_object(path)
+    tokenizer_class = about.tokenizer_class or "GPT2Tokenizer"
+    if tokenizer_class not in CLASSES:
+        raise ValueError(
+            f"tokenizer_class={tokenizer_class} is not read from vocab.json, only "
+            f"{', '.join(CLASSES)} are; needed is tokenizer.json"
+        )
+    split, roles = CLASSES[tokenizer_class]
+    with blame(path.with_name("merges.txt")):
+        lines = path.with_name("merges.txt").read_text(encoding="utf-8").split("\n")
+        lines = [line for line in lines if line and not line.startswith("#version")]
+        merges = [tuple(line.split(" ")) for line in lines]
+    end = [AddedToken(END_OF_TEXT, special=True)] if END_OF_TEXT in vocab else []
+    roles = dict.fromkeys(roles, vocab[END_OF_TEXT]) if end else {}
+    return _Fast(byte_level.build(vocab, merges, split, end), about, roles)
+
+
+# In the order in which they are preferred.
+READERS: dict[str, Callable[[Path, Description], _Fast | _Pieces]] = {
+    "tokenizer.json": _read_json,
+    "tokenizer.model": _read_model,
+    "vocab.json": _read_vocab,
+}
