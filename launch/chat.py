@@ -1,31 +1,41 @@
-"""Talk to a run: its newest aligned model, its tokenizer, its chat format.
+"""Talk to a run in its own chat format; or let a base model go on with a text.
 
 seedbed chat --run=runs/quickstart
 """
 
+import functools
 import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from data import chat
 from data.errors import BadInput
+from data.tokenizer import Tokenizer
 from eval import dialog
 from launch import training
 from launch.rundir import RunDir
+from model import decode
 from model.sharding import MeshConfig, make_mesh
 
 # The last of these that the run has finished is the one that answers.
-STAGES = ("sft", "dpo", "ppo")
+CHATS = ("sft", "dpo", "ppo")
+# Otherwise the last of these goes on with the text that it is given.
+BASES = ("import", "pretrain")
+NEW_TOKENS = 64
+PROMPT_MULTIPLE = 64  # prompts are padded to it, so that few lengths are compiled
 
 
-def run_chat(run: RunDir, stage: str, prompt: str, as_json: bool) -> dict:
+def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int, as_json: bool) -> dict:
     """Answers one prompt, or lines of standard input until it ends.
 
     Args:
       run: the run directory.
-      stage: whose model answers; '' for the newest of STAGES.
-      prompt: one question; '' reads standard input, each line a turn of one conversation.
+      stage: whose model answers; '' for the newest of CHATS, or else of BASES.
+      prompt: one question; '' reads standard input, each line a turn of one conversation (of a
+        base model: a text of its own).
+      num_tokens: longest answer; 0 for the run's own limit.
       as_json: print nothing but the returned object.
 
     Returns:
@@ -35,52 +45,88 @@ def run_chat(run: RunDir, stage: str, prompt: str, as_json: bool) -> dict:
       BadInput: the run has no such model, or one question alone is too long.
     """
     stage = stage or _newest(run)
-    if stage not in STAGES:
-        raise BadInput(f"--stage={stage}: must be one of {', '.join(STAGES)}")
+    if stage not in CHATS + BASES:
+        raise BadInput(f"--stage={stage}: must be one of {', '.join(CHATS + BASES)}")
     described = run.read_config()
-    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     config, params = training.load_model(run, stage, mesh)
     tokenizer = training.load_tokenizer(run)
-    if tokenizer.vocab_size != config.vocab_size:
+    # A model of others may have rows to spare.
+    spare = config.vocab_size - tokenizer.vocab_size
+    if spare < 0 or (spare and isinstance(tokenizer, Tokenizer)):
         raise BadInput(
             f"{run.stage('tokenizer')}: its model has {tokenizer.vocab_size} ids and that of "
             f"{stage} {config.vocab_size}; it must be the tokenizer that {stage} was trained with"
         )
+    num_tokens = num_tokens or described.get("eval", {}).get("max_new_tokens", NEW_TOKENS)
+    if stage in BASES:
+        reply = functools.partial(_continue, config, params, tokenizer, num_tokens)
+    else:
+        reply = _Conversation(config, params, tokenizer, num_tokens, described["sft"]["seq_len"])
+    turns = []
+    for question in [prompt] if prompt else _questions(run.path, stage):
+        turns.append({"prompt": question, "answer": reply(question)})
+        if not as_json:
+            print(turns[-1]["answer"], flush=True)
+    return {"stage": stage, "turns": turns}
 
-    def reply(messages: list[dict]) -> str:
-        responses = dialog.respond(
+
+class _Conversation:
+    """Turns of one conversation; what no longer fits is forgotten, oldest turn first."""
+
+    def __init__(self, config, params, tokenizer, num_tokens: int, seq_len: int):
+        self._tokenizer, self._limit, self._messages = tokenizer, seq_len - num_tokens, []
+        self._respond = functools.partial(
+            dialog.respond,
             config,
             params,
             tokenizer,
-            [messages],
-            seq_len=described["sft"]["seq_len"],
-            max_new_tokens=described["eval"]["max_new_tokens"],
+            seq_len=seq_len,
+            max_new_tokens=num_tokens,
             temperature=0.0,
             seed=0,
             batch_size=1,
             log=lambda _: None,
         )
-        return responses[0].text
 
-    limit = described["sft"]["seq_len"] - described["eval"]["max_new_tokens"]
-    turns, messages = [], []
-    for question in [prompt] if prompt else _questions(run.path, stage):
+    def __call__(self, question: str) -> str:
+        messages = self._messages
         messages.append({"role": "user", "content": question})
-        # What no longer fits is forgotten, oldest turn first.
-        while len(messages) > 1 and len(chat.render_prompt(tokenizer, messages)) > limit:
+        while (
+            len(messages) > 1 and len(chat.render_prompt(self._tokenizer, messages)) > self._limit
+        ):
             del messages[:2]
-        answer = reply(messages)
+        answer = self._respond([messages])[0].text
         messages.append({"role": "assistant", "content": answer or " "})
-        turns.append({"prompt": question, "answer": answer})
-        if not as_json:
-            print(answer, flush=True)
-    return {"stage": stage, "turns": turns}
+        return answer
+
+
+def _continue(config, params, tokenizer, num_tokens: int, text: str) -> str:
+    """What most likely follows a text, greedily, until the model ends it."""
+    start = [i for i in [tokenizer.bos_id] if i is not None]
+    ids = np.asarray(start + tokenizer.encode(text), np.int32)
+    length = -(-len(ids) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+    prompt_BP, mask_BP = np.zeros((2, 1, length), np.int32)
+    prompt_BP[0, length - len(ids) :], mask_BP[0, length - len(ids) :] = ids, 1
+    generation = decode.generate(
+        config,
+        params,
+        prompt_BP,
+        mask_BP,
+        jax.random.key(0),
+        max_new_tokens=num_tokens,
+        temperature=0.0,
+        end_id=-1 if tokenizer.eos_id is None else tokenizer.eos_id,
+        pad_id=0,
+    )
+    answer_R = np.asarray(generation.tokens_BR[0])[np.asarray(generation.mask_BR[0]) == 1]
+    return tokenizer.decode(answer_R)
 
 
 def _newest(run: RunDir) -> str:
-    finished = [stage for stage in STAGES if run.read_done(stage)]
+    finished = [stage for stage in BASES + CHATS if run.read_done(stage)]
     if not finished:
-        raise BadInput(f"{run.path}: no finished stage that can chat; it needs one of {STAGES}")
+        raise BadInput(f"{run.path}: no finished stage that can chat; it needs one of {CHATS}")
     return finished[-1]
 
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,23 @@ VERBS = {
     "ppo": "prompts and the reward model to a policy",
     "eval": "every model of the run, measured",
     "report": "the page to look at: RUN/report.html",
-    "chat": "talk to a run",
+    "chat": "talk to a run, or let a base model go on with a text",
+    "import": "a Hugging Face directory or a GGUF file to a run",
+    "export": "a run to a Hugging Face directory",
     "bench": "speed of the config's step and decoder on this machine",
 }
 # Those that compute for more than seconds.
 COMPUTING = ("run", "pretrain", "sft", "reward", "dpo", "ppo", "eval", "bench", "chat")
 # What the other verbs have: --config --run --fresh --json.
 FLAGS = {
-    "chat": ("run", "stage", "prompt", "json"),
+    "chat": ("run", "stage", "prompt", "tokens", "json"),
+    "import": ("hf", "gguf", "out", "json"),
+    "export": ("run", "stage", "hf", "json"),
     "report": ("run", "json"),
     "bench": ("config", "json"),
 }
+# Flags without which a verb cannot start.
+NEEDED = {"chat": ("run",), "report": ("run",), "import": ("out",), "export": ("run", "hf")}
 # Of files: said in one line, since it is not the program that is wrong.
 MACHINE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOSPC)
 DONE, BAD_INPUT, PREEMPTED, INTERRUPTED = 0, 2, 75, 130
@@ -54,11 +61,15 @@ verbs
 
 flags
   --config=FILE.py[:ARG]  the configuration; --config.SECTION.KEY=VALUE overrides one key
-  --run=DIR               run directory; runs/NAME unless given (chat and report need it)
+  --run=DIR               run directory; runs/NAME unless given (chat, report, export need it)
   --json                  one JSON object on standard output, nothing else there
   --fresh                 throw away what the stages to run have left, and start them over
-  --stage=STAGE           chat: whose model answers (sft, dpo, ppo); the newest unless given
+  --stage=STAGE           chat, export: whose model (sft, dpo, ppo, ...); the newest unless given
   --prompt=TEXT           chat: answer this and end
+  --tokens=N              chat: longest answer; the run's own limit unless given
+  --hf=DIR                import: config.json, safetensors, tokenizer; export: where they go
+  --gguf=FILE             import: a GGUF file, its tokenizer included
+  --out=DIR               import: the run to make
 
 exit codes: 0 done, 2 bad input or config, 75 stopped by SIGTERM and saved: start me again
 """
@@ -128,6 +139,8 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
         result = _chat(given)
     elif verb == "report":
         result = _report(given)
+    elif verb in ("import", "export"):
+        result = _convert(verb, given)
     else:
         result = _run_config(verb, given, config)
     if given.json:
@@ -140,8 +153,10 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
 def _parse_flags(verb: str, arguments: list[str]) -> tuple[flags.FlagValues, ConfigDict | None]:
     """The verb's flags, and the configuration with its overrides."""
     given = flags.FlagValues()
-    for name, default in {"config": None, "run": "", "stage": "", "prompt": ""}.items():
-        flags.DEFINE_string(name, default, name, flag_values=given)
+    flags.DEFINE_string("config", None, "config", flag_values=given)
+    for name in ("run", "stage", "prompt", "hf", "gguf", "out"):
+        flags.DEFINE_string(name, "", name, flag_values=given)
+    flags.DEFINE_integer("tokens", 0, "tokens", lower_bound=0, flag_values=given)
     for name in ("json", "fresh"):
         flags.DEFINE_bool(name, False, name, flag_values=given)
     argv = _read_flags(given, arguments, known_only=True)
@@ -208,8 +223,9 @@ def _check_flags(verb: str, given: flags.FlagValues) -> None:
             raise BadInput(f"--{name}: `seedbed {verb}` has no such flag; allowed: {allowed}")
     if "config" in allowed and given.config is None:
         raise BadInput("--config is missing; for example --config=configs/quickstart.py")
-    if "config" not in allowed and not given.run:
-        raise BadInput(f"--run is missing; `seedbed {verb}` needs a run directory")
+    for name in NEEDED.get(verb, ()):
+        if not given[name].value:
+            raise BadInput(f"--{name} is missing; `seedbed {verb}` needs a directory")
 
 
 def _quieten() -> None:
@@ -241,32 +257,60 @@ def _run_pipeline(verb: str, given: flags.FlagValues, parsed: Any) -> dict:
     run.check()
     from launch.pipeline import run_stages
     from launch.stages import TABLE
-    from train.loop import PreemptedError
 
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     progress = Progress()
     only = None if verb == "run" else verb
 
-    def stop(*_: Any) -> None:
-        raise PreemptedError("stopped by SIGTERM; what is finished is kept")
-
-    before = signal.signal(signal.SIGTERM, stop)  # training stages save first: train/loop.py
-    try:
+    def work() -> dict:
         outcome = run_stages(parsed, run, progress, TABLE, devices, only=only, fresh=given.fresh)
+        return {"stages": outcome}
+
+    # Training stages save first: train/loop.py.
+    done = _until_stopped(work, progress, "stopped by SIGTERM; what is finished is kept")
+    return {"verb": verb, "run": str(run.path), **done}
+
+
+def _until_stopped(work: Callable[[], dict], progress: Any, message: str) -> dict:
+    """What `work` returns, or {"preempted": why} when the process is told to stop."""
+    from train.loop import PreemptedError
+
+    def stop(*_: Any) -> None:
+        raise PreemptedError(message)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        return work()
     except PreemptedError as stopped:
         progress.note(str(stopped))
-        return {"verb": verb, "run": str(run.path), "preempted": str(stopped)}
+        return {"preempted": str(stopped)}
     finally:
         signal.signal(signal.SIGTERM, before)
         progress.close()
-    return {"verb": verb, "run": str(run.path), "stages": outcome}
+
+
+def _convert(verb: str, given: flags.FlagValues) -> dict:
+    from launch import convert
+    from launch.console import Progress
+    from launch.rundir import RunDir
+
+    progress = Progress()
+
+    def work() -> dict:
+        if verb == "import":
+            return convert.run_import(given.hf, given.gguf, Path(given.out), progress)
+        return convert.run_export(RunDir(Path(given.run)), given.stage, Path(given.hf), progress)
+
+    return {"verb": verb} | _until_stopped(work, progress, "stopped by SIGTERM; nothing is left")
 
 
 def _chat(given: flags.FlagValues) -> dict:
     from launch.chat import run_chat
     from launch.rundir import RunDir
 
-    answered = run_chat(RunDir(Path(given.run)), given.stage, given.prompt, given.json)
+    answered = run_chat(
+        RunDir(Path(given.run)), given.stage, given.prompt, given.tokens, given.json
+    )
     return {"verb": "chat", "run": given.run, **answered}
 
 

@@ -123,16 +123,31 @@ def load_tokenizer(run: RunDir) -> Tokenizer | Pretrained:
     if not described["start"]:
         return Tokenizer(folder / "tokenizer.model")
     config = described["tokenizer"]
-    return pretrained.load(folder, config["vocab_size"], tuple(config["control"]))
+    return _complete(folder, config["vocab_size"], tuple(config["control"]))
+
+
+def _complete(folder: Path, vocab_size: int, control: tuple[str, ...]) -> Pretrained:
+    """An imported tokenizer with every role that training needs: the end of a text fills in."""
+    tokenizer = pretrained.load(folder, vocab_size, control)
+    if tokenizer.eos_id is None:
+        raise BadInput(f"{folder}: this tokenizer names no eos_token; training needs one")
+    for role in ("bos_id", "pad_id"):
+        if getattr(tokenizer, role) is None:
+            setattr(tokenizer, role, tokenizer.eos_id)
+    return tokenizer
 
 
 def take_tokenizer(context: Context, folder: Path) -> None:
-    """Copies the tokenizer of the run that `start` names, and what is known of its origin."""
+    """Copies the tokenizer of the run that `start` names, and what is known of its origin.
+
+    Raises:
+      BadInput: it does not fit the configuration, or training.
+    """
     start = RunDir(Path(context.settings.start))
     config = context.settings.tokenizer
-    pretrained.load(start.stage("tokenizer"), config.vocab_size, config.control)
+    _complete(start.stage("tokenizer"), config.vocab_size, config.control)
     copy_tokenizer(start.stage("tokenizer"), folder)
-    write_json(folder / ORIGIN, start.read_config())
+    write_json(folder / ORIGIN, {"config": start.read_config()})
 
 
 def load_start(context: Context, model_config: TransformerConfig, mesh: Mesh) -> Params:

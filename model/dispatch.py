@@ -203,10 +203,10 @@ def dropless(config: TransformerConfig, x_BLD, experts_BLJ, weights_BLJ, kernels
     """
     spec = sharding.activation_spec("BLD", x_BLD.shape)
     specs = {name: sharding.activation_spec(LETTERS[name], w.shape) for name, w in kernels.items()}
-    axis, tokens = specs["up"][0], _axes(spec)
+    axis, tokens = specs["up"][0], set(sharding.axes_of(spec))
     # Along these each device has a part of every output: of F, or, if tokens are not split along
     # `axis` (one row decodes on many devices), of the experts.
-    partial = tuple(sorted(_axes(specs["up"]) - tokens))
+    partial = tuple(sorted(set(sharding.axes_of(specs["up"])) - tokens))
     choice_spec, out_spec = PartitionSpec(*spec[:2]), PartitionSpec(partial or None, *spec)
     run = functools.partial(_run_local, config, axis, axis in tokens)
     run = on_each_device(run, (spec, choice_spec, choice_spec, specs), out_spec)
@@ -214,10 +214,6 @@ def dropless(config: TransformerConfig, x_BLD, experts_BLJ, weights_BLJ, kernels
     # Not jnp.sum, which would send bfloat16 as float32.
     y_BLD = lax.reduce(parts, jnp.zeros((), parts.dtype), lax.add, (0,))
     return y_BLD, (experts_BLJ < config.moe.num_experts).astype(jnp.float32)
-
-
-def _axes(spec: PartitionSpec) -> set[str]:
-    return {axis for dim in spec if dim for axis in ((dim,) if isinstance(dim, str) else dim)}
 
 
 def _run_local(config, axis, travels, x_BLD, experts_BLJ, weights_BLJ, kernels):

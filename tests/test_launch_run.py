@@ -25,6 +25,7 @@ EIGHT = "--config.mesh.data=8"  # the devices of these tests
 # Of the issue. Counted in processor time of the command, so that a busy machine does not count.
 ANSWER_SECS = 2.0
 DOMAINS = ("docs", "code")
+WITHOUT_CONFIG = ("chat", "report", "import", "export")
 
 
 def door(*arguments):
@@ -59,6 +60,7 @@ def spent_secs():
         (["run", QUICKSTART, "--config.mesh.data=3"], 2, "3 devices asked, 1 present"),
         (["run", QUICKSTART, "--config.data.sources.docs.path=nowhere"], 2, "nowhere: no file"),
         (["chat", "--run=nowhere"], 2, "nowhere: no finished stage that can chat"),
+        (["import", "--hf=nowhere", "--out=new"], 2, "nowhere/config.json: no such file"),
     ],
 )
 def test_answer_comes_within_two_seconds(arguments, code, words, tmp_path):
@@ -164,7 +166,7 @@ def test_flags_and_overrides_come_in_any_form_and_order():
     assert "seed=abc" in refusal("run", *again), "an earlier value is checked too"
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("chat", "report")])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in WITHOUT_CONFIG])
 def test_every_verb_reads_its_config(verb):
     assert "model.num_layers is 0" in refusal(verb, QUICKSTART, "--config.model.num_layers=0")
 
@@ -317,7 +319,7 @@ def finished(tmp_path):
 @pytest.mark.parametrize(
     ("stage", "words"),
     [
-        ("reward", "--stage=reward: must be one of sft, dpo, ppo"),
+        ("reward", "--stage=reward: must be one of sft, dpo, ppo, import, pretrain"),
         ("sft", "checkpoints/sft: no finished checkpoint here"),
     ],
 )
@@ -388,5 +390,5 @@ def test_sigterm_between_checkpoints_exits_75_and_finishes_nothing(small, tmp_pa
     assert RunDir(tmp_path / "run").read_done("curate") is None
 
 
-def test_verbs_are_the_stages_and_four_more():
-    assert set(VERBS) == {*settings.STAGES, "run", "chat", "bench"}
+def test_verbs_are_the_stages_and_five_more():
+    assert set(VERBS) == {*settings.STAGES, "run", "chat", "bench", "import", "export"}

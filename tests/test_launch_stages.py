@@ -13,7 +13,7 @@ from pydoc_data.topics import topics
 import jax
 import pytest
 
-from configs import domains
+from configs import domains, families
 from data.instruct import KINDS
 from launch import bench, settings
 from launch.run import run_command
@@ -263,11 +263,91 @@ def test_a_changed_pretraining_key_reruns_it_and_all_after_it(pulse):
     assert tuple(done) == settings.STAGES[2:]
 
 
+def test_an_imported_model_is_tuned_and_taken_out_again(pulse, tmp_path):
+    """A model of our own as if it were others': out, in, trained on, taught to chat, and out."""
+    taken, run, tuned, out = (tmp_path / name for name in ("taken", "run", "tuned", "out"))
+    for arguments in (
+        ["export", f"--run={pulse.path}", "--stage=pretrain", f"--hf={taken}"],
+        ["import", f"--hf={taken}", f"--out={run}"],
+    ):
+        code, _, err = door(*arguments)
+        assert code == 0, err
+    marks = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+    stages = ("curate", "tokenizer", "pretrain", "sft", "eval")
+    sizes = {key: value for key, value in pulse.overrides.items() if not key.startswith("model")}
+    sizes |= {"stages": stages, "tokenizer.control": marks, "tokenizer.vocab_size": 600}
+    config = f"--config={ROOT}/configs/tune.py:{run}"
+    code, out_json, err = door("run", config, f"--run={tuned}", "--json", **sizes)
+    assert code == 0, err
+    first = metrics(tuned)["pretrain"][0]
+    # It starts where the other has ended, not at the fresh model's loss.
+    assert first["loss"] < metrics(pulse.path)["pretrain"][0]["loss"]
+    for arguments in (
+        ["chat", f"--run={tuned}", "--prompt=What is 2 + 3?"],
+        ["export", f"--run={tuned}", f"--hf={out}"],
+    ):
+        code, _, err = door(*arguments)
+        assert code == 0, err
+    for name in ("tokenizer.json", "tokenizer.model"):
+        assert (out / name).read_bytes() == (taken / name).read_bytes()
+    wrong = {**sizes, "model.d_ff": 40}
+    code, _, err = door("run", config, f"--run={tmp_path}/wrong", **wrong)
+    assert code == 2 and "model.d_ff is 40; it must be 32, as in start=" in err
+
+
+# What each family is shrunk to, so far as it has it.
+TINY_PARTS = {
+    "window": 16,
+    "max_positions": 64,
+    "mla.kv_rank": 8,
+    "mla.query_rank": 8,
+    "mla.rope_dim": 2,
+    "mla.value_dim": 4,
+    "moe.num_experts": 8,
+    "moe.top_k": 2,
+    "moe.d_ff": 8,
+    "moe.shared_d_ff": 8,
+    "moe.num_groups": 2,
+    "moe.top_groups": 1,
+}
+BY_DEFAULT = ("gemma3-1b", "deepseek-v3")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=() if name in BY_DEFAULT else pytest.mark.slow)
+        for name in families.FAMILIES
+    ],
+)
+def test_family_trains_two_steps(family, tmp_path):
+    model = families.get_config(family).model
+    tiny = {key: value for key, value in TINY_PARTS.items() if find(model, key)}
+    kv_heads = 4 if model.num_kv_heads == model.num_heads else 1 if model.num_kv_heads == 1 else 2
+    heads = {"num_kv_heads": kv_heads, "num_layers": 4}  # DeepSeek-V3: three are dense
+    chosen = {f"model.{key}": value for key, value in (tiny | heads).items()}
+    chosen |= {"stages": "('curate', 'tokenizer', 'pretrain')", "mesh.max_replicated": 0.2}
+    config = f"--config={ROOT}/configs/families.py:{family}"
+    overrides = SMALL | chosen | sources(tmp_path / "text")
+    code, _, err = door("run", config, f"--run={tmp_path}/run", "--json", **overrides)
+    assert code == 0, err
+    lines = [line for line in metrics(tmp_path / "run")["pretrain"] if "loss" in line]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert ("moe_load_max" in lines[0]) == bool(model.moe.num_experts)
+
+
+def find(config, path):
+    for key in path.split("."):
+        config = config[key]
+    return config
+
+
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py"))
 SPEED = {"bench_cpu"}  # what they are for is `seedbed bench`
+TRIED = {"families", "tune"}  # above
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in SPEED])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in SPEED | TRIED])
 def test_config_trains_two_steps(name, tmp_path):
     text, argument = tmp_path / "text", ""
     chosen = {"stages": "('curate', 'tokenizer', 'pretrain')"}

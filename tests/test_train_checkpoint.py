@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data.errors import BadInput
 from train import checkpoint
-from train.checkpoint import Checkpointer, load, params_hash
+from train.checkpoint import Checkpointer, Lazy, load, open_params, params_hash, write
 
 CONFIG = {"model": {"num_layers": 2, "gates": ["a", "b"]}, "sft": {"clip": float("inf")}}
 LOADER = {"num_batches": 7, "rows": {"docs": 5, "code": 9}, "identity": {"seed": 3}}
@@ -121,9 +121,11 @@ def test_half_written_checkpoints_are_ignored_and_swept_away(open_checkpointer, 
     step, found, _, _ = again.restore(*make_trees())
     assert step == 5
     assert_same_bits(found, params)
-    assert not half.exists()
-    again.save(9, *make_trees(9), LOADER)
-    assert open_checkpointer().restore(*make_trees())[0] == 9
+    again.save(9, *make_trees(9), LOADER)  # which waits for the sweeping
+    step, found, _, _ = open_checkpointer().restore(*make_trees())
+    assert step == 9
+    assert_same_bits(found, make_trees(9)[0])
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["5", "9"]
 
 
 def test_a_checkpoint_has_its_name_only_when_whole(open_checkpointer, tmp_path, monkeypatch):
@@ -169,6 +171,120 @@ def test_config_must_survive_json(open_checkpointer):
     assert json.loads(json.dumps(CONFIG)) == CONFIG
     open_checkpointer().save(1, *make_trees(), LOADER)
     assert open_checkpointer(json.loads(json.dumps(CONFIG))).restore(*make_trees()) is not None
+
+
+# ------------------------------------------------------------ part by part
+
+WHOLE = np.random.default_rng(5).normal(size=(8, 16)).astype(np.float32)
+STACKED = np.random.default_rng(6).normal(size=(2, 3, 16, 8)).astype(np.float32)
+VALUES = {"embedding": WHOLE, "stack0": {"layer0": {"up": STACKED, "scale": STACKED[:, 0, 0]}}}
+
+
+def make_lazy(array, num_indexed, wrong=None):
+    """Parts in another order than that of the indices; `wrong` is what is made of the last."""
+    parts = {index: array[index] for index in np.ndindex(array.shape[:num_indexed])}
+    if wrong is not None:
+        parts[max(parts)] = wrong
+    made = [(at, lambda part=part: part) for at, part in reversed(parts.items())]
+    return Lazy(array.shape, made)
+
+
+def make_lazy_tree():
+    layer = {"up": make_lazy(STACKED, 2), "scale": make_lazy(STACKED[:, 0, 0], 1)}
+    return {"embedding": make_lazy(WHOLE, 0), "stack0": {"layer0": layer}}
+
+
+@pytest.mark.parametrize("chunk_bytes", [1 << 25, 128, 1])
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_what_is_written_part_by_part_is_loaded_onto_any_mesh(
+    tmp_path, monkeypatch, chunk_bytes, num_devices
+):
+    monkeypatch.setattr(checkpoint, "CHUNK_BYTES", chunk_bytes)
+    write(tmp_path / "run", CONFIG, make_lazy_tree())
+    mesh = Mesh(np.array(jax.devices()[:num_devices]), ("x",))
+    where = (
+        NamedSharding(mesh, PartitionSpec()),
+        NamedSharding(mesh, PartitionSpec(None, None, "x")),
+    )
+
+    def abstract(config):
+        assert config == CONFIG
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, "float32", sharding=where[x.ndim > 2]), VALUES
+        )
+
+    config, params = load(tmp_path / "run", abstract)
+    assert_same_bits(params, VALUES)
+    assert params["stack0"]["layer0"]["up"].sharding == where[1]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["0"]
+
+
+def test_parts_are_pieces_of_their_own_on_disk(tmp_path, monkeypatch):
+    """So that writing one never reads another, and a device reads little beside its own."""
+    monkeypatch.setattr(checkpoint, "CHUNK_BYTES", 100)
+    write(tmp_path / "run", CONFIG, make_lazy_tree())
+    _, leaves = open_params(tmp_path / "run", lambda _: jax.tree.map(np.shape, VALUES))
+    chunks = jax.tree.map(lambda leaf: leaf.chunk_layout.write_chunk.shape, leaves)
+    layer = {"up": (1, 1, 3, 8), "scale": (1, 8)}
+    assert chunks == {"embedding": (1, 16), "stack0": {"layer0": layer}}
+
+
+def test_parts_are_made_once_and_held_one_at_a_time(tmp_path):
+    living, most = set(), []
+
+    class Part(np.ndarray):
+        def __del__(self):
+            living.discard(id(self))
+
+    def make(index):
+        part = STACKED[index].view(Part)
+        living.add(id(part))
+        most.append(len(living))
+        return part
+
+    parts = [(index, functools.partial(make, index)) for index in np.ndindex(2, 3)]
+    write(tmp_path / "run", CONFIG, {"up": Lazy(STACKED.shape, parts)})
+    assert most == [1] * 6
+
+
+@pytest.mark.parametrize("written", ["part by part", "at once"])
+def test_parameters_are_opened_without_being_read(open_checkpointer, tmp_path, written):
+    if written == "at once":
+        open_checkpointer().save(3, jax.tree.map(jnp.asarray, VALUES), {"step": jnp.int32(3)}, {})
+        open_checkpointer()
+    else:
+        write(tmp_path / "run", CONFIG, make_lazy_tree())
+    config, leaves = open_params(tmp_path / "run", lambda _: jax.tree.map(np.shape, VALUES))
+    assert config == CONFIG
+    np.testing.assert_array_equal(leaves["embedding"].read().result(), WHOLE)
+    up = leaves["stack0"]["layer0"]["up"]
+    np.testing.assert_array_equal(up[1, 2].read().result(), STACKED[1, 2])
+
+
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        ({"embedding": (8, 15)}, r"run/0: damaged \(embedding has shape \(8, 16\), not \(8, 15\)"),
+        ({"embedding": (8, 16), "head": (8,)}, "run/0: damaged"),
+    ],
+)
+def test_opening_other_parameters_than_there_are_is_refused(tmp_path, declared, words):
+    write(tmp_path / "run", CONFIG, make_lazy_tree())
+    with pytest.raises(BadInput, match=words):
+        open_params(tmp_path / "run", lambda _: declared)
+
+
+@pytest.mark.parametrize(
+    ("lazy", "words"),
+    [
+        (make_lazy(STACKED, 2, wrong=STACKED[0, 0].T), r"up/: the part at \(1, 2\) has shape"),
+        (Lazy(STACKED.shape, make_lazy(STACKED, 2).parts[1:]), "is not covered by parts at"),
+        (Lazy(STACKED.shape, make_lazy(STACKED, 1).parts * 2), "is not covered by parts at"),
+    ],
+)
+def test_parts_that_do_not_make_the_parameter_are_refused(tmp_path, lazy, words):
+    with pytest.raises(ValueError, match=words):
+        write(tmp_path / "run", CONFIG, {"up": lazy})
 
 
 # ------------------------------------------------------------ donation

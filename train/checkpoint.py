@@ -1,18 +1,25 @@
 """Checkpoints: parameters, the rest of the state, the loader's place and the configuration."""
 
+import contextlib
+import dataclasses
 import hashlib
+import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
 from data.errors import BadInput
 
 ITEMS = ("params", "rest", "loader", "config")
+# Of a parameter that is written part by part: what lies on disk as one piece. Writing one takes
+# about ten times its memory.
+CHUNK_BYTES = 1 << 23
 
 
 class Checkpointer:
@@ -94,24 +101,150 @@ def load(directory: Path, abstract: Callable[[dict], Any]) -> tuple[dict, Any]:
     Raises:
       BadInput: there is no finished checkpoint.
     """
+    with _newest(directory) as (config, manager, step):
+        wanted = ocp.args.Composite(params=ocp.args.StandardRestore(abstract(config)))
+        return config, manager.restore(step, args=wanted).params
+
+
+def open_params(directory: Path, declare: Callable[[dict], Any]) -> tuple[dict, Any]:
+    """Opens the newest checkpoint's parameters without reading them.
+
+    Args:
+      directory: a stage's checkpoint directory.
+      declare: given the saved configuration, a tree of the parameters' shapes.
+
+    Returns:
+      (configuration, tree of tensorstore.TensorStore: `leaf[2].read().result()` reads a part).
+
+    Raises:
+      BadInput: there is no finished checkpoint, or it holds other parameters.
+    """
+    with _newest(directory) as (config, _, step):
+
+        def open_one(path, shape):
+            leaf = tensorstore.open(_place(directory, step, path), read=True).result()
+            if leaf.shape != shape:
+                name = jax.tree_util.keystr(path, simple=True, separator=".")
+                raise ValueError(f"{name} has shape {leaf.shape}, not {shape}")
+            return leaf
+
+        shapes = declare(config)
+        return config, jax.tree.map_with_path(open_one, shapes, is_leaf=_is_shape)
+
+
+@contextlib.contextmanager
+def _newest(directory: Path) -> Iterator[tuple[dict, ocp.CheckpointManager, int]]:
+    """(configuration, manager, step) of the newest checkpoint; what fails in it is damage."""
     quiet_orbax()
     steps = [path for path in directory.glob("*") if path.name.isdigit()]
     if not steps:
         raise BadInput(f"{directory}: no finished checkpoint here; run the stage that writes it")
     with ocp.CheckpointManager(directory.absolute(), item_names=ITEMS) as manager:
         step = manager.latest_step()
-
-        def read(**item):
-            return manager.restore(step, args=ocp.args.Composite(**item))
-
         try:
-            config = read(config=ocp.args.JsonRestore()).config
-            return config, read(params=ocp.args.StandardRestore(abstract(config))).params
+            wanted = ocp.args.Composite(config=ocp.args.JsonRestore())
+            yield manager.restore(step, args=wanted).config, manager, step
         except (KeyError, ValueError, OSError) as error:
             raise BadInput(
                 f"{directory / str(step)}: damaged ({str(error).splitlines()[0]}); run its stage "
                 "again with --fresh"
             ) from error
+
+
+def _place(directory: Path, step: int, path: tuple) -> dict:
+    """Where Orbax keeps a parameter: a zarr array, in files or in one OCDBT store for all."""
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    base = (directory / str(step) / "params").absolute()
+    kvstore = {"driver": "file", "path": f"{base}/{name}/"}
+    if (base / "manifest.ocdbt").exists():
+        kvstore = {"driver": "ocdbt", "base": f"file://{base}/", "path": f"{name}/"}
+    return {"driver": "zarr", "kvstore": kvstore}
+
+
+def _is_shape(node: Any) -> bool:
+    return isinstance(node, tuple)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lazy:
+    """A float32 parameter that is made part by part.
+
+    `parts` are (index, function that gives the values at this index): indices into the leading
+    dims, all of one length, that together cover the parameter; () is the whole.
+    """
+
+    shape: tuple[int, ...]
+    parts: Sequence[tuple[tuple[int, ...], Callable[[], np.ndarray]]]
+
+
+def write(directory: Path, config: dict, params: Any) -> None:
+    """Writes a checkpoint of parameters alone, never holding more than one part of one of them.
+
+    `load` reads it onto any mesh like every other. Orbax saves only what is in memory: it is given
+    empty arrays, which then are made anew on disk with their shapes, and filled. They are files
+    here: an OCDBT store writes its index anew with each piece. Killed half-way this leaves a
+    checkpoint that is not whole: the directory must be one that nobody reads yet.
+
+    Args:
+      directory: a stage's checkpoint directory, new.
+      config: JSON-able.
+      params: nested dict of Lazy.
+
+    Raises:
+      ValueError: parts do not cover their parameter, or have another shape.
+    """
+    quiet_orbax()
+    handlers = {
+        "params": ocp.StandardCheckpointHandler(use_ocdbt=False),
+        "config": ocp.JsonCheckpointHandler(),
+    }
+    with ocp.CheckpointManager(directory.absolute(), item_handlers=handlers) as manager:
+        empty = jax.tree.map(lambda _: np.zeros(1, np.float32), params)
+        items = {"params": ocp.args.StandardSave(empty), "config": ocp.args.JsonSave(config)}
+        manager.save(0, args=ocp.args.Composite(**items))
+    for path, lazy in jax.tree.leaves_with_path(params):
+        _fill(_place(directory, 0, path), lazy)
+
+
+def _fill(place: dict, lazy: Lazy) -> None:
+    name, num_dims = place["kvstore"]["path"], len(lazy.parts[0][0])
+    indices = [index for index, _ in lazy.parts]
+    if sorted(indices) != list(np.ndindex(lazy.shape[:num_dims])):
+        raise ValueError(f"{name} of shape {lazy.shape} is not covered by parts at {indices}")
+    chunk = _chunk(lazy.shape, num_dims)
+    stored = {"dtype": "<f4", "compressor": {"id": "zstd", "level": 1}, "fill_value": None}
+    stored |= {"shape": lazy.shape, "chunks": chunk}
+    leaf = tensorstore.open(
+        {**place, "metadata": stored}, create=True, delete_existing=True
+    ).result()
+    for index, make in lazy.parts:
+        # Nothing here may hold a part while the next is made.
+        _fill_part(leaf, name, index, make(), chunk[num_dims:])
+
+
+def _fill_part(
+    leaf: tensorstore.TensorStore, name: str, index: tuple, part: np.ndarray, chunk: list[int]
+) -> None:
+    """Writes the part that belongs at an index, one piece of the disk after the other."""
+    if part.shape != leaf.shape[len(index) :]:
+        raise ValueError(
+            f"{name}: the part at {index} has shape {part.shape}, not {leaf.shape[len(index) :]}"
+        )
+    starts = (range(0, size, step) for size, step in zip(part.shape, chunk, strict=True))
+    for corner in itertools.product(*starts):
+        box = tuple(slice(at, at + step) for at, step in zip(corner, chunk, strict=True))
+        piece = np.ascontiguousarray(part[box], np.float32)
+        inside = tuple(slice(at, at + size) for at, size in zip(corner, piece.shape, strict=True))
+        leaf[index + inside].write(piece).result()
+
+
+def _chunk(shape: tuple[int, ...], num_indexed: int) -> list[int]:
+    """Shape of the pieces on disk: each in one part, of at most CHUNK_BYTES, rows together."""
+    chunk = [1] * num_indexed + list(shape[num_indexed:])
+    for dim in range(num_indexed, len(shape)):
+        row_bytes = 4 * int(np.prod(chunk[:dim] + chunk[dim + 1 :], dtype=np.int64))
+        chunk[dim] = max(1, min(chunk[dim], CHUNK_BYTES // row_bytes))
+    return chunk
 
 
 def params_hash(params: Any) -> str:

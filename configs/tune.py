@@ -1,0 +1,33 @@
+"""Goes on training an imported model, on the quickstart's text or any other.
+
+    seedbed import --hf=DIR --out=runs/NAME
+    seedbed run --config=configs/tune.py:runs/NAME
+
+The model's shape and vocabulary are the imported run's. With `tokenizer.control`, four tokens of
+its vocabulary that it has no other use for, the chat stages can be added.
+"""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+EXAMPLE_ARG = "tests/imported"
+
+
+def get_config(run: str) -> ConfigDict:
+    """The quickstart's pretraining, from an imported run's parameters."""
+    config = quickstart.get_config()
+    config.name = "tune"
+    config.start = run
+    config.stages = ("curate", "tokenizer", "pretrain", "eval", "report")
+    path = Path(run) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{run}: holds no config.json; it must be a run of `seedbed import`")
+    model = json.loads(path.read_text())["config"]["model"]
+    config.tokenizer.vocab_size = model.pop("vocab_size")
+    config.model = ConfigDict(model)
+    config.pretrain.optimizer.peak_lr = 1e-4  # a hundredth of a fresh model's: it has much to lose
+    return config

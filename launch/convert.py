@@ -1,0 +1,334 @@
+"""Models of others into runs, and runs into files that others read: import and export.
+
+A model goes through one tensor at a time, in both directions: a run on disk is read onto any mesh.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from sentencepiece import SentencePieceProcessor
+
+from data import fast_tokenizer, pretrained, tokenizer, tokenizer_files
+from data.errors import BadInput
+from data.gguf_tokenizer import from_gguf
+from launch.console import Progress
+from launch.rundir import ORIGIN, RunDir, digest, write_json
+from launch.settings import to_dataclass, to_dict
+from model import families, hf
+from model.config import TransformerConfig
+from model.tensors import WRITTEN, plain_file, read_json, write_safetensors
+from model.transformer import declare
+from train import checkpoint
+
+# What can be exported; the last of them that is finished, unless one is named.
+STAGES = ("import", "pretrain", "sft", "dpo", "ppo")
+MAX_SHARD_BYTES = 5 * 10**9
+# Of a source's config.json, beside what the model is: for those who generate with it.
+TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
+LOG_SECS = 2.0
+# The format of data/chat.py, in which runs of our own are taught to talk.
+CHAT_TEMPLATE = (
+    "{{ '<|bos|>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
+    "{{ message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+# Encoded both ways before a converted tokenizer is let out.
+SAMPLES = (
+    "The quick brown fox jumps over the lazy dog.",
+    "  two spaces,   three,\ttab\n\n\nlines \n end  ",
+    "def f(x):\n    return {'a': [1, 22, 333]}  # 4,444.5\r\n",
+    "Zwölf Boxkämpfer; Œuvre; ¿qué?; żółć; Привет, мир; שלום; مرحبا; नमस्ते",
+    "你好，世界。こんにちは 안녕하세요 👩‍👩‍👧 🇫🇷 e\u0301 \u00a0\u200b\ufeff \x00\x1f",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" * 9,
+    "<0x41> <|user| > < /s> \\n",
+    "",
+)
+
+
+def run_import(source_hf: str, source_gguf: str, out: Path, progress: Progress) -> dict:
+    """Makes a run of a Hugging Face directory or of a GGUF file.
+
+    Args:
+      source_hf: a directory with config.json, safetensors and a tokenizer; or ''.
+      source_gguf: a GGUF file; or ''.
+      out: the run to make: a new or an empty directory.
+      progress: where lines go.
+
+    Returns:
+      {"model_type", "parameters", "tokens"}.
+
+    Raises:
+      BadInput: anything about the source that cannot be honoured; nothing is left at `out`.
+    """
+    if bool(source_hf) == bool(source_gguf):
+        raise BadInput("one of --hf=DIR and --gguf=FILE is needed")
+    progress.stage("import")
+    with _appear(out, "--out") as part:
+        run, place = RunDir(part), Path(source_hf or source_gguf)
+        with _as_bad_input():
+            source = hf.open_hf(place) if source_hf else hf.open_gguf(place)
+            described = _describe_hf(place) if source_hf else _describe_gguf(source.metadata)
+        described |= {"model_type": source.name, "source": str(place.absolute())}
+        folder = run.stage("tokenizer")
+        if source_hf:
+            tokenizer_files.copy_tokenizer(place, folder)
+        else:
+            from_gguf(source.metadata, folder)
+        try:
+            num_tokens = pretrained.load(folder, source.config.vocab_size).vocab_size
+        except BadInput as error:
+            raise BadInput(str(error).replace(str(folder), str(place))) from error
+        settings = {"model": to_dict(source.config), **described}
+        leaves = _lazy(source, progress)
+        checkpoint.write(run.checkpoints("import"), settings, leaves)
+        sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(leaves)]
+        summary = {"model_type": source.name, "parameters": sum(sizes), "tokens": num_tokens}
+        run.write_config(settings, f"{jax.device_count()} x {jax.devices()[0].device_kind}")
+        run.begin("import", settings, fresh=False)
+        done = {"stage": "import", "inputs": digest(settings), "summary": summary}
+        write_json(run.stage("import") / "done.json", done | {"products": run.products("import")})
+    progress.note(f"{summary['parameters']:,} parameters of {place} are in {out}")
+    return summary
+
+
+def _describe_hf(directory: Path) -> dict:
+    """What a run keeps of a directory beside the model: tokens, precision, how to generate."""
+    path = plain_file(directory, "config.json")
+    raw = read_json(path)
+    dtype = raw.get("dtype", raw.get("torch_dtype"))
+    generation = {}
+    if (directory / "generation_config.json").exists():
+        generation = read_json(plain_file(directory, "generation_config.json"))
+    return {
+        "format": "hf",
+        "config_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "dtype": dtype if dtype in tuple(WRITTEN) else "float32",
+        "token_ids": {key: raw[key] for key in TOKEN_KEYS if raw.get(key) is not None},
+        "generation": generation,
+    }
+
+
+def _describe_gguf(metadata: dict[str, Any]) -> dict:
+    theirs = ("bos_token_id", "eos_token_id", "padding_token_id")
+    found = [metadata.get(f"tokenizer.ggml.{key}") for key in theirs]
+    ids = {key: i for key, i in zip(TOKEN_KEYS, found, strict=True) if i is not None}
+    return {
+        "format": "gguf",
+        "config_sha256": digest(metadata),
+        "dtype": "float32",  # what quantization has left fits no shorter type
+        "token_ids": ids,
+        "generation": ids,
+    }
+
+
+def _lazy(source: Any, progress: Progress) -> dict:
+    """The model's parameters as they are to be written: every part reads its tensor."""
+    tell = _teller(progress, sum(len(part.pieces) for part in source.parts))
+
+    def make(part, piece) -> np.ndarray:
+        tell(part.name)
+        with _as_bad_input():
+            return piece.take(source.read(part.name))
+
+    declared, found, tree = declare(source.config), {}, {}
+    for part in source.parts:
+        for piece in part.pieces:
+            made = (piece.index, functools.partial(make, part, piece))
+            found.setdefault(piece.path, []).append(made)
+    for path, made in found.items():
+        *parents, last_key = path
+        _, shape = functools.reduce(dict.__getitem__, path, declared)
+        section = functools.reduce(lambda node, key: node.setdefault(key, {}), parents, tree)
+        section[last_key] = checkpoint.Lazy(shape, made)
+    return tree
+
+
+def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
+    """Writes a stage's model and the run's tokenizer as a Hugging Face directory.
+
+    Args:
+      run: an imported run, or one of our own.
+      stage: one of STAGES, or '' for the last of them that is finished.
+      out: the directory to make, new or empty.
+      progress: where lines go.
+
+    Returns:
+      {"stage", "model_type", "dtype", "tokenizer": which files and how they were checked}.
+
+    Raises:
+      BadInput: the run has no such model, or transformers no such family; nothing is left.
+    """
+    described = run.read_config()
+    stage = stage or _newest(run)
+    if stage not in STAGES:
+        raise BadInput(f"--stage={stage}: must be one of {', '.join(STAGES)}")
+    progress.stage("export")
+
+    def shapes(saved: dict) -> Any:
+        weights = declare(to_dataclass(TransformerConfig, saved["model"], "model"))
+        return jax.tree.map(
+            lambda weight: weight[1], weights, is_leaf=lambda node: isinstance(node, tuple)
+        )
+
+    saved, leaves = checkpoint.open_params(run.checkpoints(stage), shapes)
+    config = to_dataclass(TransformerConfig, saved["model"], "model")
+    origin = run.stage("tokenizer") / ORIGIN
+    described |= read_json(origin)["config"] if origin.exists() else {}
+    dtype, ids = described.get("dtype", "float32"), described.get("token_ids", _own_ids(stage))
+    with _appear(out, "--hf") as part:
+        with _as_bad_input():
+            name, shown = _find_family(described, config)
+            said = families.to_hf(shown, name) | {"dtype": dtype} | ids
+            items = _items(hf.outline(shown, name), _taker(leaves, config, shown), progress)
+        write_safetensors(part, items, MAX_SHARD_BYTES, dtype)
+        (part / "config.json").write_text(json.dumps(said, indent=2) + "\n")
+        generation = described.get("generation", ids)
+        if generation:
+            (part / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+        kind = described.get("format", "own")
+        checked = _export_tokenizer(run.stage("tokenizer"), kind, stage, part)
+    progress.note(f"{stage} of {run.path} is in {out} as {name}, {dtype}; tokenizer: {checked}")
+    return {"stage": stage, "model_type": name, "dtype": dtype, "tokenizer": checked}
+
+
+def _newest(run: RunDir) -> str:
+    finished = [stage for stage in STAGES if run.read_done(stage)]
+    if not finished:
+        raise BadInput(f"{run.path}: no finished stage to export; it needs one of {STAGES}")
+    return finished[-1]
+
+
+def _find_family(described: dict, config: TransformerConfig) -> tuple[str, TransformerConfig]:
+    """The model_type to write, and the model as that family says it.
+
+    Few families scale their token vectors. Another model that does is the same function with the
+    scale inside its embedding and a head of its own.
+    """
+    if "model_type" in described:
+        return described["model_type"], config
+    try:
+        return families.nearest(config), config
+    except ValueError:
+        if not config.scale_embedding:
+            raise
+    plain = dataclasses.replace(config, scale_embedding=False, head="untied")
+    return families.nearest(plain), plain
+
+
+def _taker(leaves: Any, config: TransformerConfig, shown: TransformerConfig) -> Callable:
+    """take(path, index): what is in a leaf on disk, as the model `shown` has it."""
+
+    def read(*path: str) -> Any:
+        return functools.reduce(dict.__getitem__, path, leaves)
+
+    def take(path: tuple[str, ...], index: tuple[int, ...]) -> np.ndarray:
+        if path == ("head",) and config.head == "tied":
+            return read("embedding").read().result().T
+        value = read(*path)[index].read().result()
+        folded = path == ("embedding",) and shown.scale_embedding != config.scale_embedding
+        return value * np.float32(config.d_model**0.5) if folded else value
+
+    return take
+
+
+def _own_ids(stage: str) -> dict[str, Any]:
+    """Token ids of a run of our own: a model that has learnt to answer stops at <|end|> too."""
+    stop = tokenizer.EOS_ID if stage == "pretrain" else [tokenizer.END_ID, tokenizer.EOS_ID]
+    return dict(zip(TOKEN_KEYS, (tokenizer.BOS_ID, stop, tokenizer.PAD_ID), strict=True))
+
+
+def _items(parts: list, take: Callable, progress: Progress) -> Iterator[tuple]:
+    """What write_safetensors wants: each tensor's name, shape and how it is read."""
+    tell = _teller(progress, len(parts))
+
+    def make(part: Any) -> np.ndarray:
+        tell(part.name)
+        return hf.gather(part, take)
+
+    for part in parts:
+        yield part.name, part.shape, functools.partial(make, part)
+
+
+def _teller(progress: Progress, total: int) -> Callable[[str], None]:
+    """To be called with the name of each of `total` tensors; says now and then how far it is."""
+    count, last = 0, time.perf_counter()
+
+    def tell(name: str) -> None:
+        nonlocal count, last
+        count += 1
+        if time.perf_counter() > last + LOG_SECS:
+            last = time.perf_counter()
+            progress.log(f"{count} of {total} tensors: {name}")
+
+    return tell
+
+
+def _export_tokenizer(folder: Path, kind: str, stage: str, out: Path) -> str:
+    """Copies the tokenizer's files; one that was made here gets what transformers reads as well.
+
+    Returns:
+      Which file is to be used, and how it was checked.
+    """
+    tokenizer_files.copy_tokenizer(folder, out)
+    model = out / "tokenizer.model"
+    if kind == "hf" or not model.exists():
+        return "as it was imported"
+    config = tokenizer_files.read_object(out / tokenizer_files.CONFIG)
+    if kind == "own":
+        roles = ("pad_token", "bos_token", "eos_token", "unk_token")
+        config = dict(zip(roles, tokenizer.CONTROL_PIECES, strict=False))
+        config |= {"add_bos_token": True}
+        config |= {} if stage == "pretrain" else {"chat_template": CHAT_TEMPLATE}
+    bos = config["bos_token"] if config.get("add_bos_token") else None
+    try:
+        fast = fast_tokenizer.to_fast(model, bos)
+    except BadInput as error:
+        return f"as it was imported; {error}"
+    fast.save(str(out / "tokenizer.json"))
+    # Llama's class of transformers 5 would rebuild what stands in tokenizer.json.
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    write_json(out / tokenizer_files.CONFIG, config)
+    ids = SentencePieceProcessor(model_file=str(model)).encode(list(SAMPLES))
+    found = [fast.encode(text, add_special_tokens=False).ids for text in SAMPLES]
+    same = sum(a == b for a, b in zip(ids, found, strict=True))
+    return f"tokenizer.json made of tokenizer.model, same ids for {same} of {len(ids)} samples"
+
+
+@contextlib.contextmanager
+def _as_bad_input() -> Iterator[None]:
+    """What model/ refuses is the user's to mend."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+
+
+@contextlib.contextmanager
+def _appear(out: Path, flag: str) -> Iterator[Path]:
+    """A directory to write into that gets its name when all is in it, and else is gone."""
+    out = out.absolute()
+    if out.is_symlink() or out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise BadInput(f"{flag}={out}: is there already; it must be a new or an empty directory")
+    if not out.parent.is_dir():
+        raise BadInput(f"{flag}={out}: {out.parent} is no directory")
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    part.mkdir()
+    try:
+        yield part
+        part.replace(out)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise

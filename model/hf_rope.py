@@ -1,0 +1,156 @@
+"""Rotary positions as config.json says them, old spelling and new, and back."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from model.config import RopeConfig, TransformerConfig
+from model.hf_keys import Keys
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+TYPES = ("default", "linear", "llama3", "yarn")
+WORDS = {"type", "rope_type"}
+READ = WORDS | {
+    "rope_theta",
+    "factor",
+    "original_max_position_embeddings",
+    "low_freq_factor",
+    "high_freq_factor",
+    "beta_slow",
+    "beta_fast",
+    "attention_factor",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "partial_rotary_factor",
+    "finetuned",
+}
+
+
+def read(keys: Keys, nested: bool) -> dict[str, Any]:
+    """Switches of RopeConfig by their dotted names, and 'stretch', DeepSeek's factor of the scale.
+
+    transformers 5 writes `rope_parameters`; before, `rope_theta` stood beside `rope_scaling`,
+    which still goes first.
+
+    Args:
+      keys: of the file.
+      nested: sliding layers have settings of their own (Gemma 3).
+
+    Raises:
+      ValueError: a kind or key that cannot be honoured.
+    """
+    theta, longest = keys.read("rope_theta", 10_000.0), keys.read("max_position_embeddings")
+    old, new = keys.read("rope_scaling") or {}, keys.read("rope_parameters") or {}
+    if not nested:
+        return _settings({"rope_theta": theta, **(old or new)}, longest)
+    if set(new) - {FULL, SLIDING} or not all(isinstance(x, dict | None) for x in new.values()):
+        raise ValueError(f"config.json: rope_parameters is {new}; {FULL} and {SLIDING} are due")
+    full = {"rope_theta": theta, **(new.get(FULL) or {}), **old}
+    local_theta = keys.read("rope_local_base_freq")
+    sliding = {"rope_theta": local_theta, **(new.get(SLIDING) or {})}
+    found, local = _settings(full, longest), _settings(sliding, longest)
+    if local == found:
+        return found
+    if local["rope.scaling"] != "none":
+        raise ValueError(f"config.json: rope_parameters.{SLIDING} is {sliding}; only default is")
+    return found | {"rope.local_theta": local["rope.theta"]}
+
+
+def _settings(given: Mapping[str, Any], longest: int) -> dict[str, Any]:
+    kind = given.get("rope_type", given.get("type", "default"))
+    if kind not in TYPES:
+        raise ValueError(f"config.json: rope_type is {kind!r}; it must be one of {TYPES}")
+    for key, value in given.items():
+        partial = key == "partial_rotary_factor" and value not in (1, None)
+        number = isinstance(value, int | float) or key in WORDS or value is None
+        if key not in READ or partial or not number:
+            raise ValueError(f"config.json: {key} of RoPE is {value!r}; it is not read")
+    if given["rope_theta"] is None:
+        raise ValueError("config.json lacks rope_theta")
+    found = {"rope.theta": float(given["rope_theta"]), "rope.scaling": "none", "stretch": 1.0}
+    if kind == "default":
+        return found
+    original = given.get("original_max_position_embeddings") or longest
+    factor = given.get("factor") or (longest / original if kind == "yarn" and original else None)
+    if factor is None:
+        raise ValueError(f"config.json: RoPE of type {kind} lacks factor")
+    found |= {"rope.scaling": kind, "rope.factor": float(factor)}
+    all_dim = given.get("mscale_all_dim") or 0
+    found["stretch"] = _mscale(factor, all_dim) if all_dim else 1.0
+    if kind == "linear":
+        return found
+    slow, fast = ("low_freq_factor", "high_freq_factor") if kind == "llama3" else YARN
+    found["rope.original_len"] = int(original)
+    for key, name, usual in ((slow, "slow", 1.0), (fast, "fast", 32.0)):
+        if kind == "llama3" and given.get(key) is None:
+            raise ValueError(f"config.json: RoPE of type llama3 lacks {key}")
+        found[f"rope.{name}"] = float(given.get(key) or usual)
+    if kind == "yarn":
+        found["rope.truncate"] = bool(given.get("truncate", True))
+        found["rope.magnitude"] = _magnitude(given, factor)
+    return found
+
+
+YARN = ("beta_slow", "beta_fast")
+
+
+def _mscale(factor: float, weight: float) -> float:
+    """Source: arXiv 2309.00071, equation 22, with a weight as in the released code of DeepSeek."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _magnitude(given: Mapping[str, Any], factor: float) -> float:
+    if given.get("attention_factor") is not None:
+        return float(given["attention_factor"])
+    some, every = given.get("mscale"), given.get("mscale_all_dim")
+    if some and every:
+        return _mscale(factor, some) / _mscale(factor, every)
+    return _mscale(factor, 1.0)
+
+
+def write(config: TransformerConfig, name: str) -> dict[str, Any]:
+    """The keys of config.json, in both spellings: older readers know nothing of the new one."""
+    rope = config.rope
+    said = _say(rope)
+    if name == "deepseek_v3":
+        said |= _say_mscale(config)
+    full = {"rope_theta": rope.theta, **said}
+    old = {"rope_theta": rope.theta, "rope_scaling": said if rope.scaling != "none" else None}
+    if name != "gemma3_text":
+        return {**old, "rope_parameters": full}
+    local_theta = rope.local_theta or rope.theta
+    local = {"rope_theta": local_theta, "rope_type": "default"}
+    if not rope.local_theta:
+        local = full
+    nested = {FULL: full, SLIDING: local}
+    return {**old, "rope_local_base_freq": local_theta, "rope_parameters": nested}
+
+
+def _say(rope: RopeConfig) -> dict[str, Any]:
+    said: dict[str, Any] = {"rope_type": "default" if rope.scaling == "none" else rope.scaling}
+    if rope.scaling != "none":
+        said["factor"] = rope.factor
+    if rope.scaling in ("llama3", "yarn"):
+        slow, fast = ("low_freq_factor", "high_freq_factor") if rope.scaling == "llama3" else YARN
+        said |= {slow: rope.slow, fast: rope.fast}
+        said["original_max_position_embeddings"] = rope.original_len
+    if rope.scaling == "yarn":
+        said |= {"attention_factor": rope.magnitude, "truncate": rope.truncate}
+    return said
+
+
+def _say_mscale(config: TransformerConfig) -> dict[str, Any]:
+    """mscale and mscale_all_dim from the scale of the scores and the magnitude."""
+    rope = config.rope
+    if rope.scaling == "none" or rope.factor <= 1 or not config.attention_scale:
+        return {}
+    slope, stretch = 0.1 * math.log(rope.factor), _stretch(config)
+    return {
+        "mscale": (rope.magnitude * stretch - 1) / slope,
+        "mscale_all_dim": (stretch - 1) / slope,
+    }
+
+
+def _stretch(config: TransformerConfig) -> float:
+    return math.sqrt(config.attention_scale * math.sqrt(config.head_dim))

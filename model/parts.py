@@ -1,0 +1,164 @@
+"""Where each weight lies among a file's tensors: rules, and the parts that follow from them.
+
+A rule reads like an einsum: `Rule('.self_attn.q_proj.weight', 'NH D')` says that a layer's q_DNH
+is the tensor of that name, whose two dims are N x H and D. It works in both directions.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from model.config import TransformerConfig, stacks
+from model.transformer import declare
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Where one weight lies.
+
+    Attributes:
+      name: of the tensor; '.' first: inside a layer; {e}: one tensor an expert.
+      dims: letters of its dims, a space between dims. A digit is a dim of that size of which the
+        weight is the `pick`-th entry: several weights share the tensor.
+      pick: see dims.
+      span: of a dim H that holds the keys' part and then the values', which of the two.
+      add: what the stored value lacks (Gemma's norms store a scale less 1).
+      turn: rotated dims, the last of a head, are stored as pairs, not as two halves.
+    """
+
+    name: str
+    dims: str
+    pick: int = 0
+    span: int | None = None
+    add: float = 0.0
+    turn: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """What one tensor holds of one leaf: all of it, or that of a layer or an expert.
+
+    Attributes:
+      path: keys of the leaf in the parameters.
+      index: of its leading dims, what is meant.
+      shape: of the weight at that index, vocabulary padding left out.
+      view: the tensor's shape, dims split into letters.
+      select: what of the view is the weight.
+      order: transposes what is selected to our letters.
+      turned: places in the last dim, of ours, by theirs.
+      add: see Rule.
+    """
+
+    path: tuple[str, ...]
+    index: tuple[int, ...]
+    shape: tuple[int, ...]
+    view: tuple[int, ...]
+    select: tuple[Any, ...]
+    order: tuple[int, ...]
+    turned: np.ndarray | None
+    add: float
+
+    def take(self, tensor: np.ndarray) -> np.ndarray:
+        """Our weight out of a tensor."""
+        ours = tensor.reshape(self.view)[self.select].transpose(self.order)
+        ours = ours if self.turned is None else ours[..., self.turned]
+        return ours + np.float32(self.add) if self.add else ours
+
+    def put(self, tensor: np.ndarray, ours: np.ndarray) -> None:
+        """Writes our weight into a tensor."""
+        ours = ours - np.float32(self.add) if self.add else ours
+        ours = ours if self.turned is None else ours[..., np.argsort(self.turned)]
+        tensor.reshape(self.view)[self.select] = ours.transpose(np.argsort(self.order))
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A tensor of a file and what it holds."""
+
+    name: str
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+
+def parts(config: TransformerConfig, rules: Mapping[str, Rule], layer: str) -> list[Part]:
+    """Every tensor that a model's file must hold.
+
+    Args:
+      config: the model.
+      rules: for 'attention/q' and so on; weights of experts are under 'experts'.
+      layer: the beginning of names inside a layer, with {i} for its place in the depth.
+
+    Raises:
+      ValueError: the rules know no place for a weight.
+    """
+    found: dict[str, Part] = {}
+    for path, (letters, shape) in _leaves(config):
+        kind, depths = _kind(config, path)
+        if kind not in rules:
+            raise ValueError(f"no tensor of this format holds {'.'.join(path)}")
+        rule = rules[kind]
+        sizes = dict(zip(letters, shape, strict=True)) | {"V": config.vocab_size}
+        lead = ["X"] * (letters[0] == "X") + ["E"] * ("{e}" in rule.name)
+        ours = "".join(letters[len(lead) :])
+        for index in np.ndindex(*(sizes[letter] for letter in lead)):
+            place = dict(i=depths[index[0]] if depths else 0, e=index[-1] if index else 0)
+            prefix = layer if rule.name.startswith(".") else ""
+            name = (prefix + rule.name).format(**place)
+            piece, whole = _piece(config, rule, path, index, ours, sizes)
+            before = found[name].pieces if name in found else ()
+            found[name] = Part(name, whole, (*before, piece))
+    return list(found.values())
+
+
+def _leaves(config: TransformerConfig):
+    declared = jax.tree.leaves_with_path(
+        declare(config), is_leaf=lambda node: isinstance(node, tuple)
+    )
+    for path, weight in declared:
+        yield tuple(entry.key for entry in path), weight
+
+
+def _kind(config: TransformerConfig, path: tuple[str, ...]) -> tuple[str, list[int]]:
+    """(name of a leaf's rule, depth of each of its layers)."""
+    if not path[0].startswith("stack"):
+        return "/".join(path), []
+    number, place = int(path[0].removeprefix("stack")), int(path[1].removeprefix("layer"))
+    below, stack = stacks(config)[:number], stacks(config)[number]
+    first = sum(len(other.layers) * other.repeats for other in below) + place
+    depths = [first + len(stack.layers) * x for x in range(stack.repeats)]
+    experts = path[2] == "feed_forward" and stack.layers[place].experts
+    return "/".join(["experts" if experts else path[2], *path[3:]]), depths
+
+
+def _piece(config, rule: Rule, path, index, ours: str, sizes: dict[str, int]):
+    """(the piece, the shape of its whole tensor)."""
+    spans = (config.head_dim - config.mla.rope_dim, config.mla.value_dim)
+    sizes = sizes | {"1": 1, "2": 2, "3": 3}
+    whole = sizes | ({"H": sum(spans)} if rule.span is not None else {})
+    flat = rule.dims.replace(" ", "")
+    start = spans[0] * (rule.span or 0)
+    span = slice(start, start + sizes.get("H", 0)) if rule.span is not None else slice(None)
+    select = tuple(
+        rule.pick if letter.isdigit() else span if letter == "H" else slice(None) for letter in flat
+    )
+    left = [letter for letter in flat if not letter.isdigit()]
+    turned = None
+    if rule.turn:
+        count = config.mla.rope_dim or config.head_dim
+        kept, pairs = np.arange(sizes[ours[-1]] - count), np.arange(count)
+        turned = np.concatenate([kept, len(kept) + np.concatenate([pairs[::2], pairs[1::2]])])
+    piece = Piece(
+        path=path,
+        index=index,
+        shape=tuple(sizes[letter] for letter in ours),
+        view=tuple(whole[letter] for letter in flat),
+        select=select,
+        order=tuple(left.index(letter) for letter in ours),
+        turned=turned,
+        add=rule.add,
+    )
+    return piece, tuple(math.prod(whole[x] for x in dim) for dim in rule.dims.split())
