@@ -42,6 +42,11 @@ setup(
         "rich",
         "tensorboardX",
     ],
-    extras_require={"test": ["pytest>=8", "ruff>=0.17,<0.18"]},
+    extras_require={
+        # Quantized training, and the `tokamax` attention kernel (Python 3.11 gets 0.0.12 of it).
+        "quant": ["qwix>=0.1.8,<0.2"],
+        "kernels": ["tokamax>=0.0.12"],
+        "test": ["pytest>=8", "ruff>=0.17,<0.18", "qwix>=0.1.8,<0.2"],
+    },
     entry_points={"console_scripts": ["seedbed = launch.run:main"]},
 )

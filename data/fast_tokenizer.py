@@ -72,8 +72,11 @@ def to_fast(path: Path, bos: str | None) -> Tokenizer:
 
 
 def _merges(model: ModelProto) -> list[tuple[str, str]]:
-    """All pairs of pieces whose union is a piece, the best union first."""
-    ranked = [piece for piece in model.pieces if piece.type in (NORMAL, USER_DEFINED)]
+    """All pairs of pieces whose union is a piece, the best union first.
+
+    Those of the user are found before anything is merged.
+    """
+    ranked = [piece for piece in model.pieces if piece.type == NORMAL]
     ranked.sort(key=lambda piece: -piece.score)
     known = {piece.piece for piece in ranked}
     return [

@@ -169,6 +169,8 @@ class TransformerConfig:
       attention_softcap, logit_softcap: c tanh(x / c) (arXiv 2408.00118); 0 for none.
       scale_embedding: token vectors times sqrt(D).
       vocab_multiple: the vocabulary is stored padded to a multiple of this.
+      quantized: numbers that products of training are computed in; those of the embedding, the
+        head, routers and routed experts stay as they are.
     """
 
     vocab_size: int

@@ -56,7 +56,8 @@ def fill(
 def _put(leaf: jax.Array, index: tuple[int, ...], value: np.ndarray) -> jax.Array:
     """The leaf with `value` at leading indices, in the leaf's own memory."""
     rest = leaf.shape[len(index) :]
-    value = np.pad(value, [(0, size - had) for size, had in zip(rest, value.shape, strict=True)])
+    missing = [(0, size - had) for size, had in zip(rest, value.shape, strict=True)]
+    value = np.pad(value, missing) if any(size for _, size in missing) else value
     place = leaf.sharding if isinstance(leaf.sharding, NamedSharding) else None
     if place:
         value = jax.device_put(value, NamedSharding(place.mesh, _rest(place.spec, len(index))))

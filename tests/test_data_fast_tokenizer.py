@@ -5,6 +5,7 @@ import random
 
 import pytest
 import sentencepiece
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import Tokenizer as FastTokenizer
 
 from data.errors import BadInput
@@ -63,6 +64,20 @@ def test_ids_and_texts_are_those_of_the_model(tmp_path, options):
     assert len(known) > 10
     assert [fast.decode(row) for row in known] == [model.decode(row) for row in known]
     assert fast.get_vocab_size() == model.vocab_size()
+
+
+def test_pieces_may_stand_in_any_order(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    write_model(path, add_dummy_prefix=False)
+    proto = ModelProto.FromString(path.read_bytes())
+    pieces = list(proto.pieces)
+    random.Random(2).shuffle(pieces)
+    del proto.pieces[:]
+    proto.pieces.extend(pieces)
+    path.write_bytes(proto.SerializeToString())
+    model, fast = sentencepiece.SentencePieceProcessor(str(path)), to_fast(path, None)
+    for text in random_texts(300):
+        assert fast.encode(text).ids == model.encode(text)
 
 
 def test_a_model_of_our_own_keeps_every_text(tmp_path):

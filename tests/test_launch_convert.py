@@ -197,6 +197,15 @@ def test_a_run_says_where_it_came_from(tmp_path):
         assert copied == (tmp_path / "source" / name).read_bytes()
 
 
+def test_long_work_says_how_far_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(convert, "LOG_SECS", 0.0)
+    make_source(tmp_path / "source")
+    _, _, err = door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+    assert "import: 1 of 30 tensors: " in err and "import: 30 of 30 tensors: " in err
+    _, _, err = door("export", f"--run={tmp_path}/run", f"--hf={tmp_path}/hf")
+    assert "export: 1 of 30 tensors: " in err and "export: 30 of 30 tensors: " in err
+
+
 def test_an_empty_directory_may_be_there(tmp_path):
     make_source(tmp_path / "source")
     (tmp_path / "run").mkdir()
@@ -281,6 +290,7 @@ def test_its_tokenizer_gives_the_same_ids_to_others(own, tmp_path):
     assert [config[f"{role}_token"] for role in ("pad", "bos", "eos", "unk")] == list(
         CONTROL_PIECES[:4]
     )
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Hello\tthere"},

@@ -205,6 +205,18 @@ def test_sigterm_half_way_leaves_nothing(tmp_path, monkeypatch, verb):
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+def test_an_interrupt_half_way_leaves_nothing(tmp_path, monkeypatch):
+    make_source(tmp_path / "source")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert.checkpoint, "write", interrupt)
+    code, _, err = door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+    assert code == 130 and "interrupted" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 def test_a_bug_still_shows_its_trace(tmp_path, monkeypatch):
     make_source(tmp_path / "source")
 

@@ -18,8 +18,11 @@ from model import hf
 from model.sharding import MeshConfig, make_mesh
 
 
-def write_gguf(path, params, tokens=VOCAB_SIZE, kind=gguf.GGMLQuantizationType.F32):
-    """TINY as llama.cpp writes Llama: rotated dims of queries and keys in pairs."""
+def write_gguf(path, params, last_type=1):
+    """TINY as llama.cpp writes Llama: rotated dims of queries and keys in pairs.
+
+    `last_type` is the type of the last piece: 1 normal, 4 user-defined.
+    """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(TINY.num_layers)
     writer.add_context_length(TINY.max_positions)
@@ -34,19 +37,16 @@ def write_gguf(path, params, tokens=VOCAB_SIZE, kind=gguf.GGMLQuantizationType.F
     writer.add_layer_norm_rms_eps(TINY.norm_eps)
     writer.add_vocab_size(VOCAB_SIZE)
     writer.add_tokenizer_model("llama")
-    special = ["<unk>", "<s>", "</s>"]
-    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-    pieces = [*special, *bytes_, *(chr(0x4E00 + i) for i in range(tokens - 259))]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += (chr(0x4E00 + number) for number in range(VOCAB_SIZE - len(pieces)))
     writer.add_token_list(pieces)
-    writer.add_token_scores([-float(number) for number in range(tokens)])
-    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (tokens - 259))
+    writer.add_token_scores([-float(number) for number in range(VOCAB_SIZE)])
+    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (VOCAB_SIZE - 260) + [last_type])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_add_bos_token(True)
     for name, array in gguf_tensors(params):
-        array = np.ascontiguousarray(array, np.float32)
-        quantized = kind if array.ndim > 1 and array.shape[-1] % 32 == 0 else type(kind).F32
-        writer.add_tensor(name, gguf.quantize(array, quantized), raw_dtype=quantized)
+        writer.add_tensor(name, np.ascontiguousarray(array))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -90,6 +90,17 @@ def test_a_gguf_file_is_imported_and_exported(tmp_path):
     theirs = FastTokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
     for text in convert.SAMPLES:
         assert theirs.encode(text, add_special_tokens=False).ids == ours.encode(text)
+
+
+def test_a_tokenizer_that_cannot_be_turned_over_goes_out_as_it_is(tmp_path):
+    write_gguf(tmp_path / "m.gguf", make_params(TINY), last_type=4)
+    door("import", f"--gguf={tmp_path}/m.gguf", f"--out={tmp_path}/run")
+    code, out, err = door("export", f"--run={tmp_path}/run", f"--hf={tmp_path}/hf")
+    assert code == 0, err
+    assert "as it was imported" in out and "has both a space before each text and user-def" in out
+    assert not (tmp_path / "hf" / "tokenizer.json").exists()
+    made = (tmp_path / "run" / "tokenizer" / "tokenizer.model").read_bytes()
+    assert (tmp_path / "hf" / "tokenizer.model").read_bytes() == made
 
 
 @pytest.mark.real

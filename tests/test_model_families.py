@@ -21,6 +21,15 @@ def test_config_survives_the_way_out_and_in(case):
     assert families.from_hf(json.loads(json.dumps(families.to_hf(config, name)))) == config
 
 
+def test_no_window_is_written_as_null():
+    """transformers takes 0 for a window in which nothing is seen."""
+    config = families.from_hf(CASES["mistral unwindowed"]["config"])
+    assert families.to_hf(config, "mistral")["sliding_window"] is None
+    assert (
+        families.to_hf(dataclasses.replace(config, window=5), "mistral")["sliding_window"] is None
+    )
+
+
 def changed(case, **changes):
     raw = json.loads(json.dumps(CASES[case]["config"])) | changes
     return {key: value for key, value in raw.items() if value is not ...}
@@ -106,6 +115,23 @@ def test_what_cannot_be_honoured_is_refused_by_name(case, changes, words):
     assert said.startswith("config.json") and words in said and "\n" not in said
 
 
+WRONG = (None, "x", 1.5, -1, 0, True, [], [1], {}, {"a": 1}, 10**12, math.nan)
+OPTIONAL = (
+    "head_dim rope_scaling rope_parameters layer_types sliding_window architectures rope_theta"
+)
+OPTIONAL += " mlp_only_layers quantization_config max_window_layers sliding_window_pattern n_group"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_any_value_is_taken_or_refused_in_words(case):
+    for key in [*CASES[case]["config"], *OPTIONAL.split()]:
+        for value in WRONG:
+            try:
+                families.from_hf(changed(case, **{key: value}))
+            except ValueError as error:
+                assert str(error).startswith("config.json"), (key, value)
+
+
 @pytest.mark.parametrize(
     ("case", "changes", "switches"),
     [
@@ -123,6 +149,11 @@ def test_what_cannot_be_honoured_is_refused_by_name(case, changes, words):
             {"rope.factor": 4.0},
         ),
         ("llama 2", dict(rope_scaling=YARN | dict(mscale=0.5)), {"attention_scale": 0.0}),
+        (
+            "llama 2",
+            dict(rope_scaling=YARN, rope_parameters=dict(rope_type="linear", factor=2.0)),
+            {"rope.scaling": "yarn"},
+        ),
         ("gpt-oss", dict(rope_scaling=...), {"rope.factor": 32.0, "rope.original_len": 4096}),
         ("deepseek v3", dict(rope_scaling=None), {"attention_scale": 0.25, "rope.factor": 1.0}),
         ("gemma2", dict(layer_types=...), dict(layers=("sliding", "full"))),

@@ -5,6 +5,7 @@ made of tiny models with the weights of `tests.test_model_hf.draw`: metadata, an
 shapes and values. `convert` below stands in for it, and is held to the hash.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -214,6 +215,20 @@ def test_what_cannot_be_honoured_is_refused_by_name(name, changes, words, tmp_pa
         hf.open_gguf(tmp_path / "model.gguf")
     said = str(caught.value)
     assert str(tmp_path) in said and words in said and "\n" not in said
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_any_value_is_taken_or_refused_in_words(name):
+    metadata = MODELS[name]["metadata"]
+    arch = metadata["general.architecture"]
+    keys = [*metadata, *(f"{arch}.{key}" for key in (*gguf_names.KEYS, *gguf_names.SEEN))]
+    for key in dict.fromkeys(keys):
+        for value in (None, "x", 1.5, -1, 0, True, [], [1], 10**12, math.nan):
+            given = {k: x for k, x in (metadata | {key: value}).items() if x is not None}
+            for divisors in (None, np.zeros((3, 3), np.float32)):
+                with contextlib.suppress(ValueError):
+                    shapes = {"token_embd.weight": (67, 32)}
+                    families.from_hf(gguf_names.to_config(given, shapes, divisors))
 
 
 def test_missing_and_foreign_tensors_are_named(tmp_path):
