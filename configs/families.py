@@ -1,4 +1,4 @@
-"""Families of the field: pretraining of each, by the switches in which it differs from a plain decoder.
+"""Families of the field: pretraining of each, by the switches in which it is no plain decoder.
 
     seedbed run --config=configs/families.py:llama3.1-8b
 

@@ -103,7 +103,7 @@ def make_prompts(seed=0, rows=16):
 
 
 POLICY, CRITIC, REFERENCE, REWARD = (
-    make_params(config, seed) for seed, config in enumerate((SHAPE, SCALAR, SHAPE, SCALAR))
+    make_params(config, seed) for seed, config in enumerate((SHAPE, SCALAR, SHAPE, SCALAR), 4)
 )
 
 

@@ -59,7 +59,7 @@ FAULTS = {
     ),
     "a size": (lambda s: edit(s / "config.json", hidden_size="big"), "hidden_size is 'big'"),
     "no size": (lambda s: edit(s / "config.json", hidden_size="gone"), "lacks hidden_size"),
-    "a huge size": (lambda s: edit(s / "config.json", hidden_size=2**40), "has another shape for"),
+    "a huge size": (lambda s: edit(s / "config.json", hidden_size=2**18), "has another shape for"),
     "many layers": (
         lambda s: edit(s / "config.json", num_hidden_layers=4),
         "lacks model.layers.3.",

@@ -111,7 +111,7 @@ def test_help_names_every_verb_and_exit_code():
         (["run", QUICKSTART, "--config.seed=abc"], "--config.seed=abc"),
         (["run", QUICKSTART, "--config.seed=1.5"], "--config.seed=1.5"),
         (["run", QUICKSTART, "--config.seed"], "Missing value for flag --config.seed"),
-        (["run", QUICKSTART, "--config.model.qk_norm=maybe"], "qk_norm=maybe"),
+        (["run", QUICKSTART, "--config.model.qk_norm=maybe"], "model.qk_norm is 'maybe'"),
         (["run", QUICKSTART, "--config.stages=('tokenizer','curate')"], "once, in this order"),
         (["run", QUICKSTART, "--config.stages=("], "stages has '('; allowed"),
         (["run", QUICKSTART, "--config.data.sources.docs.gates=('nope',)"], "'nope' is not one of"),
@@ -307,7 +307,9 @@ def test_a_damaged_done_json_is_named(small, tmp_path, content):
 def finished(tmp_path):
     """A run that says sft is finished: configuration and tokenizer, no checkpoint."""
     run = RunDir(tmp_path / "run")
-    run.write_config({"sft": {"seq_len": 64}, "eval": {"max_new_tokens": 8}}, "1 x cpu")
+    run.write_config(
+        {"start": "", "sft": {"seq_len": 64}, "eval": {"max_new_tokens": 8}}, "1 x cpu"
+    )
     for stage in ("tokenizer", "sft"):
         run.begin(stage, {}, fresh=True)
     rundir.write_json(
