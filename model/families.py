@@ -26,7 +26,15 @@ _NAMES = [field.name for field in dataclasses.fields(TransformerConfig)]
 COMPUTED = tuple(_NAMES[_NAMES.index("vocab_multiple") :])
 TRAINED = ("bias_rate", "aux_loss", "z_loss", "dispatch", "capacity_factor")
 
-MAX_LAYERS = 10_000
+# Beyond any model, and below what takes long to look at.
+MAX_LAYERS = MAX_EXPERTS = 10_000
+MAX_DIM, MAX_TOKENS = 1 << 20, 1 << 24
+LIMITS = {
+    "num_layers": MAX_LAYERS,
+    "moe.num_experts": MAX_EXPERTS,
+    "vocab_size": MAX_TOKENS,
+    "max_positions": MAX_TOKENS,
+}
 Flat = dict[str, Any]
 
 
@@ -72,6 +80,10 @@ def _typed(switch: str, key: str, value: Any) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         key = key.split("|")[0]
         raise ValueError(f"config.json: {key} is {value!r}; it must be of type {kind.__name__}")
+    most = LIMITS.get(switch, MAX_DIM)
+    if kind is int and value > most:
+        key = key.split("|")[0]
+        raise ValueError(f"config.json: {key} is {value!r}; it must be at most {most}")
     return value
 
 
@@ -88,8 +100,9 @@ def _derive_sizes(name: str, family: Family, keys: Keys, flat: Flat) -> None:
         raise ValueError(f"config.json: {key} is {heads}; it must be {allowed}")
     if name == "deepseek_v3":
         plain = keys.need("qk_nope_head_dim")
-        if plain < 1 or flat["mla.rope_dim"] < 1:
-            raise ValueError(f"config.json: qk_nope_head_dim is {plain}; it must be above 0")
+        if not 1 <= plain <= MAX_DIM or flat["mla.rope_dim"] < 1:
+            allowed = f"1 to {MAX_DIM}"
+            raise ValueError(f"config.json: qk_nope_head_dim is {plain}; it must be {allowed}")
         flat["head_dim"] = plain + flat["mla.rope_dim"]
     sizes = {"num_kv_heads": heads, "head_dim": width // heads, "d_ff": 4 * width}
     for switch, size in sizes.items():

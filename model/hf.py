@@ -68,7 +68,8 @@ def open_hf(directory: Path) -> Source:
         raise ValueError(f"{directory}: holds tensors under two spellings of one name")
     rules = hf_names.rules(name, stored, raw.get("rope_interleave", True))
     wanted = parts(config, rules, layer(name))
-    past = [layer(name).format(i=config.num_layers + i) + "." for i in range(_more_layers(raw))]
+    more = min(_more_layers(raw), families.MAX_LAYERS)
+    past = [layer(name).format(i=config.num_layers + i) + "." for i in range(more)]
     ignored = {
         known
         for known, there in stored.items()

@@ -15,6 +15,9 @@ import numpy as np
 from model.config import TransformerConfig, stacks
 from model.transformer import declare
 
+# Of layers times experts; Kimi K2 has 23,424.
+MAX_PLACES = 100_000
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -96,6 +99,9 @@ def parts(config: TransformerConfig, rules: Mapping[str, Rule], layer: str) -> l
       ValueError: the rules know no place for a weight.
     """
     found: dict[str, Part] = {}
+    most = config.num_layers * max(1, config.moe.num_experts)
+    if most > MAX_PLACES:
+        raise ValueError(f"{most} layers times experts; at most {MAX_PLACES} are looked for")
     for path, (letters, shape) in _leaves(config):
         kind, depths = _kind(config, path)
         if kind not in rules:

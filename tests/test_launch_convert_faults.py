@@ -60,6 +60,14 @@ FAULTS = {
     "a size": (lambda s: edit(s / "config.json", hidden_size="big"), "hidden_size is 'big'"),
     "no size": (lambda s: edit(s / "config.json", hidden_size="gone"), "lacks hidden_size"),
     "a huge size": (lambda s: edit(s / "config.json", hidden_size=2**18), "has another shape for"),
+    **{
+        f"{key} {size}": (
+            lambda s, key=key, size=size: edit(s / "config.json", **{key: size}),
+            f"config.json: {key} is {size}; it must be at most",
+        )
+        for size in (10**8, 2**63, 10**30)
+        for key in ("hidden_size", "num_hidden_layers")
+    },
     "many layers": (
         lambda s: edit(s / "config.json", num_hidden_layers=4),
         "lacks model.layers.3.",
