@@ -150,6 +150,9 @@ def describe_inputs(settings: Any, table: Mapping[str, Stage]) -> dict[str, dict
         inputs = {section: to_dict(_section(settings, section)) for section in stage.sections}
         if name == "curate":
             inputs["sources"] = sources.fingerprint(settings.data.sources)
+        if name == "tokenizer" and settings.start:
+            # A run imported anew at the same place is another origin.
+            inputs["origin"] = digest(RunDir(Path(settings.start)).read_config())
         if name == "sft" and settings.instruct.path:
             inputs["own"] = hash_file(Path(settings.instruct.path))
         upstream = {need: digest(described[need]) for need in stage.needs if need in described}
