@@ -90,8 +90,28 @@ def test_a_checkpoint_moves_to_another_mesh(open_checkpointer, spec):
     _, params, _, _ = open_checkpointer().restore(like, rest)
     assert params["w"].sharding == small
     np.testing.assert_array_equal(params["w"], values)
-    with pytest.raises(ValueError, match="shape|incompatible"):
-        open_checkpointer().restore({"w": jnp.zeros((16, 9))}, rest)
+
+
+@pytest.mark.parametrize(
+    ("params", "rest", "words"),
+    [
+        ({"w": (16, 9)}, {"step": ()}, r"params.w has shape \(16, 8\), this code has \(16, 9\)"),
+        ({"v": (16, 8)}, {"step": ()}, r"params.v has shape absent, this code has \(16, 8\)"),
+        ({"w": (16, 8)}, {"step": (1,)}, r"rest.step has shape \(\), this code has \(1,\)"),
+        ({"w": (16, 8)}, {}, r"rest.step has shape \(\), this code has absent"),
+    ],
+)
+def test_a_state_of_other_shapes_is_refused_by_name(
+    open_checkpointer, tmp_path, params, rest, words
+):
+    open_checkpointer().save(3, {"w": jnp.zeros((16, 8))}, {"step": jnp.int32(3)}, LOADER)
+    params, rest = ({k: jnp.zeros(v) for k, v in shapes.items()} for shapes in (params, rest))
+    checkpointer = open_checkpointer()
+    with pytest.raises(BadInput, match=words):
+        checkpointer.restore(params, rest)
+    if "params" in words:
+        with pytest.raises(BadInput, match=words):
+            load(tmp_path / "run", lambda config: params)
 
 
 def test_another_config_is_refused_by_its_key(open_checkpointer):
@@ -142,7 +162,7 @@ def test_a_checkpoint_has_its_name_only_when_whole(open_checkpointer, tmp_path, 
     first.wait()
     monkeypatch.undo()
     assert names[-1] == ("7.orbax-checkpoint-tmp", "7")
-    assert {new for _, new in names[:-1]} == set(checkpoint.ITEMS)
+    assert {new for _, new in names[:-1]} == {*checkpoint.TREES, *checkpoint.NOTES}
 
 
 def test_load_reads_config_and_parameters_alone(open_checkpointer, tmp_path):

@@ -16,7 +16,7 @@ import tensorstore
 
 from data.errors import BadInput
 
-ITEMS = ("params", "rest", "loader", "config")
+TREES, NOTES = ("params", "rest"), ("loader", "config")
 # Of a parameter that is written part by part: what lies on disk as one piece. Writing one takes
 # about ten times its memory.
 CHUNK_BYTES = 1 << 23
@@ -35,7 +35,7 @@ class Checkpointer:
         self._config = config
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
-            item_names=ITEMS,
+            item_handlers=_handlers(),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=max_to_keep, create=True, cleanup_tmp_directories=True
             ),
@@ -60,22 +60,21 @@ class Checkpointer:
           (step, params, rest, loader state), or None where there is no checkpoint yet.
 
         Raises:
-          BadInput: the checkpoint was written under another configuration.
+          BadInput: the checkpoint was written under another configuration, or by code whose
+            state has other names or shapes.
         """
         step = self._manager.latest_step()
         if step is None:
             return None
         saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
         _refuse_other_config(self._manager.directory, saved.config, self._config)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, (params, rest))
-        found = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract[0]),
-                rest=ocp.args.StandardRestore(abstract[1]),
-                loader=ocp.args.JsonRestore(),
-            ),
+        abstract = jax.tree.map(
+            ocp.utils.to_shape_dtype_struct, dict(zip(TREES, (params, rest), strict=True))
         )
+        _refuse_other_shapes(self._manager, step, abstract)
+        trees = {item: ocp.args.StandardRestore(tree) for item, tree in abstract.items()}
+        wanted = ocp.args.Composite(**trees, loader=ocp.args.JsonRestore())
+        found = self._manager.restore(step, args=wanted)
         return step, found.params, found.rest, found.loader
 
     def wait(self) -> None:
@@ -99,10 +98,12 @@ def load(directory: Path, abstract: Callable[[dict], Any]) -> tuple[dict, Any]:
       (configuration, parameters).
 
     Raises:
-      BadInput: there is no finished checkpoint.
+      BadInput: there is no finished checkpoint, or it holds other parameters.
     """
     with _newest(directory) as (config, manager, step):
-        wanted = ocp.args.Composite(params=ocp.args.StandardRestore(abstract(config)))
+        params = abstract(config)
+        _refuse_other_shapes(manager, step, {"params": params})
+        wanted = ocp.args.Composite(params=ocp.args.StandardRestore(params))
         return config, manager.restore(step, args=wanted).params
 
 
@@ -139,7 +140,7 @@ def _newest(directory: Path) -> Iterator[tuple[dict, ocp.CheckpointManager, int]
     steps = [path for path in directory.glob("*") if path.name.isdigit()]
     if not steps:
         raise BadInput(f"{directory}: no finished checkpoint here; run the stage that writes it")
-    with ocp.CheckpointManager(directory.absolute(), item_names=ITEMS) as manager:
+    with ocp.CheckpointManager(directory.absolute(), item_handlers=_handlers()) as manager:
         step = manager.latest_step()
         try:
             wanted = ocp.args.Composite(config=ocp.args.JsonRestore())
@@ -260,6 +261,31 @@ def params_hash(params: Any) -> str:
 def quiet_orbax() -> None:
     """Orbax logs every save at warning level; errors still show."""
     logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def _handlers() -> dict[str, Any]:
+    trees = {item: ocp.StandardCheckpointHandler() for item in TREES}
+    return trees | {item: ocp.JsonCheckpointHandler() for item in NOTES}
+
+
+def _refuse_other_shapes(manager: ocp.CheckpointManager, step: int, wanted: dict) -> None:
+    """Compares names and shapes before anything is read: Orbax fails half-way through reading."""
+    for item, tree in wanted.items():
+        saved = manager.item_metadata(step)[item].tree
+        was, now = (
+            {
+                jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape
+                for path, leaf in jax.tree.leaves_with_path(x)
+            }
+            for x in (saved, tree)
+        )
+        for name in sorted(was.keys() | now.keys()):
+            if was.get(name) != now.get(name):
+                raise BadInput(
+                    f"{manager.directory / str(step)}: {item}.{name} has shape "
+                    f"{was.get(name, 'absent')}, this code has {now.get(name, 'absent')}; use "
+                    "another --run directory, or --fresh to start the stage over"
+                )
 
 
 def _refuse_other_config(directory: Any, saved: dict, wanted: dict) -> None:
