@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from data.loader import lm_batch
 from data.tokenizer import BOS_ID
 from launch.settings import model_config
+from launch.training import lm_rows
 from model import decode, flop
 from model.config import TransformerConfig
 from model.sharding import Mesh, make_mesh
@@ -56,7 +56,8 @@ def _bench_training(settings: Any, config: TransformerConfig, params: Params, me
     step = make_step(loss, optimizer, section.loop.num_microbatches, shardings)
     state = init_state(params, optimizer, shardings)
     batch_size, seq_len = section.loop.batch_size, section.seq_len
-    batch = place(random_batch(config.vocab_size, batch_size, seq_len), mesh)
+    rows = _random_rows(config.vocab_size, batch_size, seq_len + 1)
+    batch = place(lm_rows(settings.mesh, seq_len)(rows), mesh)
     start = time.perf_counter()
     for _ in range(2):
         state, metrics = step(state, batch)
@@ -86,7 +87,7 @@ def _bench_training(settings: Any, config: TransformerConfig, params: Params, me
 
 
 def _bench_decoding(config: TransformerConfig, params: Params, batch_size: int) -> float:
-    prompt_BP = random_batch(config.vocab_size, batch_size, PROMPT_TOKENS)["tokens"]
+    prompt_BP = _random_rows(config.vocab_size, batch_size, PROMPT_TOKENS)["tokens"]
     speeds = []
     for _ in range(NUM_ROUNDS + 1):
         start = time.perf_counter()
@@ -106,8 +107,8 @@ def _bench_decoding(config: TransformerConfig, params: Params, batch_size: int) 
     return round(float(np.median(speeds[1:])), 1)
 
 
-def random_batch(vocab_size: int, batch_size: int, seq_len: int) -> dict[str, np.ndarray]:
-    """Rows of one random document each."""
-    tokens = np.random.default_rng(0).integers(8, vocab_size, (batch_size, seq_len + 1))
+def _random_rows(vocab_size: int, num_rows: int, length: int) -> dict[str, np.ndarray]:
+    """Rows of one random document each, as `data.shards` packs them."""
+    tokens = np.random.default_rng(0).integers(8, vocab_size, (num_rows, length))
     tokens[:, 0] = BOS_ID
-    return lm_batch({"tokens": tokens, "mask": np.ones_like(tokens)})
+    return {"tokens": tokens, "mask": np.ones_like(tokens)}

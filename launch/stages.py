@@ -74,7 +74,7 @@ def run_pretrain(context: Context) -> dict:
         domain: (shards.open_shards(folder / domain), source.weight)
         for domain, source in context.settings.data.sources.items()
     }
-    transform = training.lm_rows(context, config.seq_len)
+    transform = training.lm_rows(context.settings.mesh, config.seq_len)
     loader = training.make_loader(context, mixture, config.loop.batch_size, transform)
     mesh = training.device_mesh(context)
     state = training.fit_stage(
@@ -129,7 +129,10 @@ def run_sft(context: Context) -> dict:
     model = training.load_tokenizer(context.run)
     rows, counts = sft.pack_demonstrations(examples + own, model, config.seq_len)
     context.progress.log(f"{counts['num_examples']} conversations in {counts['num_rows']} rows")
-    sources, transform = {"instruct": (rows, 1.0)}, training.lm_rows(context, config.seq_len)
+    sources, transform = (
+        {"instruct": (rows, 1.0)},
+        training.lm_rows(context.settings.mesh, config.seq_len),
+    )
     state = training.fit_stage(
         context,
         "sft",

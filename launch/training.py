@@ -100,9 +100,9 @@ def make_loader(
     )
 
 
-def lm_rows(context: Context, seq_len: int) -> Callable[[Batch], Batch]:
+def lm_rows(mesh: sharding.MeshConfig, seq_len: int) -> Callable[[Batch], Batch]:
     """Packed rows to a batch of `train.lm`, laid out so that a context axis has even work."""
-    order_L = ring.balanced_order(seq_len, context.settings.mesh.axis_sizes()["context"])
+    order_L = ring.balanced_order(seq_len, mesh.axis_sizes()["context"])
 
     def transform(rows: Batch) -> Batch:
         return {name: x_BL[:, order_L] for name, x_BL in lm_batch(rows).items()}

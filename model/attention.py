@@ -1,7 +1,8 @@
 """Attention on arrays: rotary positions, who sees whom, and the float32 reference product."""
 
+import dataclasses
+import functools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +12,22 @@ from model import sharding
 from model.config import RopeConfig
 
 
-class Places(NamedTuple):
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("positions_BL", "segments_BL"),
+    meta_fields=("balanced",),
+)
+@dataclasses.dataclass(frozen=True)
+class Places:
     """Where each token of a row stands: its position in its own segment, and the segment.
 
-    Segment 0 is padding. The order of a row's tokens in memory means nothing.
+    Segment 0 is padding. The order of a row's tokens in memory means nothing, but kernels that know
+    it can skip work: with `balanced` it is that of model/ring.py for the mesh's context axis.
     """
 
     positions_BL: jax.Array
     segments_BL: jax.Array
+    balanced: bool = False
 
 
 def frequencies(config: RopeConfig, head_dim: int, local: bool) -> np.ndarray:

@@ -3,15 +3,16 @@
 Rows are always packed: a kernel that cannot tell documents apart is never called. One that cannot
 honour the rest of a request is refused by name, and the next one is taken, said once in the log.
 
-            packed   window  softcap  GQA  sinks  H != Hv  float32  bfloat16  any order  stages
-  xla       yes      yes     yes      yes  yes    yes      yes      yes       yes        yes
-  splash    yes      yes     yes      yes  yes    yes      yes      yes       no         yes
-  cudnn     by mask  by mask no       yes  no     padded   no       yes       yes        no
-  tokamax   by mask  by mask not GPU  yes  no     yes      not GPU  yes       yes        yes
+            packed   window  softcap  GQA  sinks  H != Hv  float32  bfloat16  context   stages
+  xla       yes      yes     yes      yes  yes    yes      yes      yes       yes       yes
+  splash    yes      yes     yes      yes  yes    yes      yes      yes       balanced  yes
+  cudnn     by mask  by mask no       yes  no     padded   no       yes       yes       no
+  tokamax   by mask  by mask not GPU  yes  no     yes      not GPU  yes       yes       yes
 
 All give gradients of queries, keys and values, and of sinks where they take them. 'By mask': a
-(B, L, M) array, not N of them. 'Any order': rows reordered for context parallelism. 'Stages':
-inside model/pipeline.py. cuDNN and tokamax's GPU kernels were lowered for CUDA and not yet run.
+(B, L, M) array, not N of them. 'Context': queries split over the context axis, keys gathered, in
+any order or in the balanced one alone. 'Stages': inside model/pipeline.py. cuDNN and tokamax's GPU
+kernels were lowered for CUDA and not yet run.
 """
 
 import dataclasses
@@ -23,12 +24,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from model import sharding
 from model.attention import Places, attend, visible
 from model.config import TransformerConfig
+from model.ring import balanced_order, text_order
 
 # What 'auto' tries, best first; the last one honours everything.
 PLATFORMS = {"tpu": ("splash", "xla"), "gpu": ("cudnn", "xla"), "cpu": ("xla",)}
@@ -42,13 +45,15 @@ class Request:
     """What one attention asks of a kernel, as far as any kernel refuses some of it.
 
     `hopper`: a GPU of compute capability 9.0 or more. `has_tokamax`: the package is installed.
-    `in_order`: a row's tokens stand in memory as their positions say. `staged`: pipelined.
+    `order`: in which a row's tokens stand in memory: as their positions say ('text'), 'balanced'
+    over `num_shards` of a context axis, or 'any'. `staged`: pipelined.
     """
 
     platform: str
     hopper: bool
     has_tokamax: bool
-    in_order: bool
+    order: str
+    num_shards: int
     staged: bool
     dtype: str
     length: int
@@ -77,8 +82,8 @@ def attention(
       k_BKMH: keys, M = L.
       v_BKMH: values; their H may differ from the keys'.
       places: of queries and keys alike. Only on a mesh with a context axis may a row's tokens
-        stand in another order than that of their positions; elsewhere a kernel that relies on
-        the order makes such a row NaN.
+        stand in another order than that of their positions: in any, or, if `places` says so, in
+        the balanced one. A kernel that relies on the order makes a row that breaks it NaN.
       window: how many positions back a query sees, itself included; 0 for all.
       scale: multiplies the scores.
       sink_N: a logit a head without a value; None for none.
@@ -86,11 +91,13 @@ def attention(
     Returns:
       Mixed values, shape (B, L, N, H of the values). Those of padding mean nothing.
     """
+    num_shards = sharding.axis_size("context")
     request = Request(
         platform=_platform(),
         hopper=_is_hopper(),
         has_tokamax=importlib.util.find_spec("tokamax") is not None,
-        in_order=sharding.axis_size("context") == 1,
+        order="text" if num_shards == 1 else "balanced" if places.balanced else "any",
+        num_shards=num_shards,
         staged=sharding.axis_size("stage") > 1,
         dtype=q_BLNH.dtype.name,
         length=q_BLNH.shape[1],
@@ -106,8 +113,9 @@ def attention(
         return attend(q_BLNH, k_BKMH, v_BKMH, mask_BLM, scale, config.attention_softcap, sink_N)
     kernel = {"splash": _splash, "cudnn": _cudnn, "tokamax": _tokamax}[name]
     kernel = functools.partial(kernel, request)
-    if request.in_order:
-        scale = jnp.where(_stands_in_order(places), scale, jnp.nan)[:, None, None, None]
+    if request.order != "any":
+        scale = jnp.where(_stands_in_order(places, num_shards), scale, jnp.nan)
+        scale = scale[:, None, None, None]
     q_BLNH = q_BLNH * jnp.asarray(scale, q_BLNH.dtype)
     return _on_each_device(kernel, q_BLNH, k_BKMH, v_BKMH, places, sink_N)
 
@@ -145,13 +153,14 @@ _LIMITS: dict[str, tuple[tuple[Callable[[Request], bool], str], ...]] = {
     "splash": (
         (lambda r: r.platform != "tpu", "it runs on TPUs, not on a {platform}"),
         (
-            lambda r: not r.in_order,
-            "it takes order in memory for order in the text, and rows are "
-            "reordered for context parallelism",
+            lambda r: r.order == "any",
+            "it must know in which order tokens stand in memory, and of rows that are split over "
+            "a context axis only those of the training loader are known",
         ),
         (
-            lambda r: r.length % BLOCKS[-1] > 0,
-            f"rows are {{length}} long, no multiple of {BLOCKS[-1]}",
+            lambda r: _chunk(r) % BLOCKS[-1] > 0,
+            f"rows are {{length}} long on {{num_shards}} context shards: their chunks, or they "
+            f"themselves, are no multiple of {BLOCKS[-1]}",
         ),
     ),
     "cudnn": (
@@ -202,9 +211,17 @@ def _is_hopper() -> bool:
     return float(capability) >= 9
 
 
-def _stands_in_order(places: Places) -> jax.Array:
+def _chunk(request: Request) -> int:
+    """Tokens of a row that certainly stand in memory as in the text, one after the other."""
+    pieces = 1 if request.num_shards == 1 else 2 * request.num_shards
+    return request.length // pieces if request.length % pieces == 0 else 1
+
+
+def _stands_in_order(places: Places, num_shards: int) -> jax.Array:
     """in_order_B: whether positions count up by one along each document of a row."""
-    segments_BL, positions_BL = places.segments_BL, places.positions_BL
+    segments_BL, positions_BL = (
+        text_order(x, 1, num_shards) for x in (places.segments_BL, places.positions_BL)
+    )
     same_BL = (segments_BL[:, 1:] == segments_BL[:, :-1]) & (segments_BL[:, 1:] > 0)
     return jnp.all(~same_BL | (positions_BL[:, 1:] - positions_BL[:, :-1] == 1), axis=1)
 
@@ -229,7 +246,7 @@ def _on_each_device(kernel, q_BLNH, k_BKMH, v_BKMH, places: Places, sink_N) -> j
     heads = None if sink_N is None else spec(queries[2])
     return jax.shard_map(
         kernel,
-        in_specs=(queries, keys, keys, Places(rows, rows), Places(whole_rows, whole_rows), heads),
+        in_specs=(queries, keys, keys, rows, whole_rows, heads),
         out_specs=queries,
         check_vma=False,  # pallas_call does not say how its results vary over the mesh
     )(q_BLNH, k_BKMH, v_BKMH, places, places, sink_N)
@@ -238,24 +255,48 @@ def _on_each_device(kernel, q_BLNH, k_BKMH, v_BKMH, places: Places, sink_N) -> j
 def _splash(request: Request, q_BLNH, k_BKMH, v_BKMH, queries, keys, sink_N) -> jax.Array:
     """Splash attention of jax: blocks that the causal order and the window rule out are skipped.
 
+    Keys that were gathered in the balanced order are put into that of the text; the mask of each
+    device's queries follows from where they stand in it.
     Source: jax.experimental.pallas.ops.tpu.splash_attention, after arXiv 2205.14135.
     """
-    L, N = q_BLNH.shape[1:3]
-    block = next(size for size in BLOCKS if L % size == 0)
+    shards, length = request.num_shards, request.length
+    k_BKMH, v_BKMH = (text_order(x, 2, shards) for x in (k_BKMH, v_BKMH))
+    key_segments_BM = text_order(keys.segments_BL, 1, shards)
+    block = next(size for size in BLOCKS if _chunk(request) % size == 0)
     sizes = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
     back = request.window - 1 if request.window else None
-    mask_LM = splash.LocalMask((L, L), (back, 0), offset=0)
+    mask_LM = splash.LocalMask((length, length), (back, 0), offset=0)
+    mask_LM.q_sequence = balanced_order(length, shards).astype(np.int32)
     kernel = splash.make_splash_mha(
-        splash.MultiHeadMask([mask_LM] * N),
+        splash.MultiHeadMask([mask_LM] * q_BLNH.shape[2]),
         block_sizes=splash.BlockSizes(**dict.fromkeys(sizes, block)),
         head_shards=1,
-        q_seq_shards=1,
+        q_seq_shards=shards,
         attn_logits_soft_cap=request.softcap or None,
     )
-    segments = splash.SegmentIds(queries.segments_BL, keys.segments_BL)
-    mix = jax.vmap(kernel, in_axes=(0, 0, 0, 0, None))
+    segments = splash.SegmentIds(queries.segments_BL, key_segments_BM)
+    mix = jax.vmap(_own_part(kernel, shards), in_axes=(0, 0, 0, 0, None))
     mixed_BNLH = mix(jnp.moveaxis(q_BLNH, 1, 2), k_BKMH, v_BKMH, segments, sink_N)
     return jnp.moveaxis(mixed_BNLH, 2, 1)
+
+
+def _own_part(kernel: Callable, num_shards: int) -> Callable:
+    """The part of a kernel's masks that belongs to this device's place on the context axis."""
+    if num_shards == 1:
+        return kernel
+    mesh = jax.sharding.AbstractMesh((num_shards,), ("context",))
+    spec = jax.sharding.PartitionSpec(None, "context")
+    specs = kernel.manual_sharding_spec(jax.sharding.NamedSharding(mesh, spec))
+
+    def cut(x, spec):
+        if "context" not in spec:
+            return x
+        dim = spec.index("context")
+        size = x.shape[dim] // num_shards
+        start = jax.lax.axis_index("context") * size
+        return jax.lax.dynamic_slice_in_dim(jnp.asarray(x), start, size, dim)
+
+    return jax.tree.map(cut, kernel, specs)
 
 
 def _cudnn(request: Request, q_BLNH, k_BKMH, v_BKMH, queries, keys, sink_N) -> jax.Array:
@@ -275,7 +316,7 @@ def _cudnn(request: Request, q_BLNH, k_BKMH, v_BKMH, queries, keys, sink_N) -> j
         jnp.moveaxis(v_BKMH, 1, 2),
         mask=visible(queries, keys, request.window)[:, None],
         scale=1.0,
-        is_causal=request.in_order,  # says nothing new, and halves the work
+        is_causal=request.order == "text",  # says nothing new, and halves the work
         implementation="cudnn",
     )
     return mixed_BLNH[..., : request.value_dim]
@@ -294,6 +335,6 @@ def _tokamax(request: Request, q_BLNH, k_BKMH, v_BKMH, queries, keys, sink_N) ->
         jnp.moveaxis(v_BKMH, 1, 2),
         mask=visible(queries, keys, request.window)[:, None],
         scale=1.0,
-        is_causal=request.in_order,
+        is_causal=request.order == "text",
         logits_soft_cap=request.softcap or None,
     )

@@ -1,11 +1,13 @@
 """Ring attention: rows longer than a device, keys and values passed around the context axis.
 
 Each device keeps its queries and sees every block of keys once; partial softmaxes are joined as in
-flash attention. Who sees whom follows positions and segments, so packed rows, windows and the
-balanced order below need nothing of their own. Source: arXiv 2310.01889.
+flash attention, tile by tile, so that no scores stand whole in memory, forward or backward. Who
+sees whom follows positions and segments: packed rows and windows need nothing of their own, and a
+pair of tiles in which nobody sees anybody is skipped. Source: arXiv 2310.01889.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,10 @@ import numpy as np
 from model import sharding
 from model.attention import Places, softcap, visible
 from model.config import TransformerConfig
+
+# Queries and keys whose scores are held at a time, for each row and head.
+TILE_L, TILE_M = 512, 1024
+HIDDEN = -1e30
 
 
 def balanced_order(length: int, num_shards: int) -> np.ndarray:
@@ -44,6 +50,15 @@ def balanced_order(length: int, num_shards: int) -> np.ndarray:
     return np.concatenate([chunks[i] for pair in pairs for i in pair])
 
 
+def text_order(x: jax.Array, axis: int, num_shards: int) -> jax.Array:
+    """Undoes `balanced_order` along a whole dim."""
+    if num_shards == 1:
+        return x
+    chunks = jnp.split(x, 2 * num_shards, axis)
+    places = np.argsort(balanced_order(2 * num_shards, num_shards))
+    return jnp.concatenate([chunks[i] for i in places], axis)
+
+
 def attention(
     config: TransformerConfig,
     q_BLNH: jax.Array,
@@ -71,52 +86,194 @@ def attention(
     batch, heads = rows[0], sharding.activation_spec("N", (q_BLNH.shape[2],))[0]
     queries = jax.sharding.PartitionSpec(batch, "context", heads, None)
     keys = jax.sharding.PartitionSpec(batch, heads, "context", None)
-    sink_N = jnp.full(q_BLNH.shape[2], -1e30) if sink_N is None else sink_N
+    sink_N = jnp.full(q_BLNH.shape[2], HIDDEN) if sink_N is None else sink_N
     return jax.shard_map(
-        functools.partial(_ring, num_shards, window, scale, config.attention_softcap),
-        in_specs=(queries, keys, keys, Places(rows, rows), jax.sharding.PartitionSpec(heads)),
+        functools.partial(_local, _Ring(num_shards, window, config.attention_softcap), scale),
+        in_specs=(queries, keys, keys, rows, jax.sharding.PartitionSpec(heads)),
         out_specs=queries,
         check_vma=False,
     )(q_BLNH, k_BKMH, v_BKMH, places, sink_N)
 
 
-def _ring(num_shards, window, scale, cap, q_BLNH, k_BKMH, v_BKMH, places, sink_N) -> jax.Array:
-    """One device's part: its own queries against each block of keys in turn."""
-    B, L, N, _ = q_BLNH.shape
-    K = k_BKMH.shape[1]
-    q_BKGLH = jnp.moveaxis(q_BLNH.reshape(B, L, K, N // K, -1), 1, 3)
-    q_BKGLH = q_BKGLH * jnp.asarray(scale, q_BLNH.dtype)
-    shift = [(i, (i + 1) % num_shards) for i in range(num_shards)]
+class _Ring(NamedTuple):
+    """What is known before the program runs."""
 
-    @jax.checkpoint
+    num_shards: int
+    window: int
+    softcap: float
+
+
+class _Keys(NamedTuple):
+    """Tiles of keys, of their values and of their places."""
+
+    k: jax.Array
+    v: jax.Array
+    places: Places
+
+
+def _local(ring: _Ring, scale, q_BLNH, k_BKMH, v_BKMH, places: Places, sink_N) -> jax.Array:
+    """One device's part: its own queries against each block of keys in turn."""
+    B, L, N, H = q_BLNH.shape
+    K = k_BKMH.shape[1]
+    q_BKGLH = jnp.moveaxis(q_BLNH.reshape(B, L, K, N // K, H), 1, 3)
+    q_BKGLH = q_BKGLH * jnp.asarray(scale, q_BLNH.dtype)
+    mixed_BKGLH = _mix(ring, q_BKGLH, k_BKMH, v_BKMH, sink_N.reshape(K, N // K), places)
+    return jnp.moveaxis(mixed_BKGLH, 3, 1).reshape(B, L, N, -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mix(ring: _Ring, q_BKGLH, k_BKMH, v_BKMH, sink_KG, places: Places) -> jax.Array:
+    return _mix_forward(ring, q_BKGLH, k_BKMH, v_BKMH, sink_KG, places)[0]
+
+
+def _mix_forward(ring: _Ring, q_BKGLH, k_BKMH, v_BKMH, sink_KG, places: Places):
+    """The mixed values, and the logarithm of each query's softmax sum for the way back."""
+    B, K, G, L, _ = q_BKGLH.shape
+    # The sink is a key of its own: its logit starts the softmax, its value is nothing.
+    top_BKGL = jnp.broadcast_to(sink_KG.astype(jnp.float32)[None, ..., None], (B, K, G, L))
+    sum_BKGL = jnp.where(top_BKGL > HIDDEN, 1.0, 0.0)
+    mixed_BKGLH = jnp.zeros((B, K, G, L, v_BKMH.shape[-1]))
+    state = tuple(_query_tiles(x, 3) for x in (top_BKGL, sum_BKGL, mixed_BKGLH))
+    queries = _query_tiles(q_BKGLH, 3), _query_places(places)
+    block = _key_tiles(k_BKMH, v_BKMH, places)
+
     def see(state, block):
-        top_BKGL, sum_BKGL, mixed_BKGLH = state
-        k_BKMH, v_BKMH, keys = block
-        score = jnp.einsum("BKGLH,BKMH->BKGLM", q_BKGLH, k_BKMH, preferred_element_type=jnp.float32)
-        mask = visible(places, keys, window)[:, None, None]
-        score = jnp.where(mask, softcap(score, cap), jnp.float32(-1e30))
-        new_top = jnp.maximum(top_BKGL, score.max(-1))
-        weight = jnp.where(mask, jnp.exp(score - new_top[..., None]), 0.0)
-        decay = jnp.exp(top_BKGL - new_top)
-        mixed = jnp.einsum(
-            "BKGLM,BKMH->BKGLH",
-            weight.astype(v_BKMH.dtype),
-            v_BKMH,
-            preferred_element_type=jnp.float32,
-        )
-        return new_top, sum_BKGL * decay + weight.sum(-1), mixed_BKGLH * decay[..., None] + mixed
+        def row(item):  # one tile of queries against every tile of the block
+            return jax.lax.scan(functools.partial(_see, ring, *item[0]), item[1], block)[0]
+
+        return jax.lax.map(row, (queries, state))
 
     def turn(carry, _):
         state, block = carry
-        state = see(state, block)
-        block = jax.tree.map(lambda x: jax.lax.ppermute(x, "context", shift), block)
-        return (state, block), None
+        return (see(state, block), _pass_on(ring, block)), None
 
-    # The sink is a key of its own: its logit starts the softmax, its value is nothing.
-    top = jnp.broadcast_to(sink_N.astype(jnp.float32).reshape(1, K, N // K, 1), (B, K, N // K, L))
-    start = (top, jnp.where(top > -1e29, 1.0, 0.0), jnp.zeros((B, K, N // K, L, v_BKMH.shape[-1])))
-    block = (k_BKMH, v_BKMH, places)
-    (state, block), _ = jax.lax.scan(turn, (start, block), None, length=num_shards - 1)
-    _, sum_BKGL, mixed_BKGLH = see(state, block)
-    mixed_BKGLH = (mixed_BKGLH / sum_BKGL[..., None]).astype(q_BLNH.dtype)
-    return jnp.moveaxis(mixed_BKGLH, 3, 1).reshape(B, L, N, -1)
+    (state, block), _ = jax.lax.scan(turn, (state, block), None, length=ring.num_shards - 1)
+    top, total, mixed = see(state, block)
+    out_BKGLH = _whole(mixed / total[..., None], 3).astype(q_BKGLH.dtype)
+    lse_BKGL = _whole(top + jnp.log(total), 3)
+    return out_BKGLH, (q_BKGLH, k_BKMH, v_BKMH, sink_KG, places, out_BKGLH, lse_BKGL)
+
+
+def _see(ring: _Ring, q_BKGLH, queries: Places, state, keys: _Keys):
+    """Joins the softmax so far with one tile of keys."""
+
+    def join(state):
+        top_BKGL, sum_BKGL, mixed_BKGLH = state
+        score_BKGLM = jnp.where(mask, _scores(ring, q_BKGLH, keys.k), HIDDEN)
+        new_top_BKGL = jnp.maximum(top_BKGL, score_BKGLM.max(-1))
+        weight_BKGLM = jnp.where(mask, jnp.exp(score_BKGLM - new_top_BKGL[..., None]), 0.0)
+        decay_BKGL = jnp.exp(top_BKGL - new_top_BKGL)
+        mixed_BKGLH = mixed_BKGLH * decay_BKGL[..., None] + _mixed(weight_BKGLM, keys.v)
+        return new_top_BKGL, sum_BKGL * decay_BKGL + weight_BKGLM.sum(-1), mixed_BKGLH
+
+    mask = visible(queries, keys.places, ring.window)[:, None, None]
+    return jax.lax.cond(mask.any(), join, lambda state: state, state), None
+
+
+def _mix_backward(ring: _Ring, residuals, grad_BKGLH):
+    """Blocks go round once more, and the gradients of their keys and values with them.
+
+    With the final softmax sum held fixed, a tile's weights are p = exp(score - lse). A change of
+    its scores reaches the output through p v and, by lse, through -p times delta, the product of
+    output and its gradient: the pullback of (p v, sum of p) at (gradient, -delta) is both.
+    Source: arXiv 2205.14135, appendix B.
+    """
+    q_BKGLH, k_BKMH, v_BKMH, sink_KG, places, out_BKGLH, lse_BKGL = residuals
+    delta_BKGL = (out_BKGLH.astype(jnp.float32) * grad_BKGLH.astype(jnp.float32)).sum(-1)
+    sink_weight_BKGL = jnp.exp(sink_KG.astype(jnp.float32)[None, ..., None] - lse_BKGL)
+    sink_grad_KG = -(sink_weight_BKGL * delta_BKGL).sum((0, 3)).astype(sink_KG.dtype)
+    rows = (q_BKGLH, lse_BKGL, grad_BKGLH.astype(jnp.float32), -delta_BKGL)
+    queries = (*(_query_tiles(x, 3) for x in rows), _query_places(places))
+    block = _key_tiles(k_BKMH, v_BKMH, places)
+
+    def turn(carry, _):
+        q_grads, key_grads, block = carry
+
+        def row(key_grads, item):
+            query, q_grad = item
+            step = functools.partial(_see_backward, ring, query)
+            q_grad, key_grads = jax.lax.scan(step, q_grad, (block, key_grads))
+            return key_grads, q_grad
+
+        key_grads, q_grads = jax.lax.scan(row, key_grads, (queries, q_grads))
+        return (q_grads, *_pass_on(ring, (key_grads, block))), None
+
+    zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape))  # float32: many are added
+    start = (zeros(queries[0]), zeros((block.k, block.v)), block)
+    (q_grads, key_grads, _), _ = jax.lax.scan(turn, start, None, length=ring.num_shards)
+    k_grad_BKMH, v_grad_BKMH = (_whole(x, 2) for x in key_grads)
+    grads = (_whole(q_grads, 3), k_grad_BKMH, v_grad_BKMH)
+    grads = [g.astype(x.dtype) for g, x in zip(grads, (q_BKGLH, k_BKMH, v_BKMH), strict=True)]
+    return (*grads, sink_grad_KG, None)
+
+
+_mix.defvjp(_mix_forward, _mix_backward)
+
+
+def _see_backward(ring: _Ring, query, q_grad_BKGLH, item):
+    """Adds what one tile of keys and one of queries owe each other."""
+    q_BKGLH, lse_BKGL, grad_BKGLH, minus_delta_BKGL, queries = query
+    keys, key_grads = item
+    mask = visible(queries, keys.places, ring.window)[:, None, None]
+
+    def weigh(q_BKGLH, k_BKMH, v_BKMH):
+        score_BKGLM = _scores(ring, q_BKGLH, k_BKMH)
+        # Masked before the exponential: what is hidden may be larger than any softmax sum.
+        score_BKGLM = jnp.where(mask, score_BKGLM - lse_BKGL[..., None], HIDDEN)
+        weight_BKGLM = jnp.exp(score_BKGLM)
+        return _mixed(weight_BKGLM, v_BKMH), weight_BKGLM.sum(-1)
+
+    def add(grads):
+        _, pull = jax.vjp(weigh, q_BKGLH, keys.k, keys.v)
+        found = pull((grad_BKGLH, minus_delta_BKGL))
+        return jax.tree.map(lambda total, g: total + g.astype(total.dtype), grads, found)
+
+    grads = (q_grad_BKGLH, *key_grads)
+    q_grad_BKGLH, *key_grads = jax.lax.cond(mask.any(), add, lambda grads: grads, grads)
+    return q_grad_BKGLH, tuple(key_grads)
+
+
+def _scores(ring: _Ring, q_BKGLH, k_BKMH) -> jax.Array:
+    score = jnp.einsum("BKGLH,BKMH->BKGLM", q_BKGLH, k_BKMH, preferred_element_type=jnp.float32)
+    return softcap(score, ring.softcap)
+
+
+def _mixed(weight_BKGLM, v_BKMH) -> jax.Array:
+    weight_BKGLM = weight_BKGLM.astype(v_BKMH.dtype)
+    return jnp.einsum("BKGLM,BKMH->BKGLH", weight_BKGLM, v_BKMH, preferred_element_type=jnp.float32)
+
+
+def _pass_on(ring: _Ring, block):
+    to_next = [(i, (i + 1) % ring.num_shards) for i in range(ring.num_shards)]
+    return jax.tree.map(lambda x: jax.lax.ppermute(x, "context", to_next), block)
+
+
+def _query_tiles(x: jax.Array, dim: int) -> jax.Array:
+    return _tiles(x, dim, TILE_L)
+
+
+def _query_places(places: Places) -> Places:
+    return jax.tree.map(lambda x: _tiles(x, 1, TILE_L), places)
+
+
+def _key_tiles(k_BKMH, v_BKMH, places: Places) -> _Keys:
+    k, v = (_tiles(x, 2, TILE_M) for x in (k_BKMH, v_BKMH))
+    return _Keys(k, v, jax.tree.map(lambda x: _tiles(x, 1, TILE_M), places))
+
+
+def _tiles(x: jax.Array, dim: int, most: int) -> jax.Array:
+    """Cuts a dim into tiles and puts their number first.
+
+    A tile divides half the dim where it can: in the balanced order halves are far apart.
+    """
+    length = x.shape[dim]
+    half = length // 2 if length % 2 == 0 else length
+    tile = next(size for size in range(min(half, most), 0, -1) if half % size == 0)
+    cut = x.reshape(*x.shape[:dim], length // tile, tile, *x.shape[dim + 1 :])
+    return jnp.moveaxis(cut, dim, 0)
+
+
+def _whole(tiles: jax.Array, dim: int) -> jax.Array:
+    """Undoes `_tiles`."""
+    x = jnp.moveaxis(tiles, 0, dim)
+    return x.reshape(*x.shape[:dim], -1, *x.shape[dim + 2 :])

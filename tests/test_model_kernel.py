@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
-from model import kernel, sharding
+from model import kernel, ring, sharding
 from model.attention import Places, attend, visible
 from model.config import TransformerConfig
 
@@ -22,7 +22,8 @@ TPU = kernel.Request(
     platform="tpu",
     hopper=False,
     has_tokamax=True,
-    in_order=True,
+    order="text",
+    num_shards=1,
     staged=False,
     dtype="bfloat16",
     length=256,
@@ -153,7 +154,7 @@ def test_splash_makes_rows_out_of_order_nan_and_leaves_the_others(tpu, change):
     q, k, v, _, _ = make_arrays()
     mixed_BLNH = kernel.attention(make_config(), q, k, v, PLACES, 0, 0.3, None)
     positions = PLACES.positions_BL
-    places = PLACES._replace(positions_BL=positions.at[1].set(change(positions[1])))
+    places = dataclasses.replace(PLACES, positions_BL=positions.at[1].set(change(positions[1])))
     found_BLNH = kernel.attention(make_config(), q, k, v, places, 0, 0.3, None)
     np.testing.assert_array_equal(found_BLNH[0], mixed_BLNH[0])
     assert jnp.isnan(found_BLNH[1]).all()
@@ -171,6 +172,33 @@ def test_splash_on_a_mesh_is_the_reference(tpu, caplog, K, sizes):
         found = by_kernel(make_config(), *arrays, places, 40)
     assert_same(found, wanted, **TIGHT)
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("window", "softcap", "sinks", "K", "sizes"),
+    [
+        (0, 0.0, False, 2, {"context": 2, "fsdp": 2, "tensor": 2}),
+        (300, 5.0, True, 1, {"context": 4, "tensor": 2}),
+    ],
+)
+def test_splash_over_a_context_axis_is_the_reference(tpu, caplog, window, softcap, sinks, K, sizes):
+    """Queries split in the balanced order, keys gathered; a row out of that order becomes NaN."""
+    q, k, v, sink, probe = make_arrays(L=1024, K=K)
+    sink = sink if sinks else None
+    order = ring.balanced_order(1024, sizes["context"])
+    places = make_places((500, 300, -224), (-20, 1000, 4))
+    laid_out = jax.tree.map(lambda x: x[:, order], places)
+    places = dataclasses.replace(laid_out, balanced=True)
+    wanted = reference(q, k, v, sink, probe, places, window, softcap)
+    config = make_config(softcap=softcap)
+    with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(**sizes))):
+        found = by_kernel(config, q, k, v, sink, probe, places, window)
+        wrong = places.positions_BL.at[1, 100].set(7)
+        broken = dataclasses.replace(places, positions_BL=wrong)
+        mixed_BLNH = kernel.attention(config, q, k, v, broken, window, 0.3, sink)
+    assert_same(found, wanted, **TIGHT)
+    assert not caplog.records
+    assert jnp.isnan(mixed_BLNH[1]).all() and not jnp.isnan(mixed_BLNH[0]).any()
 
 
 def test_splash_in_pipeline_stages_is_the_reference(tpu):
@@ -204,7 +232,7 @@ def test_call_of_cudnn_honours_rows_reordered_over_a_context_axis(gpu):
     arrays = make_arrays()
     arrays[3] = None
     order = np.random.default_rng(0).permutation(256)
-    places = Places(*(x[:, order] for x in PLACES))
+    places = jax.tree.map(lambda x: x[:, order], PLACES)
     wanted = reference(*arrays, places, 40)
     with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(data=2, context=2, tensor=2))):
         found = by_kernel(make_config("cudnn"), *arrays, places, 40)
@@ -266,10 +294,12 @@ def test_tokamax_is_the_reference(window, softcap):
         ("splash", TPU, {}, None),
         ("splash", TPU, {"dtype": "float32", "value_dim": 72, "staged": True}, None),
         ("splash", TPU, {"platform": "gpu"}, "not on a gpu"),
-        ("splash", TPU, {"in_order": False}, "order"),
+        ("splash", TPU, {"order": "any", "num_shards": 2}, "order"),
+        ("splash", TPU, {"order": "balanced", "num_shards": 2, "length": 512}, None),
+        ("splash", TPU, {"order": "balanced", "num_shards": 2, "length": 256}, "on 2 context"),
         ("splash", TPU, {"length": 200}, "200 long"),
         ("cudnn", GPU, {}, None),
-        ("cudnn", GPU, {"in_order": False, "window": 0, "value_dim": 64}, None),
+        ("cudnn", GPU, {"order": "any", "window": 0, "value_dim": 64}, None),
         ("cudnn", GPU, {"platform": "cpu"}, "not on a cpu"),
         ("cudnn", GPU, {"dtype": "float32"}, "float32"),
         ("cudnn", GPU, {"softcap": 30.0}, "softcap"),
@@ -282,7 +312,7 @@ def test_tokamax_is_the_reference(window, softcap):
         ("cudnn", GPU, {"head_dim": 192, "hopper": True}, None),
         ("cudnn", GPU, {"head_dim": 264, "hopper": True}, "264"),
         ("tokamax", GPU, {}, None),
-        ("tokamax", GPU, {"in_order": False, "staged": True, "length": 99}, None),
+        ("tokamax", GPU, {"order": "any", "staged": True, "length": 99}, None),
         ("tokamax", GPU, {"has_tokamax": False}, "not installed"),
         ("tokamax", TPU, {}, "TPU"),
         ("tokamax", GPU, {"sinks": True}, "sinks"),
@@ -290,7 +320,7 @@ def test_tokamax_is_the_reference(window, softcap):
         ("tokamax", GPU, {"dtype": "float32", "platform": "cpu"}, None),
         ("tokamax", GPU, {"softcap": 30.0}, "softcap"),
         ("tokamax", GPU, {"softcap": 30.0, "platform": "cpu"}, None),
-        ("xla", TPU, {"in_order": False, "length": 7, "head_dim": 5, "dtype": "float32"}, None),
+        ("xla", TPU, {"order": "any", "length": 7, "head_dim": 5, "dtype": "float32"}, None),
     ],
 )
 def test_refusal(name, base, change, words):
@@ -307,7 +337,7 @@ def test_refusal(name, base, change, words):
         ("xla", TPU, "xla", []),
         ("tokamax", GPU, "tokamax", []),
         ("cudnn", TPU, "splash", ["cudnn"]),
-        ("cudnn", dataclasses.replace(TPU, in_order=False), "xla", ["cudnn", "splash"]),
+        ("cudnn", dataclasses.replace(TPU, order="any"), "xla", ["cudnn", "splash"]),
         ("auto", dataclasses.replace(GPU, sinks=True), "xla", ["cudnn"]),
         ("splash", dataclasses.replace(GPU, platform="cpu"), "xla", ["splash"]),
     ],

@@ -33,7 +33,7 @@ class LMConfig:
 
 
 def lm_loss(config: TransformerConfig, z_loss: float, chunk_tokens: int) -> LossFn:
-    """Weighted next-token loss of a batch from `data.loader.lm_batch`.
+    """Weighted next-token loss of a batch from `data.loader.lm_batch`, in the balanced order.
 
     With experts it adds the router's losses, averaged over layers and tokens as the loss is.
 
@@ -44,7 +44,8 @@ def lm_loss(config: TransformerConfig, z_loss: float, chunk_tokens: int) -> Loss
     """
 
     def loss(params: Params, batch: Batch):
-        places, weights_BL = Places(batch["positions"], batch["segments"]), batch["weights"]
+        places = Places(batch["positions"], batch["segments"], balanced=True)
+        weights_BL = batch["weights"]
         x_BLD, head_DV, stats = features(config, params, batch["tokens"], places)
         total = head_loss(
             config, z_loss, chunk_tokens, x_BLD, head_DV, batch["targets"], weights_BL
