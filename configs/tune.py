@@ -26,7 +26,10 @@ def get_config(run: str) -> ConfigDict:
     path = Path(run) / "config.json"
     if not path.is_file():
         raise ValueError(f"{run}: holds no config.json; it must be a run of `seedbed import`")
-    model = json.loads(path.read_text())["config"]["model"]
+    described = json.loads(path.read_text())["config"]
+    if "model_type" not in described:
+        raise ValueError(f"{run}: was trained here; it must be a run of `seedbed import`")
+    model = described["model"]
     config.tokenizer.vocab_size = model.pop("vocab_size")
     config.model = ConfigDict(model)
     config.pretrain.optimizer.peak_lr = 1e-4  # a hundredth of a fresh model's: it has much to lose

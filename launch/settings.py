@@ -172,6 +172,7 @@ def check_mesh(settings: Any) -> None:
         mesh = sharding.make_mesh(settings.mesh)
         sharding.weight_shardings(declare(model), mesh)
         _check_rows(settings, model, sizes)
+        _check_lengths(settings, model)
     except ValueError as error:
         raise BadInput(str(error)) from error
     share, most = sharding.replicated(declare(model), sizes), settings.mesh.max_replicated
@@ -201,6 +202,20 @@ def _check_rows(settings: Any, model: Any, sizes: Mapping[str, int]) -> None:
             pipeline.check(model, longest, sizes["stage"], rows // section.loop.num_microbatches)
         if name in ("pretrain", "sft"):
             ring.balanced_order(section.seq_len, sizes["context"])
+
+
+def _check_lengths(settings: Any, model: Any) -> None:
+    """Raises ValueError if a stage's rows are longer than the positions that the model learns."""
+    ppo = settings.ppo
+    lengths = {
+        "pretrain.seq_len": settings.pretrain.seq_len,
+        "sft.seq_len": settings.sft.seq_len,
+        "reward.seq_len": settings.reward.seq_len,
+        "ppo.max_prompt_tokens + ppo.max_new_tokens": ppo.max_prompt_tokens + ppo.max_new_tokens,
+    }
+    for key, length in lengths.items():
+        if key.split(".")[0] in settings.stages:
+            model.check_length(f"a row by {key}", length)
 
 
 def to_dataclass(cls: type, section: Any, path: str) -> Any:

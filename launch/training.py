@@ -1,11 +1,11 @@
 """Glue between a run directory and the training rooms: checkpoints, loaders, metrics."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from data import pretrained
@@ -19,7 +19,8 @@ from launch.pipeline import Context
 from launch.rundir import ORIGIN, MetricsWriter, RunDir, write_json
 from launch.settings import to_dict
 from model import ring, sharding
-from model.config import LAYOUT, TransformerConfig
+from model.config import TransformerConfig
+from model.families import COMPUTED, TRAINED
 from model.transformer import Params, declare
 from train import checkpoint, loop
 from train.checkpoint import Checkpointer
@@ -150,21 +151,46 @@ def take_tokenizer(context: Context, folder: Path) -> None:
     write_json(folder / ORIGIN, {"config": start.read_config()})
 
 
-def load_start(context: Context, model_config: TransformerConfig, mesh: Mesh) -> Params:
-    """Parameters of the run that `start` names.
+def load_start(context: Context, config: TransformerConfig, mesh: Mesh) -> Params:
+    """Parameters of the run that `start` names, with the vocabulary padded as this run's is.
 
     Raises:
-      BadInput: its model has another shape than this run's.
+      BadInput: its model is another function than this run's.
     """
     start = RunDir(Path(context.settings.start))
-    found, params = load_model(start, "import", mesh)
-    for field in dataclasses.fields(TransformerConfig):
-        was, wanted = getattr(found, field.name), getattr(model_config, field.name)
-        if field.name not in LAYOUT and was != wanted:
-            raise BadInput(
-                f"model.{field.name} is {wanted!r}; it must be {was!r}, as in start={start.path}"
+
+    def abstract(saved: dict) -> Any:
+        found = _saved_config(saved)
+        _refuse_other_model(found, config, start.path)
+        # Its vocabulary may not divide by the mesh's axes: such a dim is read whole, then padded.
+        return _abstract(found, sharding.weight_shardings(declare(found), mesh, strict=False))
+
+    _, params = checkpoint.load(start.checkpoints("import"), abstract)
+
+    def pad(x: jax.Array, place: Any, weight: tuple) -> jax.Array:
+        more = [(0, now - was) for was, now in zip(x.shape, weight[1], strict=True)]
+        return jax.device_put(jnp.pad(x, more), place) if x.shape != weight[1] else x
+
+    wanted = declare(config)
+    return jax.tree.map(pad, params, sharding.weight_shardings(wanted, mesh), wanted)
+
+
+def _refuse_other_model(found: TransformerConfig, wanted: TransformerConfig, start: Path) -> None:
+    free = {*COMPUTED, *(f"moe.{name}" for name in TRAINED)}
+    was, now = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="."): value
+            for path, value in jax.tree.leaves_with_path(
+                to_dict(config), is_leaf=lambda x: not isinstance(x, dict)
             )
-    return params
+        }
+        for config in (found, wanted)
+    )
+    for key in was:
+        if key not in free and was[key] != now[key]:
+            raise BadInput(
+                f"model.{key} is {now[key]!r}; it must be {was[key]!r}, as in start={start}"
+            )
 
 
 def load_params(context: Context, stage: str) -> Params:
@@ -176,15 +202,21 @@ def load_model(run: RunDir, stage: str, mesh: Mesh) -> tuple[TransformerConfig, 
     """Shape and parameters from a stage's newest checkpoint."""
 
     def abstract(saved: dict) -> Any:
-        declared = declare(_saved_config(saved))
-        return jax.tree.map(
-            lambda where, weight: jax.ShapeDtypeStruct(weight[1], "float32", sharding=where),
-            sharding.weight_shardings(declared, mesh),
-            declared,
-        )
+        config = _saved_config(saved)
+        places = sharding.weight_shardings(declare(config), mesh)
+        return _abstract(config, places)
 
     saved, params = checkpoint.load(run.checkpoints(stage), abstract)
     return _saved_config(saved), params
+
+
+def _abstract(config: TransformerConfig, places: Any) -> Any:
+    """The parameters' shapes, with a tree of shardings."""
+    return jax.tree.map(
+        lambda place, weight: jax.ShapeDtypeStruct(weight[1], "float32", sharding=place),
+        places,
+        declare(config),
+    )
 
 
 def _saved_config(saved: dict) -> TransformerConfig:

@@ -25,9 +25,6 @@ REMATS = ("none", "dots", "full")
 KERNELS = ("auto", "xla", "splash", "cudnn", "tokamax")
 CONTEXTS = ("gather", "ring")
 QUANTIZED = ("none", "int8", "fp8")
-# Fields of TransformerConfig that say how a model is computed, not which function it is.
-LAYOUT = ("dtype", "remat", "scan_layers", "kernel", "context", "quantized")
-LAYOUT += ("stage_microbatches", "stage_repeats")
 
 
 def _choose(key: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -247,6 +244,14 @@ class TransformerConfig:
             plain = plain and self.num_kv_heads == self.num_heads
             value = (self.positions, self.qk_norm, self.num_kv_heads)
             _require(plain, "(positions, qk_norm, num_kv_heads)", value, allowed)
+
+    def check_length(self, what: str, length: int) -> None:
+        """Raises ValueError if a row of this length has more tokens than learned positions."""
+        if self.positions == "learned" and length > self.max_positions:
+            raise ValueError(
+                f"{what} is {length} long; model.max_positions is {self.max_positions}, and "
+                "beyond them this model has learned no positions"
+            )
 
     def sizes(self) -> dict[str, int]:
         """Length of each lettered dim of the weights; F and R differ from module to module."""

@@ -51,7 +51,8 @@ def generate(
 ) -> Generation:
     """Samples a continuation of each prompt; compiles once a shape and set of static arguments.
 
-    Each row draws from its own random stream and sees only itself.
+    Each row draws from its own random stream and sees only itself. It ends where learned positions
+    do.
 
     Args:
       config: shape of the model.
@@ -70,11 +71,15 @@ def generate(
     extend = functools.partial(_extend, model, model.unstack(), _slots(prompt_mask_BP, R))
     keys_B = jax.random.split(rng, B)
 
+    num_real_B = prompt_mask_BP.sum(-1)
+    most = config.max_positions if config.positions == "learned" else P + R
+
     def emit(step, out, cache, logits_BV, done_B):
         token_B, logprob_B = _draw(keys_B, step, logits_BV, temperature)
         now = (jnp.where(done_B, pad_id, token_B), ~done_B, jnp.where(done_B, 0.0, logprob_B))
         out = jax.tree.map(lambda x, y: x.at[:, step].set(y), out, Generation(*now))
-        return step + 1, out, cache, token_B, done_B | (token_B == end_id)
+        done_B = done_B | (token_B == end_id) | (num_real_B + step >= most)
+        return step + 1, out, cache, token_B, done_B
 
     def advance(carry):
         step, out, cache, token_B, done_B = carry
@@ -85,7 +90,7 @@ def generate(
         return (carry[0] < R) & ~carry[-1].all()
 
     logits_BV, cache = extend(_empty_caches(config, B, P + R), prompt_BP, 0)
-    first = emit(0, _empty_generation(B, R, pad_id), cache, logits_BV, jnp.zeros(B, bool))
+    first = emit(0, _empty_generation(B, R, pad_id), cache, logits_BV, num_real_B > most)
     out = jax.lax.while_loop(unfinished, advance, first)[1]
     return out._replace(mask_BR=out.mask_BR.astype(jnp.int32))
 

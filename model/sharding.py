@@ -183,12 +183,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(TABLE["B"][1]))
 
 
-def weight_shardings(declared: Any, mesh: Mesh) -> Any:
+def weight_shardings(declared: Any, mesh: Mesh, strict: bool = True) -> Any:
     """Shardings of every weight.
 
     Args:
       declared: tree of (letters, shape), from `transformer.declare`.
       mesh: the device mesh.
+      strict: refuse what does not divide; otherwise such dims are left whole.
 
     Returns:
       The same tree of NamedSharding.
@@ -196,7 +197,8 @@ def weight_shardings(declared: Any, mesh: Mesh) -> Any:
     Raises:
       ValueError: a dim does not divide by the axes that split it.
     """
-    check_splits(declared, dict(mesh.shape))
+    if strict:
+        check_splits(declared, dict(mesh.shape))
     return jax.tree.map(
         lambda weight: NamedSharding(mesh, weight_spec(*weight, mesh.shape)),
         declared,

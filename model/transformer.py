@@ -127,7 +127,8 @@ class Transformer(nnx.Module):
             x_BLD = x_BLD * jnp.asarray(math.sqrt(self.config.d_model), x_BLD.dtype)
         if self.position_table is not None:
             table_TD = sharding.constrain(cast(x_BLD, self.position_table), "TD")
-            x_BLD = x_BLD + table_TD[positions_BL]
+            # Beyond the table there is nothing: not its last row, which indexing would give.
+            x_BLD = x_BLD + table_TD.at[positions_BL].get(mode="fill", fill_value=jnp.nan)
         return sharding.constrain(x_BLD, "BLD")
 
     def head_matrix(self) -> jax.Array:
@@ -266,6 +267,7 @@ def build(config: TransformerConfig, params: Params) -> Transformer:
     return nnx.merge(_abstract(config)[0], params)
 
 
+@functools.partial(jax.jit, static_argnames=("config", "tail"))
 def forward(
     config: TransformerConfig,
     params: Params,
@@ -274,12 +276,12 @@ def forward(
     segments_BL: jax.Array | None = None,
     tail: int | None = None,
 ) -> jax.Array:
-    """Runs the decoder over packed rows.
+    """Runs the decoder over packed rows; compiles once for each shape.
 
     Args:
       config: shape of the model.
       params: from `init`, or imported.
-      tokens_BL: token ids.
+      tokens_BL: token ids, below the vocabulary's size.
       positions_BL: position of each token in its own segment, from 0; by default each row is one
         segment.
       segments_BL: a token sees earlier tokens of its own segment only; 0 is padding, whose
@@ -287,9 +289,14 @@ def forward(
       tail: if given, only the last `tail` positions go through the head.
 
     Returns:
-      logits_BLV, or values_BL where config.head is 'scalar'; float32.
+      logits_BLV, or values_BL where config.head is 'scalar'; float32. Positions for which a model
+      has learned no vector make their row NaN.
+
+    Raises:
+      ValueError: rows without given positions are longer than the learned positions.
     """
     if positions_BL is None:
+        config.check_length("tokens_BL", tokens_BL.shape[1])
         positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
     if segments_BL is None:
         segments_BL = jnp.ones_like(tokens_BL)

@@ -210,6 +210,28 @@ def test_rows_that_do_not_split_over_the_mesh_are_refused():
         settings.check_mesh(settings.parse(config))
 
 
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        (
+            ("curate", "tokenizer", "pretrain"),
+            "row by pretrain.seq_len is 256 long; model.max_positions is 80",
+        ),
+        (("curate", "tokenizer"), None),
+    ],
+)
+def test_rows_longer_than_learned_positions_are_refused(stages, words):
+    config = change(nested(), "mesh", nested()["mesh"] | dict(data=8))
+    config = change(config, "stages", stages)
+    config = change(config, "model.positions", "learned")
+    parsed = settings.parse(change(config, "model.max_positions", 80))
+    if words is None:
+        settings.check_mesh(parsed)
+    else:
+        with pytest.raises(BadInput, match=words):
+            settings.check_mesh(parsed)
+
+
 def test_mesh_axis_below_one_is_refused_at_the_config():
     with pytest.raises(BadInput, match="mesh: tensor is 0; it must be at least 1"):
         shrunk(tensor=0)

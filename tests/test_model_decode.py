@@ -218,3 +218,15 @@ def test_new_prompts_and_parameters_of_the_same_shape_compile_nothing():
     before = generate._cache_size()
     sample(make_prompts(seed=1), temperature=1.0, seed=3, params=make_params(CONFIG, seed=1))
     assert generate._cache_size() == before
+
+
+def test_a_row_ends_where_learned_positions_do():
+    """Ten positions: the last one that can be fed holds the token before the last drawn."""
+    config = dataclasses.replace(CONFIG, positions="learned", max_positions=10)
+    params = make_params(config)
+    out = sample(make_prompts(), temperature=0.0, config=config, params=params)
+    np.testing.assert_array_equal(out.mask_BR.sum(1), np.minimum(NUM_NEW, 11 - LENGTHS_B))
+    assert np.isfinite(out.logprobs_BR).all()
+    short = dataclasses.replace(config, max_positions=4)
+    out = sample(make_prompts(), temperature=0.0, config=short, params=make_params(short))
+    np.testing.assert_array_equal(out.mask_BR.sum(1), [0, 2, 4, 0])

@@ -276,3 +276,12 @@ def test_weights_that_cannot_be_split_are_named(axes, changes, complaint):
 def test_init_refuses_a_mesh_that_cannot_split_it():
     with pytest.raises(ValueError, match=r"mesh.tensor is 8, but dim N of .* is 4"):
         init(CONFIG, jax.random.key(0), make_mesh((1, 1, 8)))
+
+
+def test_what_does_not_divide_may_be_left_whole():
+    mesh = sharding.make_mesh(MeshConfig(fsdp=4, tensor=2))
+    declared = {"embedding": (("V", "D"), (61, 16))}
+    places = sharding.weight_shardings(declared, mesh, strict=False)
+    assert places["embedding"].spec == PartitionSpec(None, "fsdp")
+    with pytest.raises(ValueError, match="dim V of weight embedding is 61"):
+        sharding.weight_shardings(declared, mesh)

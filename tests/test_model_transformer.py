@@ -396,3 +396,23 @@ def test_only_an_own_head_is_a_weight(head):
     letters = {"tied": None, "untied": ("D", "V"), "scalar": ("D",)}[head]
     assert declared["head"][0] == letters if letters else "head" not in declared
     assert declared["stack0"]["layer0"]["attention"]["q"] == (("X", "D", "N", "H"), (2, 16, 4, 8))
+
+
+def test_there_is_nothing_beyond_learned_positions():
+    """Refused where the length says so, NaN where only the positions do."""
+    config = dataclasses.replace(CONFIG, positions="learned", max_positions=8)
+    params, tokens_BL = make_params(config), np.ones((2, 9), np.int32)
+    with pytest.raises(ValueError, match="tokens_BL is 9 long; model.max_positions is 8"):
+        forward(config, params, tokens_BL)
+    positions_BL = np.stack([np.r_[np.arange(5), np.arange(4)], np.arange(9)])
+    segments_BL = np.stack([np.r_[np.full(5, 1), np.full(4, 2)], np.full(9, 1)])
+    logits_BLV = forward(config, params, tokens_BL, positions_BL, segments_BL)
+    assert np.isfinite(logits_BLV[0]).all() and np.isnan(logits_BLV[1]).all()
+
+
+def test_forward_compiles_once_for_each_shape():
+    params, tokens_BL = make_params(CONFIG), np.ones((2, 5), np.int32)
+    forward(CONFIG, params, tokens_BL)
+    before = forward._cache_size()
+    forward(CONFIG, params, tokens_BL + 1)
+    assert forward._cache_size() == before
