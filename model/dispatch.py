@@ -29,6 +29,7 @@ from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 from jax.sharding import PartitionSpec
 
 from model import sharding
+from model.attention import Places
 from model.config import TransformerConfig
 from model.layer import activate
 
@@ -310,18 +311,21 @@ def _emulate(axis, rows, start, starts_C, sizes_C, landings_C, _):
     return jnp.where(jnp.any(inside, 0)[:, None], found, start)
 
 
-def limited(config: TransformerConfig, x_BLD, experts_BLJ, weights_BLJ, kernels):
+def limited(config: TransformerConfig, x_BLD, experts_BLJ, weights_BLJ, kernels, where: Places):
     """Every row has C = capacity_factor L k / E places (rounded up) at each expert.
 
-    Places go to first choices before second ones, and to earlier tokens before later ones; a
-    choice without a place adds nothing. Args and Returns as `dropless`.
+    Places go to first choices before second ones, and to earlier tokens before later ones, by
+    `where` they stand in the text; a choice without a place adds nothing. Other Args and Returns
+    as `dropless`.
     Source: arXiv 2006.16668, algorithm 1, with one row as a group, so that neither mesh nor
     microbatches change what is dropped, and no random routing.
     """
     moe, L = config.moe, x_BLD.shape[1]
     C = min(L, math.ceil(moe.capacity_factor * L * moe.top_k / moe.num_experts))
     places = jax.vmap(functools.partial(_places, moe.num_experts, C))
-    place_BJL, token_BP, item_BP = places(jnp.swapaxes(experts_BLJ, 1, 2))
+    order_BL = jnp.lexsort((where.positions_BL, where.segments_BL))
+    ranks_BL = jnp.argsort(order_BL)
+    place_BJL, token_BP, item_BP = places(jnp.swapaxes(experts_BLJ, 1, 2), ranks_BL)
     whole_BMD = sharding.constrain(x_BLD, "BMD")
     rows_BPD = jax.vmap(take_rows)(whole_BMD, token_BP, place_BJL)
     rows_BECD = rows_BPD.reshape(len(x_BLD), moe.num_experts, C, -1)
@@ -342,10 +346,11 @@ def limited(config: TransformerConfig, x_BLD, experts_BLJ, weights_BLJ, kernels)
     return jax.vmap(combine)(z_BJLD, weights_BLJ), kept_BLJ
 
 
-def _places(num_experts: int, C: int, experts_JL: jax.Array):
+def _places(num_experts: int, C: int, experts_JL: jax.Array, ranks_L: jax.Array):
     """Place of each choice of a row (E C: none), and token and choice at each place (L, J L)."""
-    experts_I, L = experts_JL.reshape(-1), experts_JL.shape[1]
-    order_I = jnp.argsort(experts_I)
+    experts_I, (J, L) = experts_JL.reshape(-1), experts_JL.shape
+    ranks_I = (jnp.arange(J)[:, None] * L + ranks_L[None]).reshape(-1)
+    order_I = jnp.lexsort((ranks_I, experts_I))
     sizes_E = jnp.sum(jax.nn.one_hot(experts_I, num_experts, dtype=jnp.int32), 0)
     starts_E = jnp.cumsum(sizes_E) - sizes_E
     rank_I = jnp.argsort(order_I) - starts_E.at[experts_I].get(mode="fill", fill_value=-C)

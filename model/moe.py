@@ -13,6 +13,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from model import sharding
+from model.attention import Places
 from model.config import MoEConfig, TransformerConfig
 from model.dispatch import LETTERS, dropless, limited, on_each_device
 from model.layer import FeedForward, cast, is_gated, product, weight
@@ -39,19 +40,19 @@ class Experts(nnx.Module):
         self.shared = FeedForward(config, rngs, moe.shared_d_ff) if shared else None
         self.shared_gate = weight(rngs, "D", sizes, fan_in) if shared and moe.shared_gate else None
 
-    def __call__(self, x_BLD: jax.Array, segments_BL: jax.Array):
+    def __call__(self, x_BLD: jax.Array, places: Places):
         """Mixes the outputs of each token's experts.
 
         Args:
           x_BLD: input.
-          segments_BL: 0 is padding, which experts do not see and statistics do not count.
+          places: experts do not see padding, nor do statistics count it.
 
         Returns:
           y_BLD, and sums over each row's tokens, float32: `moe_balance` and `moe_z` (B) are the
           losses of `measure`; `moe_dropped` (B) counts choices without a place, `moe_load` (B, E)
           choices of each expert, dropped ones included.
         """
-        moe, real_BL = self.config.moe, segments_BL > 0
+        moe, real_BL = self.config.moe, places.segments_BL > 0
         logits_BLE = self._logits(x_BLD)
         scores_BLE = score(moe, logits_BLE)
         bias_E = None if self.balance_bias is None else _whole(self.balance_bias[...])
@@ -64,8 +65,9 @@ class Experts(nnx.Module):
         experts_BLJ = jnp.where(real_BL[..., None], choices_BLJ, moe.num_experts)
         named = {name: getattr(self, name) for name in LETTERS}
         kernels = {name: cast(x_BLD, w) for name, w in named.items() if w is not None}
-        dispatch = dropless if moe.dispatch == "dropless" else limited
-        y_BLD, kept_BLJ = dispatch(self.config, x_BLD, experts_BLJ, weights_BLJ, kernels)
+        routed = (self.config, x_BLD, experts_BLJ, weights_BLJ, kernels)
+        is_limited = moe.dispatch == "capacity"
+        y_BLD, kept_BLJ = limited(*routed, places) if is_limited else dropless(*routed)
         stats["moe_dropped"] = jnp.sum(stats["moe_load"], 1) - jnp.sum(kept_BLJ, (1, 2))
         if self.down_bias is not None:
             mixture_BLE = lay_out(moe.num_experts, weights_BLJ * kept_BLJ, choices_BLJ)

@@ -52,7 +52,7 @@ class Block(nnx.Module):
 
         Args:
           x_BLD: input.
-          places: positions for the rotation, segments for the router.
+          places: positions for the rotation, both for the router.
           mix: `mix(q_BLNH, k_BKLH, v_BKLH) -> mixed_BLNH`: attention over a row, or over a cache.
           cached: keys and values are those of `mixer.cache_dims`.
 
@@ -65,7 +65,7 @@ class Block(nnx.Module):
         x_BLD = x_BLD + _normed(self.attention_post_norm, y_BLD)
         normed_BLD, stats = _normed(self.feed_forward_norm, x_BLD), {}
         if self.experts:
-            y_BLD, stats = self.feed_forward(normed_BLD, places.segments_BL)
+            y_BLD, stats = self.feed_forward(normed_BLD, places)
         else:
             y_BLD = self.feed_forward(normed_BLD)
         x_BLD = x_BLD + _normed(self.feed_forward_post_norm, y_BLD)
