@@ -27,7 +27,7 @@ NEW_TOKENS = 64
 PROMPT_MULTIPLE = 64  # prompts are padded to it, so that few lengths are compiled
 
 
-def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int, as_json: bool) -> dict:
+def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int | None, as_json: bool) -> dict:
     """Answers one prompt, or lines of standard input until it ends.
 
     Args:
@@ -35,19 +35,19 @@ def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int, as_json: boo
       stage: whose model answers; '' for the newest of CHATS, or else of BASES.
       prompt: one question; '' reads standard input, each line a turn of one conversation (of a
         base model: a text of its own).
-      num_tokens: longest answer; 0 for the run's own limit.
+      num_tokens: longest answer; None for the run's own limit.
       as_json: print nothing but the returned object.
 
     Returns:
       {"stage", "turns": [{"prompt", "answer"}]}.
 
     Raises:
-      BadInput: the run has no such model, or one question alone is too long.
+      BadInput: there is no such run, it has no such model, or one question alone is too long.
     """
+    described = run.read_config()
     stage = stage or _newest(run)
     if stage not in CHATS + BASES:
         raise BadInput(f"--stage={stage}: must be one of {', '.join(CHATS + BASES)}")
-    described = run.read_config()
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     config, params = training.load_model(run, stage, mesh)
     tokenizer = training.load_tokenizer(run)
@@ -58,7 +58,8 @@ def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int, as_json: boo
             f"{run.stage('tokenizer')}: its model has {tokenizer.vocab_size} ids and that of "
             f"{stage} {config.vocab_size}; it must be the tokenizer that {stage} was trained with"
         )
-    num_tokens = num_tokens or described.get("eval", {}).get("max_new_tokens", NEW_TOKENS)
+    if num_tokens is None:
+        num_tokens = described.get("eval", {}).get("max_new_tokens", NEW_TOKENS)
     if stage in BASES:
         reply = functools.partial(_continue, config, params, tokenizer, num_tokens)
     else:
@@ -105,6 +106,10 @@ def _continue(config, params, tokenizer, num_tokens: int, text: str) -> str:
     """What most likely follows a text, greedily, until the model ends it."""
     start = [i for i in [tokenizer.bos_id] if i is not None]
     ids = np.asarray(start + tokenizer.encode(text), np.int32)
+    try:
+        config.check_length("the prompt", len(ids))
+    except ValueError as error:
+        raise BadInput(str(error)) from error
     length = -(-len(ids) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
     prompt_BP, mask_BP = np.zeros((2, 1, length), np.int32)
     prompt_BP[0, length - len(ids) :], mask_BP[0, length - len(ids) :] = ids, 1
@@ -126,7 +131,8 @@ def _continue(config, params, tokenizer, num_tokens: int, text: str) -> str:
 def _newest(run: RunDir) -> str:
     finished = [stage for stage in BASES + CHATS if run.read_done(stage)]
     if not finished:
-        raise BadInput(f"{run.path}: no finished stage that can chat; it needs one of {CHATS}")
+        needed = ", ".join(BASES + CHATS)
+        raise BadInput(f"{run.path}: no finished stage that can chat; it needs one of {needed}")
     return finished[-1]
 
 

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -71,14 +72,23 @@ def run_import(source_hf: str, source_gguf: str, out: Path, progress: Progress) 
     Raises:
       BadInput: anything about the source that cannot be honoured; nothing is left at `out`.
     """
-    if bool(source_hf) == bool(source_gguf):
+    if source_hf and source_gguf:
+        raise BadInput("give one of --hf=DIR and --gguf=FILE, not both")
+    if not source_hf and not source_gguf:
         raise BadInput("one of --hf=DIR and --gguf=FILE is needed")
+    place = Path(source_hf or source_gguf)
     progress.stage("import")
-    with _appear(out, "--out") as part:
-        run, place = RunDir(part), Path(source_hf or source_gguf)
+    with _appear(out, "--out", progress) as part:
+        if source_hf and place.is_dir() and part.is_relative_to(place.resolve()):
+            raise BadInput(f"--out={out}: lies in what is imported, {place}; it must be elsewhere")
+        run = RunDir(part)
         with _as_bad_input():
             source = hf.open_hf(place) if source_hf else hf.open_gguf(place)
-            described = _describe_hf(place) if source_hf else _describe_gguf(source.metadata)
+            described = (
+                _describe_hf(place, source.config.vocab_size)
+                if source_hf
+                else _describe_gguf(source.metadata)
+            )
         described |= {"model_type": source.name, "source": str(place.absolute())}
         folder = run.stage("tokenizer")
         if source_hf:
@@ -102,21 +112,38 @@ def run_import(source_hf: str, source_gguf: str, out: Path, progress: Progress) 
     return summary
 
 
-def _describe_hf(directory: Path) -> dict:
+def _describe_hf(directory: Path, vocab_size: int) -> dict:
     """What a run keeps of a directory beside the model: tokens, precision, how to generate."""
     path = plain_file(directory, "config.json")
     raw = read_json(path)
     dtype = raw.get("dtype", raw.get("torch_dtype"))
     generation = {}
-    if (directory / "generation_config.json").exists():
+    if os.path.lexists(directory / "generation_config.json"):
         generation = read_json(plain_file(directory, "generation_config.json"))
     return {
         "format": "hf",
         "config_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "dtype": dtype if dtype in tuple(WRITTEN) else "float32",
-        "token_ids": {key: raw[key] for key in TOKEN_KEYS if raw.get(key) is not None},
+        "token_ids": _token_ids(raw, vocab_size),
         "generation": generation,
     }
+
+
+def _token_ids(raw: dict, vocab_size: int) -> dict[str, int | list[int]]:
+    """The ids that a config.json names; -1 is none (so the first conversions of Llama write it).
+
+    Raises:
+      ValueError: a value that is no id of the vocabulary, nor a list of them.
+    """
+    found = {key: raw[key] for key in TOKEN_KEYS if raw.get(key) not in (None, -1)}
+    for key, value in found.items():
+        for i in value if isinstance(value, list) else [value]:
+            if type(i) is not int or not 0 <= i < vocab_size:
+                raise ValueError(
+                    f"config.json: {key} is {value!r}; it must be an id below vocab_size = "
+                    f"{vocab_size}, a list of them, or null"
+                )
+    return found
 
 
 def _describe_gguf(metadata: dict[str, Any]) -> dict:
@@ -186,7 +213,7 @@ def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
     origin = run.stage("tokenizer") / ORIGIN
     described |= read_json(origin)["config"] if origin.exists() else {}
     dtype, ids = described.get("dtype", "float32"), described.get("token_ids", _own_ids(stage))
-    with _appear(out, "--hf") as part:
+    with _appear(out, "--hf", progress) as part:
         with _as_bad_input():
             name, shown = _find_family(described, config)
             said = families.to_hf(shown, name) | {"dtype": dtype} | ids
@@ -233,9 +260,11 @@ def _taker(leaves: Any, config: TransformerConfig, shown: TransformerConfig) -> 
         return functools.reduce(dict.__getitem__, path, leaves)
 
     def take(path: tuple[str, ...], index: tuple[int, ...]) -> np.ndarray:
-        if path == ("head",) and config.head == "tied":
-            return read("embedding").read().result().T
-        value = read(*path)[index].read().result()
+        tied = path == ("head",) and config.head == "tied"
+        with _as_bad_input():  # a piece that is damaged; it is named
+            value = (read("embedding") if tied else read(*path)[index]).read().result()
+        if tied:
+            return value.T
         folded = path == ("embedding",) and shown.scale_embedding != config.scale_embedding
         return value * np.float32(config.d_model**0.5) if folded else value
 
@@ -317,18 +346,45 @@ def _as_bad_input() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _appear(out: Path, flag: str) -> Iterator[Path]:
+def _appear(out: Path, flag: str, progress: Progress) -> Iterator[Path]:
     """A directory to write into that gets its name when all is in it, and else is gone."""
-    out = out.absolute()
-    if out.is_symlink() or out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise BadInput(f"{flag}={out}: is there already; it must be a new or an empty directory")
-    if not out.parent.is_dir():
-        raise BadInput(f"{flag}={out}: {out.parent} is no directory")
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    part.mkdir()
+    try:
+        if out.is_symlink() or out.is_file() or (out.is_dir() and any(out.iterdir())):
+            raise BadInput(
+                f"{flag}={out}: is there already; it must be a new or an empty directory"
+            )
+        if not out.parent.is_dir():
+            raise BadInput(f"{flag}={out}: {out.parent} is no directory")
+        out = out.resolve()
+        _sweep(out, progress)
+        part = out.with_name(f".{out.name}.{os.getpid()}.part")
+        part.mkdir()
+    except OSError as error:
+        raise BadInput(f"{flag}={out}: cannot be made ({error.strerror})") from error
     try:
         yield part
         part.replace(out)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def _sweep(out: Path, progress: Progress) -> None:
+    """Removes what killed processes have left beside `out`; a living one's stays."""
+    for path in out.parent.iterdir():
+        found = re.fullmatch(rf"\.{re.escape(out.name)}\.(\d{{1,9}})\.part", path.name)
+        if found and not _lives(int(found[1])):
+            shutil.rmtree(path, ignore_errors=True)
+            if not path.exists():
+                progress.note(f"removed {path}, which a process that no longer lives has left")
+
+
+def _lives(pid: int) -> bool:
+    """Whether another process has this number. This one's, too, was an earlier one's."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()

@@ -4,6 +4,7 @@
 """
 
 import errno
+import inspect
 import json
 import os
 import platform
@@ -156,7 +157,7 @@ def _parse_flags(verb: str, arguments: list[str]) -> tuple[flags.FlagValues, Con
     flags.DEFINE_string("config", None, "config", flag_values=given)
     for name in ("run", "stage", "prompt", "hf", "gguf", "out"):
         flags.DEFINE_string(name, "", name, flag_values=given)
-    flags.DEFINE_integer("tokens", 0, "tokens", lower_bound=0, flag_values=given)
+    flags.DEFINE_integer("tokens", None, "tokens", lower_bound=1, flag_values=given)
     for name in ("json", "fresh"):
         flags.DEFINE_bool(name, False, name, flag_values=given)
     argv = _read_flags(given, arguments, known_only=True)
@@ -185,20 +186,31 @@ def _load_config(file: str) -> ConfigDict:
     path, colon, argument = file.partition(":")
     if not Path(path).is_file():
         raise BadInput(f"--config={file}: no such file {path!r}; FILE.py or FILE.py:ARG is needed")
+    arguments, needed = [argument] if colon else [], ""
     try:
         get_config = runpy.run_path(path).get("get_config")
-        config = get_config and get_config(*([argument] if colon else []))
+        needed = _needed(get_config) if get_config and not colon else ""
+        config = get_config(*arguments) if get_config and not needed else None
     except Exception as error:  # the file is the user's and may raise anything
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f", line {frame.lineno}" for frame in frames if frame.filename == path]
         place = path + "".join(lines[-1:])
         raise BadInput(f"--config={file}: {place}: {type(error).__name__}: {error}") from error
+    if needed:
+        raise BadInput(f"--config={file}: {path} needs an argument: {path}:{needed.upper()}")
     if not isinstance(config, ConfigDict):
         raise BadInput(
             f"--config={file}: {path} must have a function get_config() that returns an "
             f"ml_collections.ConfigDict; it gives {type(config).__name__}"
         )
     return config
+
+
+def _needed(get_config: Callable) -> str:
+    """The name of the argument that it cannot do without, or ''."""
+    parameters = inspect.signature(get_config).parameters.values()
+    named = (p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+    return next((p.name for p in named if p.default is p.empty), "")
 
 
 def _check_overrides(config: ConfigDict, arguments: list[str]) -> None:

@@ -48,7 +48,7 @@ class RunDir:
         path = self.path / "config.json"
         described = read_json(path, ("config",))
         if described is None:
-            raise BadInput(f"{path}: no such file; a run directory holds one")
+            raise BadInput(f"{self.path}: no such run; {path}: no such file")
         return described["config"]
 
     def read_done(self, stage: str) -> dict | None:

@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
-from model.tensors import MAX_HEADER_BYTES, Stored, Tensors
+from model.tensors import MAX_HEADER_BYTES, Stored, Tensors, need_file
 
 VERSIONS = (2, 3)
 MAX_DIMS = 4  # of GGML
@@ -45,9 +45,7 @@ def open_gguf(path: Path) -> tuple[Tensors, dict[str, Any]]:
       ValueError: not such a file, damaged, of another byte order or version, or one of several
         parts of a model; the message names the file and the key or tensor.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    with path.open("rb") as file:
+    with need_file(path).open("rb") as file:
         header = _Header(path, file)
         if header.take(4) != b"GGUF":
             raise ValueError(f"{path}: does not begin with GGUF")

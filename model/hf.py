@@ -76,7 +76,8 @@ def open_hf(directory: Path) -> Source:
         if IDLE.search(there) or known.startswith(tuple(past))
     }
     ignored |= {HEAD} if config.head == "tied" else set()
-    _check(directory, wanted, {known: tensors.shape(stored[known]) for known in stored}, ignored)
+    shapes = {known: tensors.shape(there) for known, there in stored.items()}
+    _check(directory, wanted, shapes, ignored, stored)
     if config.head == "tied" and HEAD in stored:
         # One after the other: only one is to be in memory.
         head, embedding = (
@@ -103,7 +104,7 @@ def open_gguf(path: Path) -> Source:
         raise ValueError(f"{path}: {error}") from error
     rules = gguf_names.rules(metadata["general.architecture"], shapes)
     wanted = parts(config, rules, gguf_names.LAYER)
-    _check(path, wanted, shapes, {gguf_names.FREQS})
+    _check(path, wanted, shapes, {gguf_names.FREQS}, {})
     return Source(raw["model_type"], config, wanted, tensors.read, metadata)
 
 
@@ -151,14 +152,19 @@ def _check(
     wanted: Iterable[Part],
     shapes: Mapping[str, tuple[int, ...]],
     ignored: Collection[str],
+    spelled: Mapping[str, str],
 ) -> None:
-    """Raises ValueError, naming them, if tensors are missing, left over or of another shape."""
+    """Raises ValueError, naming them, if tensors are missing, left over or of another shape.
+
+    `spelled` gives the names in the file where they are others.
+    """
     needed = {part.name: part.shape for part in wanted}
+    extra = set(shapes) - set(needed) - set(ignored)
     faults = {
         "lacks": [name for name in needed if name not in shapes],
-        "has no use for": sorted(set(shapes) - set(needed) - set(ignored)),
+        "has no use for": sorted(spelled.get(name, name) for name in extra),
         "has another shape for": [
-            f"{name} ({shapes[name]}, due is {shape})"
+            f"{spelled.get(name, name)} ({shapes[name]}, due is {shape})"
             for name, shape in needed.items()
             if name in shapes and shapes[name] != shape
         ],

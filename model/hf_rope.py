@@ -9,8 +9,8 @@ from model.hf_keys import Keys
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 TYPES = ("default", "linear", "llama3", "yarn")
-WORDS = {"type", "rope_type"}
-READ = WORDS | {
+WORDS, SWITCHES = {"type", "rope_type"}, {"truncate", "finetuned"}
+NUMBERS = {
     "rope_theta",
     "factor",
     "original_max_position_embeddings",
@@ -21,9 +21,7 @@ READ = WORDS | {
     "attention_factor",
     "mscale",
     "mscale_all_dim",
-    "truncate",
     "partial_rotary_factor",
-    "finetuned",
 }
 
 
@@ -63,9 +61,12 @@ def _settings(given: Mapping[str, Any], longest: int) -> dict[str, Any]:
         raise ValueError(f"config.json: rope_type is {kind!r}; it must be one of {TYPES}")
     for key, value in given.items():
         partial = key == "partial_rotary_factor" and value not in (1, None)
-        number = isinstance(value, int | float) or key in WORDS or value is None
-        if key not in READ or partial or not number:
+        if key not in WORDS | SWITCHES | NUMBERS or partial:
             raise ValueError(f"config.json: {key} of RoPE is {value!r}; it is not read")
+        if key in NUMBERS and not _is_number(value):
+            raise ValueError(f"config.json: {key} of RoPE is {value!r}; it must be a number")
+        if key in SWITCHES and not isinstance(value, bool | None):
+            raise ValueError(f"config.json: {key} of RoPE is {value!r}; it must be true or false")
     if given["rope_theta"] is None:
         raise ValueError("config.json lacks rope_theta")
     found = {"rope.theta": float(given["rope_theta"]), "rope.scaling": "none", "stretch": 1.0}
@@ -90,6 +91,11 @@ def _settings(given: Mapping[str, Any], longest: int) -> dict[str, Any]:
         found["rope.truncate"] = bool(given.get("truncate", True))
         found["rope.magnitude"] = _magnitude(given, factor)
     return found
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one, or null."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 YARN = ("beta_slow", "beta_fast")

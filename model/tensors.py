@@ -6,6 +6,7 @@ that every name and size in them is checked before anything is allocated or open
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -98,19 +99,34 @@ def _blocks(stored: Stored) -> Iterator[np.ndarray]:
 
 
 def plain_file(directory: Path, name: str) -> Path:
-    """The path of a file that lies in a directory and nowhere else.
+    """The path of a file that stands in a directory under a plain name.
+
+    The name may be a stranger's, so that it must not lead elsewhere. The directory is the user's:
+    its links are followed, since in the Hub's cache every file is one.
 
     Raises:
-      ValueError: the name leads elsewhere, through '..' or a link, or there is no such file.
+      ValueError: the name leads elsewhere, or no file stands there.
     """
     if not re.fullmatch(r"[^/\\\0]+", name) or name in (".", ".."):
         raise ValueError(f"{directory}: file name {name!r} must name a file of this directory")
-    path = directory / name
-    if path.resolve().parent != directory.resolve():
-        raise ValueError(f"{path}: a link out of its directory; copy the file itself there")
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    return path
+    return need_file(directory / name)
+
+
+def need_file(path: Path) -> Path:
+    """The path itself, if it is that of a file or of a link to one.
+
+    Raises:
+      ValueError: it is not; the message says what is there instead.
+    """
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise ValueError(f"{path}: is a directory; it must be a file")
+    if path.exists():
+        raise ValueError(f"{path}: is no regular file")
+    if path.is_symlink():
+        raise ValueError(f"{path}: a link to {path.readlink()}, which is not there")
+    raise ValueError(f"{path}: no such file")
 
 
 def read_json(path: Path) -> dict:
@@ -151,9 +167,9 @@ def open_safetensors(directory: Path) -> Tensors:
       ValueError: neither is there, a file is damaged or lies elsewhere, or index and shards
         disagree; the message names the file and the tensor.
     """
-    if (directory / WHOLE).exists():
+    if os.path.lexists(directory / WHOLE):
         return Tensors(_read_header(plain_file(directory, WHOLE)))
-    if not (directory / INDEX).exists():
+    if not os.path.lexists(directory / INDEX):
         raise ValueError(f"{directory}: holds neither {WHOLE} nor {INDEX}")
     index = plain_file(directory, INDEX)
     places = read_json(index).get("weight_map")

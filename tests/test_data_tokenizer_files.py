@@ -171,7 +171,8 @@ BROKEN = [
     (put("tokenizer.json", b""), "tokenizer.json: Expecting value"),
     (put("tokenizer.json", b"\xff\xfe\x00"), "tokenizer.json: "),
     (put("tokenizer.json", b"[]"), "tokenizer.json: holds a list, must be an object"),
-    (put("tokenizer.json", b"{}"), "tokenizer.json: KeyError: 'model'"),
+    (put("tokenizer.json", b"{}"), "tokenizer.json: lacks 'model'"),
+    (put("tokenizer.json", b'{"model": {}}'), "tokenizer.json: lacks 'vocab'"),
     (put("tokenizer.json", b"[" * 100_000), "tokenizer.json: RecursionError"),
     (put("tokenizer.json", TWICE), "tokenizer.json: 'a' is there twice"),
     (change("tokenizer.json", ("model", "vocab", "a"), -1), "tokenizer.json: "),
@@ -334,24 +335,23 @@ def test_a_copy_reads_the_same(llama3, tmp_path):
     assert ids[0] == ids[1] and ids[0][0] == 385
 
 
-def test_links_are_not_followed(llama3, tmp_path):
-    """Neither out of the source, nor from the destination."""
-    secret = tmp_path / "secret"
-    secret.write_text("{}")
-    (llama3 / "added_tokens.json").symlink_to(secret)
-    with pytest.raises(BadInput, match="added_tokens.json: must be a file of that folder"):
-        copy_tokenizer(llama3, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_links_are_followed_in_the_source_alone(llama3, tmp_path):
+    """The Hub's cache consists of them; in the destination they are replaced."""
+    blob = tmp_path / "blob"
+    blob.write_text("{}")
     for target in (tmp_path / "nowhere", llama3):
-        (llama3 / "added_tokens.json").unlink()
         (llama3 / "added_tokens.json").symlink_to(target)
-        with pytest.raises(BadInput, match="added_tokens.json: must be a file of that folder"):
+        with pytest.raises(BadInput, match="added_tokens.json: must be a file, or a link to one"):
             copy_tokenizer(llama3, tmp_path / "out")
-    (llama3 / "added_tokens.json").unlink()
+        (llama3 / "added_tokens.json").unlink()
+    assert not (tmp_path / "out").exists()
+    (llama3 / "added_tokens.json").symlink_to("../blob")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / CONFIG).symlink_to(secret)
+    (tmp_path / "out" / CONFIG).symlink_to(blob)
     copy_tokenizer(llama3, tmp_path / "out")
-    assert secret.read_text() == "{}"
+    assert blob.read_text() == "{}"
+    assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+    assert (tmp_path / "out" / "added_tokens.json").read_text() == "{}"
     assert (tmp_path / "out" / CONFIG).read_bytes() == (llama3 / CONFIG).read_bytes()
     shutil.rmtree(llama3)
     llama3.mkdir()

@@ -31,9 +31,14 @@ def rewrite(source, change):
     save_file(tensors, path, {"format": "pt"})
 
 
-def link_out(source, name):
-    (source / name).rename(source.parent / name)
-    (source / name).symlink_to(source.parent / name)
+def link_to_nothing(source, name):
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to("nowhere")
+
+
+def make_folder(source, name):
+    (source / name).unlink()
+    (source / name).mkdir()
 
 
 def index(source, **places):
@@ -47,7 +52,14 @@ FAULTS = {
     "no config": (lambda s: (s / "config.json").unlink(), "config.json: no such file"),
     "config cut": (lambda s: (s / "config.json").write_text('{"mod'), "config.json: not JSON"),
     "config a list": (lambda s: (s / "config.json").write_text("[]"), "must hold a JSON object"),
-    "config a link": (lambda s: link_out(s, "config.json"), "config.json: a link out of its dir"),
+    "config a dead link": (
+        lambda s: link_to_nothing(s, "config.json"),
+        "config.json: a link to nowhere, which is not there",
+    ),
+    "config a folder": (
+        lambda s: make_folder(s, "config.json"),
+        "config.json: is a directory; it must be a file",
+    ),
     "architecture": (
         lambda s: edit(s / "config.json", model_type="bert", architectures=["BertModel"]),
         "model_type is 'bert'; it must be one of llama",
@@ -74,11 +86,22 @@ FAULTS = {
     ),
     "no weights": (lambda s: (s / "model.safetensors").unlink(), "holds neither model.safetensors"),
     "weights cut": (lambda s: os.truncate(s / "model.safetensors", 5000), "damaged"),
-    "weights a link": (lambda s: link_out(s, "model.safetensors"), "a link out of its directory"),
+    "weights a dead link": (
+        lambda s: link_to_nothing(s, "model.safetensors"),
+        "model.safetensors: a link to nowhere, which is not there",
+    ),
+    "weights a folder": (
+        lambda s: make_folder(s, "model.safetensors"),
+        "model.safetensors: is a directory; it must be a file",
+    ),
     "missing": (lambda s: rewrite(s, lambda t: t.pop(Q)), f"lacks {Q}"),
     "extra": (
         lambda s: rewrite(s, lambda t: t.update({"model.extra": np.zeros(3, np.float32)})),
         "has no use for model.extra",
+    ),
+    "extra, as it is spelled": (
+        lambda s: rewrite(s, lambda t: t.update({"foo.weight": np.zeros(3, np.float32)})),
+        "has no use for foo.weight",
     ),
     "misshapen": (
         lambda s: rewrite(s, lambda t: t.update({Q: t[Q].T.copy()})),
@@ -99,12 +122,39 @@ FAULTS = {
         "holds no tokenizer",
     ),
     "tokenizer cut": (lambda s: (s / "tokenizer.json").write_text("{"), "tokenizer.json: "),
-    "tokenizer a link": (lambda s: link_out(s, "tokenizer.json"), "not a link out of it"),
+    "tokenizer a dead link": (
+        lambda s: link_to_nothing(s, "tokenizer.json"),
+        "tokenizer.json: must be a file, or a link to one that is there",
+    ),
+    "tokenizer empty": (
+        lambda s: (s / "tokenizer.json").write_text("{}"),
+        "source/tokenizer.json: lacks 'model'",
+    ),
     "large tokenizer": (
         lambda s: write_tokenizer(s, VOCAB_SIZE + 1),
         "source/tokenizer.json: has the id 300; must be below 300, the rows of the model",
     ),
     "generation": (lambda s: (s / "generation_config.json").write_text("x"), "not JSON"),
+    "generation a dead link": (
+        lambda s: link_to_nothing(s, "generation_config.json"),
+        "generation_config.json: a link to nowhere",
+    ),
+    **{
+        f"{key} {value!r}": (
+            lambda s, key=key, value=value: edit(s / "config.json", **{key: value}),
+            f"config.json: {key} is {value!r}; it must be an id below vocab_size = {VOCAB_SIZE}",
+        )
+        for key, value in (
+            ("eos_token_id", "x"),
+            ("eos_token_id", [1, VOCAB_SIZE]),
+            ("eos_token_id", [[1]]),
+            ("eos_token_id", {}),
+            ("bos_token_id", 1.5),
+            ("bos_token_id", True),
+            ("bos_token_id", -2),
+            ("pad_token_id", VOCAB_SIZE),
+        )
+    },
 }
 
 
@@ -127,8 +177,10 @@ def test_a_source_that_cannot_be_honoured_is_one_line(tmp_path, fault):
         (["import", "--out=new"], "one of --hf=DIR and --gguf=FILE is needed"),
         (
             ["import", "--out=new", "--hf=a", "--gguf=b"],
-            "one of --hf=DIR and --gguf=FILE is needed",
+            "give one of --hf=DIR and --gguf=FILE, not both",
         ),
+        (["import", "--out=full/new", "--hf=full"], "full/new: lies in what is imported, full"),
+        (["import", "--out=new", "--gguf=full"], "full: is a directory; it must be a file"),
         (["import", "--out=new", "--hf=nowhere"], "nowhere/config.json: no such file"),
         (["import", "--out=new", "--gguf=nowhere"], "nowhere: no such file"),
         (["import", "--out=new", "--gguf=file"], "file: does not begin with GGUF"),
@@ -141,6 +193,10 @@ def test_a_source_that_cannot_be_honoured_is_one_line(tmp_path, fault):
         (["export", "--hf=new"], "--run is missing"),
         (["export", "--run=nowhere", "--hf=new"], "nowhere/config.json: no such file"),
         (["export", "--run=run", "--hf=new"], "run: no finished stage to export"),
+        (
+            ["chat", "--run=run"],
+            "run: no finished stage that can chat; it needs one of import, pretrain, sft, dpo, ppo",
+        ),
         (["export", "--run=run", "--hf=new", "--stage=reward"], "--stage=reward: must be one of"),
         (["export", "--run=run", "--hf=new", "--stage=sft"], "sft: no finished checkpoint here"),
     ],

@@ -4,7 +4,6 @@ The mesh is 2 x 2 x 2 of the eight devices, so that each stage also runs split o
 """
 
 import contextlib
-import dataclasses
 import gzip
 import io
 import json
@@ -15,12 +14,10 @@ import jax
 import pytest
 
 from configs import domains, families
-from data.errors import BadInput
 from data.instruct import KINDS
-from launch import bench, settings, training
+from launch import bench, settings
 from launch.run import run_command
 from launch.rundir import RunDir
-from model.config import MoEConfig, TransformerConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 # Nothing is to be done: far below what one stage takes.
@@ -301,18 +298,6 @@ def test_an_imported_model_is_tuned_and_taken_out_again(pulse, tmp_path):
     wrong = {**sizes, "model.d_ff": 40}
     code, _, err = door("run", config, f"--run={tmp_path}/wrong", **wrong)
     assert code == 2 and "model.d_ff is 40; it must be 32, as in start=" in err
-
-
-def test_tuning_may_change_how_a_model_is_trained_and_not_which_it_is():
-    moe = MoEConfig(num_experts=4, top_k=2, d_ff=8)
-    found = TransformerConfig(60, 2, 16, 4, 2, 4, 32, moe=moe)
-    free = dataclasses.replace(moe, aux_loss=0.1, z_loss=0.1, dispatch="capacity")
-    training._refuse_other_model(
-        found, dataclasses.replace(found, moe=free, vocab_multiple=8, remat="full"), Path("RUN")
-    )
-    other = dataclasses.replace(found, moe=dataclasses.replace(moe, top_k=1))
-    with pytest.raises(BadInput, match="model.moe.top_k is 1; it must be 2, as in start=RUN"):
-        training._refuse_other_model(found, other, Path("RUN"))
 
 
 # What each family is shrunk to, so far as it has it.

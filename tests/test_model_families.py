@@ -72,6 +72,13 @@ YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
             dict(rope_parameters=dict(rope_theta=1e4, partial_rotary_factor=0.5)),
             "partial_rotary_factor of RoPE is 0.5",
         ),
+        (
+            "llama 2",
+            dict(rope_parameters=dict(rope_theta="x")),
+            "rope_theta of RoPE is 'x'; it must be a number",
+        ),
+        ("llama 2", dict(rope_parameters=dict(rope_theta=True)), "True; it must be a number"),
+        ("llama 2", dict(rope_scaling=YARN | dict(truncate="x")), "it must be true or false"),
         ("mistral", dict(attention_bias=True), "attention_bias is True; of mistral only"),
         ("qwen2", dict(layer_types=["full_attention"]), "1 entries for 2 layers"),
         (

@@ -231,9 +231,11 @@ def test_an_empty_list_and_a_tensor_without_dims_are_read(tmp_path):
     assert opened.read("w") == np.zeros(())
 
 
-@pytest.mark.parametrize("name", ["absent.gguf", "."])
-def test_what_is_no_file_is_refused(tmp_path, name):
-    with pytest.raises(ValueError, match="no such file"):
+@pytest.mark.parametrize(
+    ("name", "words"), [("absent.gguf", "no such file"), (".", "is a directory; it must be a file")]
+)
+def test_what_is_no_file_is_refused(tmp_path, name, words):
+    with pytest.raises(ValueError, match=words):
         open_gguf(tmp_path / name)
 
 

@@ -213,6 +213,10 @@ def test_faults_of_a_file_are_named(tmp_path):
     assert f"lacks {q}" in refusal(without)
     bias = "model.layers.0.self_attn.q_proj.bias"
     assert f"has no use for {bias}" in refusal(sound | {bias: np.ones(24, np.float32)})
+    assert "has no use for foo.weight" in refusal(sound | {"foo.weight": np.ones(3, np.float32)})
+    short = q.removeprefix("model.")
+    said = refusal(without | {short: np.ones((24, 23), np.float32)})
+    assert f"has another shape for {short} ((24, 23)" in said, "as it stands in the file"
     said = refusal(sound | {q: np.ones((24, 23), np.float32)})
     assert f"has another shape for {q} ((24, 23), due is (24, 24))" in said
     few = {name: value for name, value in sound.items() if "layers.1" not in name}

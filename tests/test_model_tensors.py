@@ -273,26 +273,36 @@ def test_an_index_that_lies_is_refused(sharded, places, words):
     assert words in str(refused.value)
 
 
-def test_links_may_not_leave_the_directory(sharded, tmp_path):
+def test_links_of_the_directory_are_followed(sharded, tmp_path):
+    """As the Hub's cache has them; what an index names is a plain name all the same."""
     reindex, first, second = sharded
     directory = reindex({"a": first, "b": second})
-    (directory / second).rename(tmp_path / "elsewhere")
-    (directory / second).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=f"{second}: a link out of its directory"):
+    for name in (second, "model.safetensors.index.json"):
+        (directory / name).rename(tmp_path / f"blob of {name}")
+        (directory / name).symlink_to(f"../blob of {name}")
+    found = open_safetensors(directory)
+    assert found.names() == ["a", "b"] and found.read("b").shape == found.shape("b")
+    (tmp_path / f"blob of {second}").unlink()
+    with pytest.raises(ValueError, match=f"{second}: a link to ../blob of .* which is not there"):
         open_safetensors(directory)
-    (tmp_path / "elsewhere").rename(directory / "inside")
-    (directory / second).unlink()
-    (directory / second).symlink_to("inside")
-    assert open_safetensors(directory).names() == ["a", "b"]
+    (tmp_path / f"blob of {second}").mkdir()
+    with pytest.raises(ValueError, match=f"{second}: is a directory"):
+        open_safetensors(directory)
 
 
-@pytest.mark.parametrize("kind", ["folder", "pipe", "dangling"])
-def test_what_is_no_file_is_refused(tmp_path, kind):
-    path = tmp_path / "model.safetensors"
-    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "dangling": lambda: None}[kind]()
-    if kind == "dangling":
-        path.symlink_to("nowhere")
-    with pytest.raises(ValueError, match="no such file|holds neither"):
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: path.mkdir(), "is a directory; it must be a file"),
+        (lambda path: os.mkfifo(path), "is no regular file"),
+        (lambda path: path.symlink_to("nowhere"), "a link to nowhere, which is not there"),
+        (lambda path: path.symlink_to(path.name), "a link to model.safetensors"),
+    ],
+)
+def test_what_is_no_file_is_refused(tmp_path, make, words, name):
+    make(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name}: {words}"):
         open_safetensors(tmp_path)
 
 

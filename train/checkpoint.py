@@ -34,7 +34,7 @@ class Checkpointer:
         quiet_orbax()
         self._config = config
         self._manager = ocp.CheckpointManager(
-            directory.absolute(),
+            directory.resolve(),
             item_handlers=_handlers(),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=max_to_keep, create=True, cleanup_tmp_directories=True
@@ -98,13 +98,15 @@ def load(directory: Path, abstract: Callable[[dict], Any]) -> tuple[dict, Any]:
       (configuration, parameters).
 
     Raises:
-      BadInput: there is no finished checkpoint, or it holds other parameters.
+      BadInput: there is no finished checkpoint, it is damaged, it holds other parameters, or
+        `abstract` finds that it cannot be read so.
     """
     with _newest(directory) as (config, manager, step):
-        params = abstract(config)
-        _refuse_other_shapes(manager, step, {"params": params})
-        wanted = ocp.args.Composite(params=ocp.args.StandardRestore(params))
-        return config, manager.restore(step, args=wanted).params
+        params = _ask(abstract, config, directory / str(step))
+        with _as_damage(directory / str(step)):
+            _refuse_other_shapes(manager, step, {"params": params})
+            wanted = ocp.args.Composite(params=ocp.args.StandardRestore(params))
+            return config, manager.restore(step, args=wanted).params
 
 
 def open_params(directory: Path, declare: Callable[[dict], Any]) -> tuple[dict, Any]:
@@ -118,44 +120,67 @@ def open_params(directory: Path, declare: Callable[[dict], Any]) -> tuple[dict, 
       (configuration, tree of tensorstore.TensorStore: `leaf[2].read().result()` reads a part).
 
     Raises:
-      BadInput: there is no finished checkpoint, or it holds other parameters.
+      BadInput: there is no finished checkpoint, it is damaged, it holds other parameters, or
+        `declare` finds that it cannot be read so.
     """
     with _newest(directory) as (config, _, step):
 
         def open_one(path, shape):
-            leaf = tensorstore.open(_place(directory, step, path), read=True).result()
+            place = _place(directory, step, path) | {"fill_missing_data_reads": False}
+            leaf = tensorstore.open(place, read=True).result()
             if leaf.shape != shape:
                 name = jax.tree_util.keystr(path, simple=True, separator=".")
                 raise ValueError(f"{name} has shape {leaf.shape}, not {shape}")
             return leaf
 
-        shapes = declare(config)
-        return config, jax.tree.map_with_path(open_one, shapes, is_leaf=_is_shape)
+        shapes = _ask(declare, config, directory / str(step))
+        with _as_damage(directory / str(step)):
+            return config, jax.tree.map_with_path(open_one, shapes, is_leaf=_is_shape)
 
 
 @contextlib.contextmanager
 def _newest(directory: Path) -> Iterator[tuple[dict, ocp.CheckpointManager, int]]:
-    """(configuration, manager, step) of the newest checkpoint; what fails in it is damage."""
+    """(configuration, manager, step) of the newest checkpoint."""
     quiet_orbax()
     steps = [path for path in directory.glob("*") if path.name.isdigit()]
     if not steps:
         raise BadInput(f"{directory}: no finished checkpoint here; run the stage that writes it")
-    with ocp.CheckpointManager(directory.absolute(), item_handlers=_handlers()) as manager:
+    with ocp.CheckpointManager(directory.resolve(), item_handlers=_handlers()) as manager:
         step = manager.latest_step()
-        try:
+        with _as_damage(directory / str(step)):
             wanted = ocp.args.Composite(config=ocp.args.JsonRestore())
-            yield manager.restore(step, args=wanted).config, manager, step
-        except (KeyError, ValueError, OSError) as error:
-            raise BadInput(
-                f"{directory / str(step)}: damaged ({str(error).splitlines()[0]}); run its stage "
-                "again with --fresh"
-            ) from error
+            config = manager.restore(step, args=wanted).config
+        yield config, manager, step
+
+
+@contextlib.contextmanager
+def _as_damage(place: Path) -> Iterator[None]:
+    """What fails in reading a checkpoint is damage; only that belongs under it."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        # Of a piece that cannot be read Orbax says so with no class of its own.
+        if not isinstance(error, KeyError | ValueError | OSError) and type(error) is not Exception:
+            raise
+        why = str(error.__cause__ or error).partition("\n")[0]
+        raise BadInput(f"{place}: damaged ({why}); make it again: --fresh, or import") from error
+
+
+def _ask(caller: Callable[[dict], Any], config: dict, place: Path) -> Any:
+    """What the caller makes of the configuration: only a key that this lacks is damage."""
+    with _as_damage(place):
+        try:
+            return caller(config)
+        except ValueError as error:
+            raise BadInput(str(error)) from error
 
 
 def _place(directory: Path, step: int, path: tuple) -> dict:
     """Where Orbax keeps a parameter: a zarr array, in files or in one OCDBT store for all."""
     name = jax.tree_util.keystr(path, simple=True, separator=".")
-    base = (directory / str(step) / "params").absolute()
+    base = (directory / str(step) / "params").resolve()  # tensorstore refuses '..'
     kvstore = {"driver": "file", "path": f"{base}/{name}/"}
     if (base / "manifest.ocdbt").exists():
         kvstore = {"driver": "ocdbt", "base": f"file://{base}/", "path": f"{name}/"}
@@ -199,7 +224,7 @@ def write(directory: Path, config: dict, params: Any) -> None:
         "params": ocp.StandardCheckpointHandler(use_ocdbt=False),
         "config": ocp.JsonCheckpointHandler(),
     }
-    with ocp.CheckpointManager(directory.absolute(), item_handlers=handlers) as manager:
+    with ocp.CheckpointManager(directory.resolve(), item_handlers=handlers) as manager:
         empty = jax.tree.map(lambda _: np.zeros(1, np.float32), params)
         items = {"params": ocp.args.StandardSave(empty), "config": ocp.args.JsonSave(config)}
         manager.save(0, args=ocp.args.Composite(**items))
@@ -271,13 +296,15 @@ def _handlers() -> dict[str, Any]:
 def _refuse_other_shapes(manager: ocp.CheckpointManager, step: int, wanted: dict) -> None:
     """Compares names and shapes before anything is read: Orbax fails half-way through reading."""
     for item, tree in wanted.items():
-        saved = manager.item_metadata(step)[item].tree
+        saved = manager.item_metadata(step)[item]
+        if saved is None:
+            raise ValueError(f"{item} lacks its _METADATA")
         was, now = (
             {
                 jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape
                 for path, leaf in jax.tree.leaves_with_path(x)
             }
-            for x in (saved, tree)
+            for x in (saved.tree, tree)
         )
         for name in sorted(was.keys() | now.keys()):
             if was.get(name) != now.get(name):

@@ -1,0 +1,137 @@
+"""Where import and export read and write: paths that go up, links, what killed processes left."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from test_launch_convert import assert_same, door, make_source
+
+from data import pretrained
+from data.errors import BadInput
+from launch.rundir import RunDir, write_json
+from launch.training import load_model
+from model import hf
+from model.sharding import MeshConfig, make_mesh
+from train import checkpoint
+
+
+def test_a_path_may_go_up(tmp_path, monkeypatch):
+    params = make_source(tmp_path / "source")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert door("import", "--hf=../source", "--out=../here/../run")[0] == 0
+    code, _, err = door("export", "--run=../run", "--hf=../back")
+    assert code == 0, err
+    assert_same(hf.load(tmp_path / "back")[1], params)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    assert_same(load_model(RunDir(Path("../run")), "import", mesh)[1], params)
+
+
+@pytest.mark.parametrize("shard_bytes", [1 << 30, 9000])
+def test_a_snapshot_of_the_hubs_cache_is_imported(tmp_path, shard_bytes):
+    """There every file is a link into another directory, under the name of its hash."""
+    params = make_source(tmp_path / "plain", shard_bytes=shard_bytes)
+    model = tmp_path / "models--ORG--NAME"
+    snapshot, blobs = model / "snapshots" / "5d3f", model / "blobs"
+    for folder in (snapshot, blobs):
+        folder.mkdir(parents=True)
+    for number, path in enumerate(sorted((tmp_path / "plain").iterdir())):
+        path.rename(blobs / f"{number:040x}")
+        (snapshot / path.name).symlink_to(f"../../blobs/{number:040x}")
+    code, _, err = door("import", f"--hf={snapshot}", f"--out={tmp_path}/run")
+    assert code == 0, err
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    assert_same(load_model(RunDir(tmp_path / "run"), "import", mesh)[1], params)
+    assert not any(path.is_symlink() for path in (tmp_path / "run").rglob("*"))
+    assert pretrained.load(tmp_path / "run" / "tokenizer").vocab_size == 3
+
+
+def test_a_place_that_cannot_be_made_is_named(tmp_path):
+    make_source(tmp_path / "source")
+    door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+    name = "n" * 300
+    for *arguments, flag in (
+        ("import", f"--hf={tmp_path}/source", "--out"),
+        ("export", f"--run={tmp_path}/run", "--hf"),
+    ):
+        code, _, err = door(*arguments, f"{flag}={tmp_path}/{name}")
+        said = f"seedbed: {flag}={tmp_path}/{name}: cannot be made (File name too long)\n"
+        assert code == 2 and err.endswith(said)
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    make_source(tmp_path / "source")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = [tmp_path / f".run.{pid}.part" for pid in (dead.pid, os.getpid())]
+    kept = [tmp_path / f".run.{os.getppid()}.part", tmp_path / f".ru.{dead.pid}.part"]
+    for path in (*left, *kept):
+        path.mkdir()
+        (path / "half").write_text("half")
+    code, _, err = door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+    assert code == 0, err
+    assert sorted(tmp_path.iterdir()) == sorted([*kept, tmp_path / "run", tmp_path / "source"])
+    assert [f"removed {path}, which a process" in err for path in (*left, *kept)] == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("embedding/0.0", Path.unlink),
+        ("embedding/0.0", lambda path: path.write_bytes(b"{}")),
+        ("embedding/.zarray", Path.unlink),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_line(tmp_path, name, damage):
+    """A piece that is gone is not taken for zeros."""
+    make_source(tmp_path / "source")
+    door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+    run = RunDir(tmp_path / "run")
+    damage(run.checkpoints("import") / "0" / "params" / name)
+    code, _, err = door("export", f"--run={run.path}", f"--hf={tmp_path}/hf")
+    assert code == 2 and "0/params/embedding" in err.splitlines()[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "source"]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (Exception("cannot read"), r"import/0: damaged \(embedding is gone\)"),
+        (KeyError("embedding"), r"import/0: damaged \(embedding is gone\)"),
+        (RuntimeError("out of memory"), None),
+    ],
+)
+def test_what_orbax_cannot_read_is_damage(tmp_path, monkeypatch, error, words):
+    """Where it cannot read a piece, it raises a plain Exception that carries the cause."""
+    make_source(tmp_path / "source")
+    door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+
+    def restore(_):
+        raise error from ValueError("embedding is gone\nat length")
+
+    monkeypatch.setattr(checkpoint.ocp.args, "StandardRestore", restore)
+    with pytest.raises(BadInput if words else RuntimeError, match=words):
+        load_model(RunDir(tmp_path / "run"), "import", make_mesh(MeshConfig(), jax.devices()[:1]))
+
+
+def test_names_that_a_checkpoint_lacks_are_damage(tmp_path):
+    make_source(tmp_path / "source")
+    door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+    run = RunDir(tmp_path / "run")
+    (run.checkpoints("import") / "0" / "params" / "_METADATA").unlink()
+    with pytest.raises(BadInput, match=r"import/0: damaged \(params lacks its _METADATA\)"):
+        load_model(run, "import", make_mesh(MeshConfig(), jax.devices()[:1]))
+
+
+def test_a_padding_id_of_less_one_is_none(tmp_path):
+    """So the first conversions of Llama say it."""
+    make_source(tmp_path / "source")
+    path = tmp_path / "source" / "config.json"
+    write_json(path, json.loads(path.read_text()) | {"pad_token_id": -1})
+    assert door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")[0] == 0
+    ids = RunDir(tmp_path / "run").read_config()["token_ids"]
+    assert ids == {"bos_token_id": 1, "eos_token_id": [0, 1]}

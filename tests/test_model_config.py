@@ -1,0 +1,34 @@
+"""Switches of a decoder that make no sense are refused by their key."""
+
+import dataclasses
+
+import pytest
+
+from model.config import TransformerConfig
+
+CONFIG = TransformerConfig(
+    vocab_size=60, num_layers=2, d_model=16, num_heads=4, num_kv_heads=2, head_dim=4, d_ff=32
+)
+BAD = [
+    ({"num_kv_heads": 3}, r"model.num_kv_heads is 3; it must be a divisor of .* = 4"),
+    ({"head_dim": 7}, "model.head_dim is 7; it must be even"),
+    ({"num_layers": 0}, "model.num_layers is 0; it must be at least 1"),
+    ({"d_ff": -1}, "model.d_ff is -1"),
+    ({"head": "loose"}, "model.head is 'loose'; it must be one of"),
+    ({"dtype": "float16"}, "model.dtype is 'float16'; it must be one of"),
+    ({"remat": "some"}, "model.remat is 'some'; it must be one of"),
+]
+
+
+@pytest.mark.parametrize(("changes", "complaint"), BAD)
+def test_bad_config_is_named(changes, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        dataclasses.replace(CONFIG, **changes)
+
+
+def test_rows_fit_into_learned_positions_only():
+    learned = dataclasses.replace(CONFIG, positions="learned", max_positions=8)
+    learned.check_length("x", 8)
+    CONFIG.check_length("x", 9)
+    with pytest.raises(ValueError, match="x is 9 long; model.max_positions is 8"):
+        learned.check_length("x", 9)
