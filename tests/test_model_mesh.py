@@ -19,7 +19,7 @@ from model.transformer import declare
 from train.lm import lm_loss
 
 LOSS_RTOL = 2e-6
-GRAD_TOL = 2e-5  # of the largest gradient of the weight, or of any weight
+GRAD_TOL = 1e-5  # of the largest gradient of the weight, or of any weight
 B, L, V = 16, 32, 60  # 60 words are stored as 64
 
 PLAIN = TransformerConfig(
@@ -49,8 +49,7 @@ FAMILIES = {
     "mqa": replace(num_kv_heads=1),
     "mixtral": replace(layers=("sliding",), window=7, moe=MOE),
     "capacity": replace(
-        num_layers=8,
-        moe=dataclasses.replace(MOE, dispatch="capacity", capacity_factor=0.75, every=2),
+        moe=dataclasses.replace(MOE, dispatch="capacity", capacity_factor=0.75, every=2)
     ),
     "deepseek": replace(
         **dict(num_layers=5, num_kv_heads=4, head_dim=12, mla=MLAConfig(16, 24, 4, 8)),
@@ -60,8 +59,7 @@ FAMILIES = {
         ),
     ),
     "gpt-oss": replace(
-        **dict(num_layers=8, layers=("sliding", "full"), window=6, sinks=True),
-        mlp="clamped_swiglu",
+        **dict(layers=("sliding", "full"), window=6, sinks=True, mlp="clamped_swiglu"),
         **dict(bias=("qkv", "out", "mlp", "router"), moe=MOE),
         rope=RopeConfig(scaling="yarn", factor=4.0, original_len=16, magnitude=1.1, truncate=False),
     ),
@@ -96,7 +94,8 @@ def make_params(config, seed=0):
 
     def draw(path, declared):
         around = 1.0 if path[-1].key == "scale" else 0.0
-        return np.float32(around + 0.25 * rng.normal(size=declared[1]))
+        # About 1 over the root of the width: larger weights amplify rounding from layer to layer.
+        return np.float32(around + 0.15 * rng.normal(size=declared[1]))
 
     return jax.tree.map_with_path(
         draw, declare(config), is_leaf=lambda node: isinstance(node, tuple)
@@ -142,8 +141,7 @@ def run(config, params, batch, num_microbatches):
 
 
 @functools.cache
-def on_one_device(family, packed):
-    config = FAMILIES[family]
+def on_one_device(config, packed):
     return run(config, make_params(config), make_batch(packed), 1)
 
 
@@ -172,8 +170,12 @@ def assert_same(got, expected):
 
 def check(mesh, family, packed, num_microbatches):
     sizes, switches = MESHES[mesh]
-    config = dataclasses.replace(FAMILIES[family], **switches)
-    assert_same(on_mesh(config, sizes, packed, num_microbatches), on_one_device(family, packed))
+    plain = FAMILIES[family]
+    if "stage_repeats" in switches:  # two kinds of layers go round twice if there are four of each
+        depth = 2 * plain.num_layers - plain.moe.num_dense
+        plain = dataclasses.replace(plain, num_layers=depth)
+    config = dataclasses.replace(plain, **switches)
+    assert_same(on_mesh(config, sizes, packed, num_microbatches), on_one_device(plain, packed))
 
 
 # Every pair of a mesh and a family, the four ways to cut a batch in turn; a few by default.
