@@ -60,8 +60,10 @@ def run(call, places, q, k, v, sink, probe):
     return [jnp.where(real, mixed, 0), *gradients]
 
 
-@pytest.mark.parametrize("tiles", [(512, 1024), (4, 2), (1, 8)])
-@pytest.mark.parametrize("layout", ["balanced", "text", "any"])
+@pytest.mark.parametrize(
+    ("tiles", "layout"),
+    [((512, 1024), "balanced"), ((4, 2), "balanced"), ((1, 8), "text"), ((4, 2), "any")],
+)
 @pytest.mark.parametrize(
     ("window", "softcap", "sinks", "packed", "sizes", "num_kv_heads"),
     [
