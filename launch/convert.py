@@ -85,7 +85,7 @@ def run_import(source_hf: str, source_gguf: str, out: Path, progress: Progress) 
         with _as_bad_input():
             source = hf.open_hf(place) if source_hf else hf.open_gguf(place)
             described = (
-                _describe_hf(place, source.config.vocab_size)
+                _describe_hf(place, source.config.vocab_size, progress.note)
                 if source_hf
                 else _describe_gguf(source.metadata)
             )
@@ -112,7 +112,7 @@ def run_import(source_hf: str, source_gguf: str, out: Path, progress: Progress) 
     return summary
 
 
-def _describe_hf(directory: Path, vocab_size: int) -> dict:
+def _describe_hf(directory: Path, vocab_size: int, note: Callable[[str], None]) -> dict:
     """What a run keeps of a directory beside the model: tokens, precision, how to generate."""
     path = plain_file(directory, "config.json")
     raw = read_json(path)
@@ -124,25 +124,35 @@ def _describe_hf(directory: Path, vocab_size: int) -> dict:
         "format": "hf",
         "config_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "dtype": dtype if dtype in tuple(WRITTEN) else "float32",
-        "token_ids": _token_ids(raw, vocab_size),
+        "token_ids": _token_ids(raw, vocab_size, note),
         "generation": generation,
     }
 
 
-def _token_ids(raw: dict, vocab_size: int) -> dict[str, int | list[int]]:
-    """The ids that a config.json names; -1 is none (so the first conversions of Llama write it).
+def _token_ids(
+    raw: dict, vocab_size: int, note: Callable[[str], None]
+) -> dict[str, int | list[int]]:
+    """The ids that a config.json names, as far as the vocabulary has them.
+
+    A class's default (50256) in a small model's file is noted and left out; -1 is none (so the
+    first conversions of Llama write it).
 
     Raises:
-      ValueError: a value that is no id of the vocabulary, nor a list of them.
+      ValueError: a value that is no id, nor a list of them.
     """
-    found = {key: raw[key] for key in TOKEN_KEYS if raw.get(key) not in (None, -1)}
-    for key, value in found.items():
-        for i in value if isinstance(value, list) else [value]:
-            if type(i) is not int or not 0 <= i < vocab_size:
-                raise ValueError(
-                    f"config.json: {key} is {value!r}; it must be an id below vocab_size = "
-                    f"{vocab_size}, a list of them, or null"
-                )
+    found = {}
+    for key in TOKEN_KEYS:
+        value = raw.get(key)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if any(type(i) is not int for i in ids):
+            raise ValueError(
+                f"config.json: {key} is {value!r}; it must be an id, a list of them, or null"
+            )
+        known = [i for i in ids if 0 <= i < vocab_size]
+        if len(known) < len(ids) and value != -1:
+            note(f"{key} is {value!r}, and the model has {vocab_size} ids: left out")
+        if known:
+            found[key] = known if isinstance(value, list) else known[0]
     return found
 
 

@@ -127,11 +127,19 @@ def test_names_that_a_checkpoint_lacks_are_damage(tmp_path):
         load_model(run, "import", make_mesh(MeshConfig(), jax.devices()[:1]))
 
 
-def test_a_padding_id_of_less_one_is_none(tmp_path):
-    """So the first conversions of Llama say it."""
+@pytest.mark.parametrize(
+    ("given", "found", "noted"),
+    [
+        ({"pad_token_id": -1}, {"bos_token_id": 1, "eos_token_id": [0, 1]}, ""),
+        ({"bos_token_id": 50256}, {"eos_token_id": [0, 1]}, "bos_token_id is 50256"),
+        ({"eos_token_id": [1, 9999]}, {"bos_token_id": 1, "eos_token_id": [1]}, "[1, 9999]"),
+    ],
+)
+def test_ids_that_the_vocabulary_lacks_are_left_out(tmp_path, given, found, noted):
+    """So the first conversions of Llama say none, and classes of transformers have defaults."""
     make_source(tmp_path / "source")
     path = tmp_path / "source" / "config.json"
-    write_json(path, json.loads(path.read_text()) | {"pad_token_id": -1})
-    assert door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")[0] == 0
-    ids = RunDir(tmp_path / "run").read_config()["token_ids"]
-    assert ids == {"bos_token_id": 1, "eos_token_id": [0, 1]}
+    write_json(path, json.loads(path.read_text()) | given)
+    code, _, err = door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+    assert code == 0 and noted in err and ("left out" in err) == bool(noted)
+    assert RunDir(tmp_path / "run").read_config()["token_ids"] == found

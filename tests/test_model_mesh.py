@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from model import ring, sharding
-from model.config import MLAConfig, MoEConfig, RopeConfig, TransformerConfig
+from model.config import MLAConfig, MoEConfig, RopeConfig, TransformerConfig, stacks
 from model.sharding import MeshConfig
 from model.transformer import declare
 from train.lm import lm_loss
@@ -171,9 +171,9 @@ def assert_same(got, expected):
 def check(mesh, family, packed, num_microbatches):
     sizes, switches = MESHES[mesh]
     plain = FAMILIES[family]
-    if "stage_repeats" in switches:  # two kinds of layers go round twice if there are four of each
-        depth = 2 * plain.num_layers - plain.moe.num_dense
-        plain = dataclasses.replace(plain, num_layers=depth)
+    rounds = sizes.get("stage", 1) * switches.get("stage_repeats", 1)
+    if max(stack.repeats for stack in stacks(plain)) % rounds:  # too few of each kind to go round
+        plain = dataclasses.replace(plain, num_layers=2 * plain.num_layers)
     config = dataclasses.replace(plain, **switches)
     assert_same(on_mesh(config, sizes, packed, num_microbatches), on_one_device(plain, packed))
 
