@@ -9,8 +9,6 @@ import functools
 import hashlib
 import json
 import os
-import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +22,7 @@ from data import fast_tokenizer, pretrained, tokenizer, tokenizer_files
 from data.errors import BadInput
 from data.gguf_tokenizer import from_gguf
 from launch.console import Progress
+from launch.newdir import appear
 from launch.rundir import ORIGIN, RunDir, digest, write_json
 from launch.settings import to_dataclass, to_dict
 from model import families, hf
@@ -78,9 +77,11 @@ def run_import(source_hf: str, source_gguf: str, out: Path, progress: Progress) 
         raise BadInput("one of --hf=DIR and --gguf=FILE is needed")
     place = Path(source_hf or source_gguf)
     progress.stage("import")
-    with _appear(out, "--out", progress) as part:
+    with appear(out, "--out", progress) as part:
         if source_hf and place.is_dir() and part.is_relative_to(place.resolve()):
             raise BadInput(f"--out={out}: lies in what is imported, {place}; it must be elsewhere")
+        if source_hf and place.is_dir():
+            _refuse_stray_links(place)
         run = RunDir(part)
         with _as_bad_input():
             source = hf.open_hf(place) if source_hf else hf.open_gguf(place)
@@ -223,7 +224,7 @@ def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
     origin = run.stage("tokenizer") / ORIGIN
     described |= read_json(origin)["config"] if origin.exists() else {}
     dtype, ids = described.get("dtype", "float32"), described.get("token_ids", _own_ids(stage))
-    with _appear(out, "--hf", progress) as part:
+    with appear(out, "--hf", progress) as part:
         with _as_bad_input():
             name, shown = _find_family(described, config)
             said = families.to_hf(shown, name) | {"dtype": dtype} | ids
@@ -355,46 +356,12 @@ def _as_bad_input() -> Iterator[None]:
         raise BadInput(str(error)) from error
 
 
-@contextlib.contextmanager
-def _appear(out: Path, flag: str, progress: Progress) -> Iterator[Path]:
-    """A directory to write into that gets its name when all is in it, and else is gone."""
-    try:
-        if out.is_symlink() or out.is_file() or (out.is_dir() and any(out.iterdir())):
+def _refuse_stray_links(directory: Path) -> None:
+    """Nobody's directory makes us copy files of ours; the links of a hub cache are followed."""
+    home = directory.resolve()
+    for path in sorted(directory.iterdir()):
+        if path.is_symlink() and path.resolve().parent not in (home, home.parent.parent / "blobs"):
             raise BadInput(
-                f"{flag}={out}: is there already; it must be a new or an empty directory"
+                f"{path}: a link to {path.readlink()}, out of its directory; only those into the "
+                "blobs of a hub cache are followed"
             )
-        if not out.parent.is_dir():
-            raise BadInput(f"{flag}={out}: {out.parent} is no directory")
-        out = out.resolve()
-        _sweep(out, progress)
-        part = out.with_name(f".{out.name}.{os.getpid()}.part")
-        part.mkdir()
-    except OSError as error:
-        raise BadInput(f"{flag}={out}: cannot be made ({error.strerror})") from error
-    try:
-        yield part
-        part.replace(out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-
-
-def _sweep(out: Path, progress: Progress) -> None:
-    """Removes what killed processes have left beside `out`; a living one's stays."""
-    for path in out.parent.iterdir():
-        found = re.fullmatch(rf"\.{re.escape(out.name)}\.(\d{{1,9}})\.part", path.name)
-        if found and not _lives(int(found[1])):
-            shutil.rmtree(path, ignore_errors=True)
-            if not path.exists():
-                progress.note(f"removed {path}, which a process that no longer lives has left")
-
-
-def _lives(pid: int) -> bool:
-    """Whether another process has this number. This one's, too, was an earlier one's."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid != os.getpid()

@@ -65,7 +65,7 @@ def _settings(given: Mapping[str, Any], longest: int) -> dict[str, Any]:
             raise ValueError(f"config.json: {key} of RoPE is {value!r}; it is not read")
         if key in NUMBERS and not _is_number(value):
             raise ValueError(f"config.json: {key} of RoPE is {value!r}; it must be a number")
-        if key in SWITCHES and not isinstance(value, bool | None):
+        if key in SWITCHES and value not in (True, False, None):
             raise ValueError(f"config.json: {key} of RoPE is {value!r}; it must be true or false")
     if given["rope_theta"] is None:
         raise ValueError("config.json lacks rope_theta")

@@ -135,7 +135,7 @@ def choose(wanted: str, request: Request) -> str:
         reason = refusal(name, request)
         if reason is None:
             return name
-        _say_once(name, reason)
+        say_once(name, reason)
     raise AssertionError("xla refuses nothing")
 
 
@@ -196,7 +196,8 @@ _LIMITS: dict[str, tuple[tuple[Callable[[Request], bool], str], ...]] = {
 
 
 @functools.lru_cache
-def _say_once(kernel: str, reason: str) -> None:
+def say_once(kernel: str, reason: str) -> None:
+    """Logs that a kernel is passed over, and why."""
     logging.getLogger(__name__).warning("attention kernel %s is not used: %s", kernel, reason)
 
 

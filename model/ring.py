@@ -19,6 +19,8 @@ from model.config import TransformerConfig
 
 # Queries and keys whose scores are held at a time, for each row and head.
 TILE_L, TILE_M = 512, 1024
+# Smaller tiles would take longer to walk through than to compute.
+MIN_TILE = 32
 HIDDEN = -1e30
 
 
@@ -71,14 +73,10 @@ def attention(
 ) -> jax.Array:
     """As model/kernel.py's attention, with L and M both split over the mesh axis 'context'.
 
-    Args are those of `attention.attend`, with `places` of queries and keys alike.
-
-    Raises:
-      ValueError: L does not divide by the axis.
+    Args are those of `attention.attend`, with `places` of queries and keys alike; `refusal` says
+    which lengths it takes.
     """
-    num_shards, L = sharding.axis_size("context"), q_BLNH.shape[1]
-    if L % num_shards:
-        raise ValueError(f"rows are {L} long; they must divide by mesh.context = {num_shards}")
+    num_shards = sharding.axis_size("context")
     K, num_tensor = k_BKMH.shape[1], sharding.axis_size("tensor")
     if K % num_tensor:  # heads of queries are split further than those of keys: repeat these
         k_BKMH, v_BKMH = (jnp.repeat(x, q_BLNH.shape[2] // K, axis=1) for x in (k_BKMH, v_BKMH))
@@ -93,6 +91,16 @@ def attention(
         out_specs=queries,
         check_vma=False,
     )(q_BLNH, k_BKMH, v_BKMH, places, sink_N)
+
+
+def refusal(length: int, num_shards: int) -> str | None:
+    """Why rows of this length cannot go round, in words for a log; None where they can."""
+    local = length // num_shards
+    if length % num_shards:
+        return f"rows are {length} long, and {num_shards} context shards do not divide them"
+    if _tile(local, TILE_L) < min(_half(local), MIN_TILE):
+        return f"rows are {length} long, and a shard's {local} cannot be cut into tiles"
+    return None
 
 
 class _Ring(NamedTuple):
@@ -149,9 +157,11 @@ def _mix_forward(ring: _Ring, q_BKGLH, k_BKMH, v_BKMH, sink_KG, places: Places):
 
     (state, block), _ = jax.lax.scan(turn, (state, block), None, length=ring.num_shards - 1)
     top, total, mixed = see(state, block)
-    out_BKGLH = _whole(mixed / total[..., None], 3).astype(q_BKGLH.dtype)
+    out_BKGLH = _whole(mixed / total[..., None], 3)
     lse_BKGL = _whole(top + jnp.log(total), 3)
-    return out_BKGLH, (q_BKGLH, k_BKMH, v_BKMH, sink_KG, places, out_BKGLH, lse_BKGL)
+    # Rounded to 16 bits it would double the error of the queries' gradient.
+    residuals = (q_BKGLH, k_BKMH, v_BKMH, sink_KG, places, out_BKGLH, lse_BKGL)
+    return out_BKGLH.astype(q_BKGLH.dtype), residuals
 
 
 def _see(ring: _Ring, q_BKGLH, queries: Places, state, keys: _Keys):
@@ -163,7 +173,8 @@ def _see(ring: _Ring, q_BKGLH, queries: Places, state, keys: _Keys):
         new_top_BKGL = jnp.maximum(top_BKGL, score_BKGLM.max(-1))
         weight_BKGLM = jnp.where(mask, jnp.exp(score_BKGLM - new_top_BKGL[..., None]), 0.0)
         decay_BKGL = jnp.exp(top_BKGL - new_top_BKGL)
-        mixed_BKGLH = mixed_BKGLH * decay_BKGL[..., None] + _mixed(weight_BKGLM, keys.v)
+        mixed = _product("BKGLM,BKMH->BKGLH", weight_BKGLM.astype(keys.v.dtype), keys.v)
+        mixed_BKGLH = mixed_BKGLH * decay_BKGL[..., None] + mixed
         return new_top_BKGL, sum_BKGL * decay_BKGL + weight_BKGLM.sum(-1), mixed_BKGLH
 
     mask = visible(queries, keys.places, ring.window)[:, None, None]
@@ -173,16 +184,14 @@ def _see(ring: _Ring, q_BKGLH, queries: Places, state, keys: _Keys):
 def _mix_backward(ring: _Ring, residuals, grad_BKGLH):
     """Blocks go round once more, and the gradients of their keys and values with them.
 
-    With the final softmax sum held fixed, a tile's weights are p = exp(score - lse). A change of
-    its scores reaches the output through p v and, by lse, through -p times delta, the product of
-    output and its gradient: the pullback of (p v, sum of p) at (gradient, -delta) is both.
-    Source: arXiv 2205.14135, appendix B.
+    A tile's weights are p = exp(score - lse), and a score's gradient p (gradient v - delta), where
+    delta is the product of output and its gradient. Source: arXiv 2205.14135, appendix B.
     """
     q_BKGLH, k_BKMH, v_BKMH, sink_KG, places, out_BKGLH, lse_BKGL = residuals
-    delta_BKGL = (out_BKGLH.astype(jnp.float32) * grad_BKGLH.astype(jnp.float32)).sum(-1)
+    delta_BKGL = (out_BKGLH * grad_BKGLH.astype(jnp.float32)).sum(-1)
     sink_weight_BKGL = jnp.exp(sink_KG.astype(jnp.float32)[None, ..., None] - lse_BKGL)
     sink_grad_KG = -(sink_weight_BKGL * delta_BKGL).sum((0, 3)).astype(sink_KG.dtype)
-    rows = (q_BKGLH, lse_BKGL, grad_BKGLH.astype(jnp.float32), -delta_BKGL)
+    rows = (q_BKGLH, lse_BKGL, grad_BKGLH, delta_BKGL)
     queries = (*(_query_tiles(x, 3) for x in rows), _query_places(places))
     block = _key_tiles(k_BKMH, v_BKMH, places)
 
@@ -212,20 +221,17 @@ _mix.defvjp(_mix_forward, _mix_backward)
 
 def _see_backward(ring: _Ring, query, q_grad_BKGLH, item):
     """Adds what one tile of keys and one of queries owe each other."""
-    q_BKGLH, lse_BKGL, grad_BKGLH, minus_delta_BKGL, queries = query
+    q_BKGLH, lse_BKGL, grad_BKGLH, delta_BKGL, queries = query
     keys, key_grads = item
     mask = visible(queries, keys.places, ring.window)[:, None, None]
 
-    def weigh(q_BKGLH, k_BKMH, v_BKMH):
-        score_BKGLM = _scores(ring, q_BKGLH, k_BKMH)
-        # Masked before the exponential: what is hidden may be larger than any softmax sum.
-        score_BKGLM = jnp.where(mask, score_BKGLM - lse_BKGL[..., None], HIDDEN)
-        weight_BKGLM = jnp.exp(score_BKGLM)
-        return _mixed(weight_BKGLM, v_BKMH), weight_BKGLM.sum(-1)
-
     def add(grads):
-        _, pull = jax.vjp(weigh, q_BKGLH, keys.k, keys.v)
-        found = pull((grad_BKGLH, minus_delta_BKGL))
+        score_BKGLM, pull = jax.vjp(functools.partial(_scores, ring), q_BKGLH, keys.k)
+        # Masked before the exponential: what is hidden may be larger than any softmax sum.
+        weight_BKGLM = jnp.exp(jnp.where(mask, score_BKGLM - lse_BKGL[..., None], HIDDEN))
+        v_grad_BKMH = _product("BKGLM,BKGLH->BKMH", weight_BKGLM.astype(keys.v.dtype), grad_BKGLH)
+        weight_grad_BKGLM = _product("BKGLH,BKMH->BKGLM", grad_BKGLH, keys.v)
+        found = *pull(weight_BKGLM * (weight_grad_BKGLM - delta_BKGL[..., None])), v_grad_BKMH
         return jax.tree.map(lambda total, g: total + g.astype(total.dtype), grads, found)
 
     grads = (q_grad_BKGLH, *key_grads)
@@ -234,13 +240,11 @@ def _see_backward(ring: _Ring, query, q_grad_BKGLH, item):
 
 
 def _scores(ring: _Ring, q_BKGLH, k_BKMH) -> jax.Array:
-    score = jnp.einsum("BKGLH,BKMH->BKGLM", q_BKGLH, k_BKMH, preferred_element_type=jnp.float32)
-    return softcap(score, ring.softcap)
+    return softcap(_product("BKGLH,BKMH->BKGLM", q_BKGLH, k_BKMH), ring.softcap)
 
 
-def _mixed(weight_BKGLM, v_BKMH) -> jax.Array:
-    weight_BKGLM = weight_BKGLM.astype(v_BKMH.dtype)
-    return jnp.einsum("BKGLM,BKMH->BKGLH", weight_BKGLM, v_BKMH, preferred_element_type=jnp.float32)
+def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
 
 
 def _pass_on(ring: _Ring, block):
@@ -262,15 +266,23 @@ def _key_tiles(k_BKMH, v_BKMH, places: Places) -> _Keys:
 
 
 def _tiles(x: jax.Array, dim: int, most: int) -> jax.Array:
-    """Cuts a dim into tiles and puts their number first.
-
-    A tile divides half the dim where it can: in the balanced order halves are far apart.
-    """
-    length = x.shape[dim]
-    half = length // 2 if length % 2 == 0 else length
-    tile = next(size for size in range(min(half, most), 0, -1) if half % size == 0)
-    cut = x.reshape(*x.shape[:dim], length // tile, tile, *x.shape[dim + 1 :])
+    """Cuts a dim into tiles and puts their number first."""
+    tile = _tile(x.shape[dim], most)
+    cut = x.reshape(*x.shape[:dim], -1, tile, *x.shape[dim + 1 :])
     return jnp.moveaxis(cut, dim, 0)
+
+
+def _tile(length: int, most: int) -> int:
+    """The largest tile that divides half the length.
+
+    In the balanced order halves are far apart, and what is hidden is half a shard.
+    """
+    half = _half(length)
+    return next(size for size in range(min(half, most), 0, -1) if half % size == 0)
+
+
+def _half(length: int) -> int:
+    return length // 2 if length % 2 == 0 else length
 
 
 def _whole(tiles: jax.Array, dim: int) -> jax.Array:

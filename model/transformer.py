@@ -336,8 +336,12 @@ def _mix(config, block: Block, places: Places, q_BLNH, k_BKMH, v_BKMH) -> jax.Ar
     """Attention of packed rows over themselves."""
     sink_N = None if block.attention.sink is None else block.attention.sink[...]
     request = (places, block.window, block.scale, sink_N)
-    if config.context == "ring" and sharding.axis_size("context") > 1:
-        return ring.attention(config, q_BLNH, k_BKMH, v_BKMH, *request)
+    num_shards = sharding.axis_size("context")
+    if config.context == "ring" and num_shards > 1:
+        reason = ring.refusal(q_BLNH.shape[1], num_shards)
+        if reason is None:
+            return ring.attention(config, q_BLNH, k_BKMH, v_BKMH, *request)
+        kernel.say_once("ring", reason)
     q_BLNH = sharding.constrain(q_BLNH, "BLNH")
     k_BKMH, v_BKMH = (sharding.constrain(x, "BKMH") for x in (k_BKMH, v_BKMH))
     return kernel.attention(config, q_BLNH, k_BKMH, v_BKMH, *request)

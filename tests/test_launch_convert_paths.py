@@ -1,7 +1,6 @@
 """Where import and export read and write: paths that go up, links, what killed processes left."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,8 @@ from launch.training import load_model
 from model import hf
 from model.sharding import MeshConfig, make_mesh
 from train import checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_a_path_may_go_up(tmp_path, monkeypatch):
@@ -65,17 +66,40 @@ def test_a_place_that_cannot_be_made_is_named(tmp_path):
 
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
     make_source(tmp_path / "source")
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    left = [tmp_path / f".run.{pid}.part" for pid in (dead.pid, os.getpid())]
-    kept = [tmp_path / f".run.{os.getppid()}.part", tmp_path / f".ru.{dead.pid}.part"]
-    for path in (*left, *kept):
-        path.mkdir()
-        (path / "half").write_text("half")
+    code = (
+        "import signal, sys; from pathlib import Path; from launch.console import Progress;"
+        "from launch.newdir import appear\n"
+        "with appear(Path(sys.argv[1]), '--out', Progress()) as part:\n"
+        "    (part / 'half').write_text('half'); print(part, flush=True); signal.pause()"
+    )
+    held = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, f"{tmp_path}/run"], stdout=subprocess.PIPE, cwd=ROOT
+        )
+        for _ in range(2)
+    ]
+    left, living = (Path(process.stdout.readline().decode().strip()) for process in held)
+    held[0].kill()
+    held[0].wait()
+    other = tmp_path / ".ru.00000000.part"
+    other.mkdir()
     code, _, err = door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+    held[1].kill()
+    for process in held:
+        process.communicate()
     assert code == 0, err
-    assert sorted(tmp_path.iterdir()) == sorted([*kept, tmp_path / "run", tmp_path / "source"])
-    assert [f"removed {path}, which a process" in err for path in (*left, *kept)] == [1, 1, 0, 0]
+    kept = [living, other, tmp_path / "run", tmp_path / "source"]
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+    assert f"removed {left}, which a killed process has left" in err
+
+
+@pytest.mark.parametrize("stray", ["special_tokens_map.json", "README.md"])
+def test_a_link_to_a_file_of_ours_is_not_followed(tmp_path, stray):
+    make_source(tmp_path / "source")
+    (tmp_path / "secret").write_text("{}")
+    (tmp_path / "source" / stray).symlink_to(tmp_path / "secret")
+    code, _, err = door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+    assert code == 2 and f"{stray}: a link to {tmp_path}/secret, out of its directory" in err
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,7 @@ def test_stages_are_refused_because_cudnn_cannot_batch_its_mask(cuda, monkeypatc
 
 
 def test_what_the_mesh_says_reaches_the_choice(cuda, caplog):
-    kernel._say_once.cache_clear()
+    kernel.say_once.cache_clear()
     q, k, v, _, _ = make_arrays(dtype=jnp.bfloat16)
     call = functools.partial(kernel.attention, make_config("splash"))
     with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(stage=2, context=2, tensor=2))):
@@ -345,14 +345,14 @@ def test_refusal(name, base, change, words):
 def test_choice_falls_to_the_next_kernel_and_says_so_once(
     caplog, wanted, request_, chosen, refused
 ):
-    kernel._say_once.cache_clear()
+    kernel.say_once.cache_clear()
     assert [kernel.choose(wanted, request_) for _ in range(3)] == [chosen] * 3
     assert [record.args[0] for record in caplog.records] == refused
     assert all(record.levelno == logging.WARNING for record in caplog.records)
 
 
 def test_a_kernel_of_another_platform_still_gives_the_reference(caplog):
-    kernel._say_once.cache_clear()
+    kernel.say_once.cache_clear()
     arrays = make_arrays(L=256)
     found = by_kernel(make_config("splash", 5.0), *arrays, PLACES, 40)
     assert_same(found, reference(*arrays, PLACES, 40, 5.0), rtol=0, atol=0)

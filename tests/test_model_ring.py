@@ -1,7 +1,5 @@
 """Ring attention against the float32 reference, tile by tile; the balanced order."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,10 +139,43 @@ def test_text_order_undoes_the_balanced_order(num_shards):
     np.testing.assert_array_equal(ring.text_order(laid_out, 1, num_shards), x)
 
 
-def test_rows_that_the_axis_does_not_divide_are_refused():
-    q, k, v, _, _ = make_arrays(length=30)
-    places = Places(jnp.arange(30)[None].repeat(B, 0), jnp.ones((B, 30), jnp.int32))
-    mesh = sharding.make_mesh(sharding.MeshConfig(context=8))
-    call = functools.partial(ring.attention, make_config())
-    with jax.set_mesh(mesh), pytest.raises(ValueError, match="rows are 30 long; they must divide"):
-        call(q, k, v, places, 0, 0.3, None)
+@pytest.mark.parametrize(
+    ("length", "num_shards", "words"),
+    [
+        (64, 4, None),
+        (2 * 4096, 2, None),
+        (2 * 31, 2, None),  # one tile
+        (95, 2, "95 long, and 2 context shards do not divide"),
+        (2 * 1042, 2, "a shard's 1042 cannot be cut into tiles"),
+    ],
+)
+def test_what_cannot_go_round_is_said(length, num_shards, words):
+    reason = ring.refusal(length, num_shards)
+    assert reason is None if words is None else words in reason
+
+
+def test_gradients_in_bfloat16_keep_their_differences_in_float32():
+    """Values with a common offset: the gradient of a score is a small difference of large sums."""
+    places = make_places(False, np.arange(L))
+    q, k, v, _, probe = make_arrays()
+    narrow = [x.astype(jnp.bfloat16) for x in (q / 3, k / 3 + 1, v / 3 + 4, probe / 3 + 1)]
+    wide = [x.astype(jnp.float32) for x in narrow]
+    mask = visible(places, places, 0)
+
+    def plainly(q, k, v, _):
+        return attend(q, k, v, mask, 0.3)
+
+    def error(call, q, k, v, probe):
+        wanted = run(
+            lambda q, k, v, _: attend(q, k, v, mask, 0.3), places, *wide[:3], None, wide[3]
+        )
+        found = run(call, places, q, k, v, None, probe)[1].astype(jnp.float32)
+        return jnp.linalg.norm(found - wanted[1]) / jnp.linalg.norm(wanted[1])
+
+    def by_ring(q, k, v, _):
+        return ring.attention(make_config(), q, k, v, places, 0, 0.3, None)
+
+    plain = error(plainly, *narrow)
+    with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(context=2), jax.devices()[:2])):
+        found = error(by_ring, *narrow)
+    assert found < 1.5 * plain

@@ -61,7 +61,7 @@ class Checkpointer:
 
         Raises:
           BadInput: the checkpoint was written under another configuration, or by code whose
-            state has other names or shapes.
+            state has other names or shapes; or it is damaged.
         """
         step = self._manager.latest_step()
         if step is None:
@@ -71,10 +71,11 @@ class Checkpointer:
         abstract = jax.tree.map(
             ocp.utils.to_shape_dtype_struct, dict(zip(TREES, (params, rest), strict=True))
         )
-        _refuse_other_shapes(self._manager, step, abstract)
         trees = {item: ocp.args.StandardRestore(tree) for item, tree in abstract.items()}
         wanted = ocp.args.Composite(**trees, loader=ocp.args.JsonRestore())
-        found = self._manager.restore(step, args=wanted)
+        with _as_damage(Path(self._manager.directory) / str(step)):
+            _refuse_other_shapes(self._manager, step, abstract)
+            found = self._manager.restore(step, args=wanted)
         return step, found.params, found.rest, found.loader
 
     def wait(self) -> None:
