@@ -150,8 +150,9 @@ def _token_ids(
                 f"config.json: {key} is {value!r}; it must be an id, a list of them, or null"
             )
         known = [i for i in ids if 0 <= i < vocab_size]
-        if len(known) < len(ids) and value != -1:
-            note(f"{key} is {value!r}, and the model has {vocab_size} ids: left out")
+        beyond = [i for i in ids if i not in known and i != -1]
+        if beyond:
+            note(f"{key} names {beyond}, and the model has {vocab_size} ids: left out")
         if known:
             found[key] = known if isinstance(value, list) else known[0]
     return found

@@ -155,8 +155,8 @@ def test_names_that_a_checkpoint_lacks_are_damage(tmp_path):
     ("given", "found", "noted"),
     [
         ({"pad_token_id": -1}, {"bos_token_id": 1, "eos_token_id": [0, 1]}, ""),
-        ({"bos_token_id": 50256}, {"eos_token_id": [0, 1]}, "bos_token_id is 50256"),
-        ({"eos_token_id": [1, 9999]}, {"bos_token_id": 1, "eos_token_id": [1]}, "[1, 9999]"),
+        ({"bos_token_id": 50256}, {"eos_token_id": [0, 1]}, "bos_token_id names [50256], and"),
+        ({"eos_token_id": [1, 9999]}, {"bos_token_id": 1, "eos_token_id": [1]}, "names [9999]"),
     ],
 )
 def test_ids_that_the_vocabulary_lacks_are_left_out(tmp_path, given, found, noted):
