@@ -1,0 +1,50 @@
+"""The one form of a document, whatever it was read from."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+NO_META: Mapping[str, Any] = MappingProxyType({})
+MARKUPS = ("plain", "html", "latex", "wikitext", "code")
+
+
+class Record(NamedTuple):
+    """One record of a file, as a reader gives it.
+
+    Attributes:
+        number: its number in the file, from 1.
+        text: what it holds, in the markup named; '' where it is broken.
+        why: why it is broken, '' where it is not; a broken record is counted and passed over.
+        url: where it was found, '' if nowhere.
+        date: ISO 8601 date or time, '' if unknown.
+        language: ISO 639 code that the source itself states, '' if none. Of code: its language.
+        markup: what `text` is written in, one of MARKUPS.
+        meta: whatever else is known, of JSON types.
+    """
+
+    number: int
+    text: str
+    why: str = ""
+    url: str = ""
+    date: str = ""
+    language: str = ""
+    markup: str = "plain"
+    meta: Mapping[str, Any] = NO_META
+
+
+# `source` is the file inside the source, with the record's number where a file has several; `id`
+# adds the domain, and the part's number where a text was cut. `meta` is a JSON object.
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("domain", pa.string()),
+        ("language", pa.string()),
+        ("url", pa.string()),
+        ("date", pa.string()),
+        ("text", pa.large_string()),
+        ("meta", pa.string()),
+    ]
+)

@@ -1,0 +1,288 @@
+"""Rows of named values as records: which field holds the text, the URL, the date, the language."""
+
+import datetime
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from email import utils
+from typing import Any, NamedTuple
+
+from data.document import Record
+
+TEXT_NAMES = ("text", "content", "body", "raw_content", "markdown", "document")
+URL_NAMES = ("url", "source_url", "uri", "link")
+DATE_NAMES = ("date", "timestamp", "created", "created_at", "published", "crawl_date")
+LANGUAGE_NAMES = ("language", "lang")
+# Lists of turns, and what the speaker and the words of a turn are called: chat data, ShareGPT.
+TALK_NAMES = ("messages", "conversations")
+SPEAKER_NAMES, WORDS_NAMES = ("role", "from"), ("content", "value")
+
+MAX_META_FIELDS = 16
+MAX_META_CHARS = 200
+MAX_NAMED_FIELDS = 20
+MAX_INTEGER = 1 << 63
+
+DATE_TIME = re.compile(
+    r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d(?::\d\d(?:\.\d+)?)?) ?(Z|UTC|[+-]\d\d:?\d\d)?", re.ASCII
+)
+DATE_ONLY = re.compile(r"\d{4}(?:-\d\d(?:-\d\d)?)?", re.ASCII)
+# 20200102 and 20200102030405, as archives write them.
+COMPACT_DATE = re.compile(r"((?:19|20)\d\d)(\d\d)(\d\d)(?:(\d\d)(\d\d)(\d\d))?", re.ASCII)
+# RFC 5322, section 3.3.
+MAIL_DATE = re.compile(r"(?:[A-Za-z]{3}, )?\d{1,2} [A-Za-z]{3} \d{4} \d\d:\d\d.*", re.ASCII)
+# Epoch seconds are believed from 1973 on; above these, they are milli-, micro-, nanoseconds.
+MIN_EPOCH = 1e8
+EPOCH_UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
+LANGUAGE = re.compile(r"([A-Za-z]{2,3})(?:[-_][\w-]+)?")
+# ISO 639-3 codes followed by their ISO 639-1 codes: https://iso639-3.sil.org/.
+PAIRS = """
+aaraa abkab afraf akaak amham araar argan asmas avaav aveae aymay azeaz bakba bambm belbe benbn
+bisbi bodbo bosbs brebr bulbg catca cescs chach chece chucu chvcv corkw cosco crecr cymcy danda
+deude divdv dzodz ellel engen epoeo estet euseu eweee faofo fasfa fijfj finfi frafr fryfy fulff
+glagd glega glggl glvgv grngn gujgu hatht hauha hbssh hebhe herhz hinhi hmoho hrvhr hunhu hyehy
+iboig idoio iiiii ikuiu ileie inaia indid ipkik islis itait javjv jpnja kalkl kankn kasks katka
+kaukr kazkk khmkm kikki kinrw kirky komkv konkg korko kuakj kurku laolo latla lavlv limli linln
+litlt ltzlb lublu luglg mahmh malml marmr mkdmk mlgmg mltmt monmn mrimi msams myamy nauna navnv
+nblnr ndend ndong nepne nldnl nnonn nobnb norno nyany ocioc ojioj orior ormom ossos panpa plipi
+polpl porpt pusps quequ rohrm ronro runrn rusru sagsg sansa sinsi slksk slvsl smese smosm snasn
+sndsd somso sotst spaes sqisq srdsc srpsr sswss sunsu swasw swesv tahty tamta tattt telte tgktg
+tgltl thath tirti tonto tsntn tsots tuktk turtr twitw uigug ukruk urdur uzbuz venve vievi volvo
+wlnwa wolwo xhoxh yidyi yoryo zhaza zhozh zulzu
+"""
+TWO_LETTERS = {pair[:3]: pair[3:] for pair in PAIRS.split()}
+NO_LANGUAGE = ("und", "mul", "mis", "zxx")
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What a row's fields are called; '' takes the first usual name that is there.
+
+    Attributes:
+        text: usual names are TEXT_NAMES, of those that hold a string; else a conversation, in
+            one of TALK_NAMES.
+        url, date, language: usual names are URL_NAMES, DATE_NAMES and LANGUAGE_NAMES.
+    """
+
+    text: str
+    url: str
+    date: str
+    language: str
+
+
+class Layout(NamedTuple):
+    """Which fields of a row are what, '' where none is; `why` says why there is no text."""
+
+    texts: tuple[str, ...]
+    url: str
+    date: str
+    language: str
+    others: tuple[str, ...]
+    why: str
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def lay_out(names: tuple[str, ...], fields: Fields) -> Layout:
+    """Tells which fields are what.
+
+    Args:
+        names: the names of a row's fields, or of a table's columns.
+        fields: what the fields are called.
+
+    Returns:
+        The layout; `texts` in the order in which they are tried, `others` in the order of names.
+    """
+    why = ""
+    texts = (fields.text,) if fields.text else (*TEXT_NAMES, *TALK_NAMES)
+    texts = tuple(name for name in texts if name in names)
+    asked = (fields.text, fields.url, fields.date, fields.language)
+    missing = [name for name in asked if name and name not in names]
+    if missing or not texts:
+        wanted = repr(missing[0]) if missing else f"for a text ({', '.join(TEXT_NAMES)})"
+        shown = sorted(names)[:MAX_NAMED_FIELDS]
+        more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+        why = f"no field {wanted}; its fields are {[name[:MAX_META_CHARS] for name in shown]}{more}"
+
+    def choose(name: str, usual: tuple[str, ...]) -> str:
+        return name or next((name for name in usual if name in names), "")
+
+    url = choose(fields.url, URL_NAMES)
+    date = choose(fields.date, DATE_NAMES)
+    language = choose(fields.language, LANGUAGE_NAMES)
+    others = tuple(name for name in names if name not in (url, date, language) and _is_sound(name))
+    return Layout(texts, url, date, language, others, why)
+
+
+def to_record(number: int, row: Mapping[str, Any], layout: Layout) -> Record:
+    """Makes a record of a row.
+
+    Args:
+        number: the row's number, from 1.
+        row: values of JSON types; bytes, which stand for UTF-8; dates and times.
+        layout: which of its fields are what, from `lay_out` of its names.
+
+    Returns:
+        The record: the text, or a conversation's turns as 'role: content' with empty lines
+        between; the date in ISO 8601, '' where it cannot be told; the language as its ISO 639
+        code, '' where it is none. Other fields, and a date or language that says nothing, go to
+        meta if they are finite numbers, truth values or strings of 1 to MAX_META_CHARS, the
+        first MAX_META_FIELDS of them.
+    """
+    if layout.why:
+        return Record(number, "", layout.why)
+    try:
+        name, text = _find_text(row, layout.texts)
+    except ValueError as error:
+        return Record(number, "", str(error))
+    url = date = language = ""
+    rest = layout.others
+    if layout.url and not (url := _to_string(row[layout.url])):
+        rest = (*rest, layout.url)
+    if layout.date and not (date := iso_date(row[layout.date])):
+        rest = (*rest, layout.date)
+    if layout.language and not (language := language_code(row[layout.language])):
+        rest = (*rest, layout.language)
+    meta = {}
+    for other in rest:
+        if other != name and (value := _to_meta(row[other])) is not None:
+            meta[other] = value
+            if len(meta) == MAX_META_FIELDS:
+                break
+    return Record(number, text, "", url, date, language, "plain", meta)
+
+
+def _find_text(row: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, str]:
+    for name in names:
+        value = row[name]
+        if isinstance(value, bytes):
+            try:
+                value = value.decode()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"field {name!r} is not UTF-8: {error}") from error
+        if isinstance(value, list | dict) and (name in TALK_NAMES or len(names) == 1):
+            value = "\n\n".join(_turns(name, value))
+        if isinstance(value, str):
+            if not _is_sound(value):
+                raise ValueError(
+                    f"field {name!r} is not Unicode text: it has half a surrogate pair"
+                )
+            return name, value
+    kind = type(row[names[0]]).__name__
+    raise ValueError(f"field {names[0]!r} is {kind}, not a string")
+
+
+def _turns(name: str, value: list | dict) -> Iterator[str]:
+    """The turns of a conversation: a list of them, or the lists of their parts."""
+    if isinstance(value, dict):
+        lists = {key: part for key, part in value.items() if isinstance(part, list)}
+        value = [
+            dict(zip(lists, parts, strict=True)) for parts in zip(*lists.values(), strict=True)
+        ]
+    num_turns = 0
+    for index, turn in enumerate(value):
+        if not isinstance(turn, dict):
+            raise ValueError(f"{name}[{index}] is {type(turn).__name__}, not a turn of a talk")
+        speaker = next((turn[key] for key in SPEAKER_NAMES if key in turn), None)
+        words = next((turn[key] for key in WORDS_NAMES if key in turn), None)
+        if isinstance(words, list):
+            words = "\n".join(filter(None, (_to_string(part.get("text")) for part in words)))
+        if not _to_string(speaker):
+            raise ValueError(f"{name}[{index}] names no speaker; its fields are {sorted(turn)}")
+        # A turn without words calls a tool.
+        if _to_string(words):
+            num_turns += 1
+            yield f"{_to_string(speaker)}: {_to_string(words)}"
+    if not num_turns:
+        raise ValueError(f"field {name!r} holds no turn with words")
+
+
+def _is_sound(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _to_string(value: Any) -> str:
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    return value.strip() if isinstance(value, str) and _is_sound(value) else ""
+
+
+def _to_meta(value: Any) -> str | float | None:
+    """What is kept of a field for meta, None if nothing is."""
+    if isinstance(value, bytes):
+        value = value[: 4 * MAX_META_CHARS + 1].decode(errors="replace")
+    elif isinstance(value, datetime.date):
+        value = value.isoformat()
+    if isinstance(value, str):
+        return value if 0 < len(value) <= MAX_META_CHARS and _is_sound(value) else None
+    if isinstance(value, int):
+        return value if -MAX_INTEGER <= value < MAX_INTEGER else None
+    return value if isinstance(value, float) and math.isfinite(value) else None
+
+
+def language_code(text: Any) -> str:
+    """A language's ISO 639 code, of two letters where there is one.
+
+    Args:
+        text: a code of two or three letters; what follows after - or _ is dropped.
+
+    Returns:
+        The code in lower case; '' where the text is none, or names no language.
+    """
+    found = LANGUAGE.fullmatch(_to_string(text))
+    code = found[1].lower() if found else ""
+    return "" if code in NO_LANGUAGE else TWO_LETTERS.get(code, code)
+
+
+def iso_date(value: Any) -> str:
+    """A date or time in ISO 8601.
+
+    Args:
+        value: a date; a string in ISO 8601, RFC 5322 or like 20200102030405; or a number: a year,
+            or seconds, milli-, micro- or nanoseconds since 1970 (from 1973 on).
+
+    Returns:
+        ISO 8601, UTC as Z; '' where the value is none of these.
+    """
+    if isinstance(value, datetime.date):
+        return _close(value.isoformat())
+    if isinstance(value, bool) or not isinstance(value, str | bytes | int | float):
+        return ""
+    try:
+        text = f"{value:.0f}" if isinstance(value, float | int) else _to_string(value)
+        return _close(_read_date(text))
+    except (ValueError, TypeError, OverflowError):
+        return ""
+
+
+def _close(iso: str) -> str:
+    return iso.replace("+00:00", "Z")
+
+
+def _read_date(text: str) -> str:
+    if found := DATE_TIME.fullmatch(text):
+        zone = (found[3] or "").replace("UTC", "Z")
+        iso = f"{found[1]}T{found[2]}{zone[:3]}{':' if len(zone) == 5 else ''}{zone[3:]}"
+        datetime.datetime.fromisoformat(iso)
+        return iso
+    if DATE_ONLY.fullmatch(text):
+        datetime.date.fromisoformat(text + "0000-01-01"[len(text) :])
+        return text
+    if MAIL_DATE.fullmatch(text):
+        return utils.parsedate_to_datetime(text).isoformat()
+    if found := COMPACT_DATE.fullmatch(text):
+        day = "-".join(found.groups()[:3])
+        iso = f"{day}T{':'.join(found.groups()[3:])}Z" if found[4] else day
+        datetime.datetime.fromisoformat(iso)
+        return iso
+    number = float(text)
+    if not MIN_EPOCH <= number < math.inf:
+        return ""
+    seconds = next((number / unit for above, unit in EPOCH_UNITS if number >= above), number)
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat()

@@ -1,0 +1,106 @@
+"""Files are found, opened whatever they are packed in, and hashed by content."""
+
+import bz2
+import gzip
+import lzma
+
+import pytest
+import zstandard
+
+from data import files
+from data.errors import BadInput
+
+PACKINGS = {
+    "plain": bytes,
+    "gz": gzip.compress,
+    "gz of two members": lambda data: gzip.compress(data[:5]) + gzip.compress(data[5:]),
+    "zst": zstandard.compress,
+    "zst of two frames": lambda data: zstandard.compress(data[:5]) + zstandard.compress(data[5:]),
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+}
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in ("a.txt", "b.jsonl.gz", "deep/c.txt", "deep/er/d.txt", ".git/config", "deep/.e"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return tmp_path
+
+
+def names(pattern):
+    return [file.name for file in files.find(pattern)]
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("", ["a.txt", "b.jsonl.gz", "deep/c.txt", "deep/er/d.txt"]),
+        ("/a.txt", ["a.txt"]),
+        ("/deep", ["c.txt", "er/d.txt"]),
+        ("/*.txt", ["a.txt"]),
+        ("/**/*.txt", ["a.txt", "deep/c.txt", "deep/er/d.txt"]),
+        ("/deep/?.txt", ["c.txt"]),
+        ("/[ab]*", ["a.txt", "b.jsonl.gz"]),
+        ("/d*", ["deep/c.txt", "deep/er/d.txt"]),
+        ("/nothing*", []),
+        ("/nowhere", []),
+    ],
+)
+def test_files_folders_and_globs(tree, scheme, pattern, expected):
+    assert names(f"{scheme}{tree}{pattern}") == expected
+
+
+def test_several_patterns_give_each_file_once(tree):
+    assert names(f"{tree}/*.txt, {tree}/a.txt,{tree}/deep") == ["a.txt", "c.txt", "er/d.txt"]
+
+
+def test_relative_paths(tree, monkeypatch):
+    monkeypatch.chdir(tree)
+    assert names("*.txt") == names("./*.txt") == names("a.txt") == ["a.txt"]
+    assert names("deep/*") == ["c.txt", "er/d.txt"]
+    assert names(".") == ["a.txt", "b.jsonl.gz", "deep/c.txt", "deep/er/d.txt"]
+    assert names("../" + tree.name + "/deep/er/*") == ["d.txt"]
+
+
+def test_a_file_knows_its_size_and_place(tree):
+    (file,) = files.find(f"{tree}/deep/c.txt")
+    assert (file.num_bytes, file.root) == (len("deep/c.txt"), f"{tree}/deep")
+    with files.open_raw(file.path) as stream:
+        assert stream.read() == b"deep/c.txt"
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_content_is_unpacked_by_what_it_is(tmp_path, packing):
+    content = b"some text, again and again\n" * 5000
+    (tmp_path / "named.txt").write_bytes(PACKINGS[packing](content))
+    with files.open_plain(str(tmp_path / "named.txt")) as stream:
+        assert stream.read() == content
+    assert files.head(str(tmp_path / "named.txt")) == content[: files.HEAD_BYTES]
+
+
+@pytest.mark.parametrize("packing", ["gz", "zst", "bz2", "xz"])
+def test_the_head_of_what_breaks_off_is_what_is_there(tmp_path, packing):
+    content = bytes(range(256)) * 4000
+    packed = PACKINGS[packing](content)
+    (tmp_path / "cut").write_bytes(packed[: len(packed) // 2])
+    assert content.startswith(files.head(str(tmp_path / "cut")))
+
+
+def test_hashes_follow_the_content(tmp_path):
+    for name, content in (("a", b"x" * 3_000_000), ("b", b"x" * 3_000_000), ("c", b"y")):
+        (tmp_path / name).write_bytes(content)
+    hashes = [files.hash_content(str(tmp_path / name)) for name in "abc"]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize("path", ["ftpx://host/file", "s3"])
+def test_stores_that_are_unknown_are_bad_input(path):
+    if "://" in path:
+        with pytest.raises(BadInput, match="ftpx://host/file: cannot be listed"):
+            files.find(path)
+    else:
+        assert files.find(path) == []
