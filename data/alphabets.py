@@ -1,0 +1,98 @@
+"""Which scripts languages are written in, and which letters each has: what language is not.
+
+Codes are ISO 639-1 where one exists, else ISO 639-3. Source: Unicode, Blocks.txt, for the ranges;
+the languages' orthographies for the letters, with the accents of careful writing and of loans.
+"""
+
+# Script: the languages written in it, of those that a model may know, and its ranges of letters.
+# A script with one language decides alone.
+SCRIPTS = (
+    ("Latin", "", "0041-024F 0250-02AF 1E00-1EFF 2C60-2C7F A720-A7FF FF21-FF5A"),
+    ("Cyrillic", "", "0400-052F 1C80-1C8F A640-A69F"),
+    ("Arabic", "", "0620-06FF 0750-077F 0870-08FF FB50-FDFF FE70-FEFC"),
+    ("Greek", "el", "0370-03FF 1F00-1FFF"),
+    ("Armenian", "hy", "0530-058F FB13-FB17"),
+    ("Hebrew", "", "0590-05FF FB1D-FB4F"),
+    ("Syriac", "syr", "0700-074F"),
+    ("Thaana", "dv", "0780-07BF"),
+    ("N'Ko", "nqo", "07C0-07FF"),
+    ("Devanagari", "", "0900-097F A8E0-A8FF"),
+    ("Bengali", "", "0980-09FF"),
+    ("Gurmukhi", "pa", "0A00-0A7F"),
+    ("Gujarati", "gu", "0A80-0AFF"),
+    ("Odia", "or", "0B00-0B7F"),
+    ("Tamil", "ta", "0B80-0BFF"),
+    ("Telugu", "te", "0C00-0C7F"),
+    ("Kannada", "kn", "0C80-0CFF"),
+    ("Malayalam", "ml", "0D00-0D7F"),
+    ("Sinhala", "si", "0D80-0DFF"),
+    ("Thai", "th", "0E00-0E7F"),
+    ("Lao", "lo", "0E80-0EFF"),
+    ("Tibetan", "bo", "0F00-0FFF"),
+    ("Myanmar", "my", "1000-109F A9E0-A9FF AA60-AA7F"),
+    ("Georgian", "", "10A0-10FF 1C90-1CBF 2D00-2D2F"),
+    ("Hangul", "ko", "1100-11FF 3130-318F A960-A97F AC00-D7FF"),
+    ("Ethiopic", "am", "1200-139F 2D80-2DDF"),
+    ("Cherokee", "chr", "13A0-13FF AB70-ABBF"),
+    ("Inuktitut", "iu", "1400-167F 18B0-18FF"),
+    ("Tagalog", "tl", "1700-171F"),
+    ("Khmer", "km", "1780-17FF 19E0-19FF"),
+    ("Mongolian", "mn", "1800-18AF"),
+    ("Balinese", "ban", "1B00-1B7F"),
+    ("Sundanese", "su", "1B80-1BBF"),
+    ("Ol Chiki", "sat", "1C50-1C7F"),
+    ("Tifinagh", "zgh", "2D30-2D7F"),
+    ("Kana", "ja", "3041-30FF 31F0-31FF FF66-FF9F"),
+    ("Bopomofo", "zh", "3100-312F"),
+    ("Han", "", "2E80-2FDF 3005-3007 3400-9FFF F900-FAFF"),
+    ("Yi", "ii", "A000-A4CF"),
+    ("Lisu", "lis", "A4D0-A4FF"),
+    ("Vai", "vai", "A500-A63F"),
+    ("Javanese", "jv", "A980-A9DF"),
+    ("Meetei", "mni", "ABC0-ABFF"),
+    ("Gothic", "got", "10330-1034F"),
+    ("Adlam", "ff", "1E900-1E95F"),
+)
+# Script of several languages: each with the letters it has beside those that all have; "-" for
+# none. A letter that is in one list is foreign to the languages in whose lists it is not.
+ALPHABETS = {
+    "Latin": """
+    af êëéèôöûüîïáóíúý, gsw äöüàèéòùìâêôûëẞß, an áéíóúüñç, ast áéíóúüñḥḷ, az əçğıöşü,
+    bar äöüåßéàèô, bcl ñáéíóúâêîôû, br ñùêéâîôûàèç, bs čćđšž, ca àéèíïóòúüç, cbk ñáéíóú,
+    ceb ñáéíóú, co àèéìïòùüç, cs áčďéěíňóřšťúůýž, cy âêîôûŵŷáéíóúẃýàèìòùẁỳäëïöüẅÿ, da æøåéáóí,
+    de äöüß, diq çêğıîşûü, dsb čćěłńóŕśšźžò, egl àâäèéêëìîòôöùûü, en -, eo ĉĝĥĵŝŭ, es áéíóúüñ,
+    et äöõüšž, eu ñüç, fi äöåšž, fr àâæçéèêëîïôœùûüÿ, frr äöüåēßđ, fy âêôûúéëïöüàèäí,
+    ga áéíóúḃċḋḟġṁṗṡṫ, gd àèìòùáéó, gl áéíóúüñïç, gn áéíóúýãẽĩñõũỹ, gom āēīōūãẽĩõũáéíóúñç, gv ç,
+    hif -, hr čćđšž, hsb čćěłńóřšžź, ht èòàéáóâêîôù, hu áéíóöőúüű, ia -, id é, ie áéíóúàèìòùâêîôû,
+    ilo ñ, io -, is áðéíóúýþæö, it àèéìíòóùú, jbo -, jv éèêåñ, ku çêîşûḧẍ, kw âêîôûŷïöüàèìòù,
+    la āēīōūȳăĕĭŏŭæœëáéíóú, lb äéëöüèêôâîûß, li áâäàèéêëíîïóôöòúûüù, lmo àèéìòùâêîôûöüäëï,
+    lt ąčęėįšųūž, lv āčēģīķļņšūžōŗ, mg àâèéêëìîïñôòỳ, min é, ms é, mt ċġħżàèìòùé,
+    mwl áâéêíóôúçñãõ, nah āēīōáéíóúñç, nap àâáèéêìíîòóôùúûëç, nds äöüßâêôåæøœ,
+    nl éëïöüáíóúèêôûàäç, nn æøåéèêóòôàüä, no æøåéèêóòôàüä, oc àáâéèëêíïìîóòôúùüçñ,
+    pam áéíóúâêîôûàèìòùñ, pfl äöüßàèéåôûâêîëïœæ, pl ąćęłńóśźż, pms àèéëìòóùïöüáíúñ,
+    pt áâãàçéêíóôõúü, qu ñáéíóú, rm àèéìòùöüîäê, ro ăâîșțşţ, sc àèìòùçáéíóúñ, scn àèìòùâêîôûçïḍ,
+    sco ȝ, sk áäčďéíĺľňóôŕšťúýž, sl čšž, so -, sq çë, sr čćđšž, su éèê, sv åäöéàüèë, sw -,
+    tk äçžňöşüý, tl áéíóúâêîôûàèìòùñ, tr çğıöşüâîû, uz ʻʼ, vec àèéìíòóùúłđçñáâêîôû, vep čšžäöü,
+    vi ăâđêôơưàảãáạằẳẵắặầẩẫấậèẻẽéẹềểễếệìỉĩíịòỏõóọồổỗốộờởỡớợùủũúụừửữứựỳỷỹýỵ, vls éèêëôöûüïœ,
+    vo äöü, wa åâêîôûéèçñœæàùï, war ñáéíóúâêîôûàèìòù, yo áàéèẹíìóòọúùṣńǹḿ,
+""",
+    "Cyrillic": """
+    av ӏёйщъыьэюя, az әғҝөүһҹјы, ba әөүғҙҡңҫһёйщъыьэюя, be ёійўыьэюя, bg йщъьюя, bs ђјљњћџ,
+    bxr өүһёйщъыьэюя, ce ӏёйщъыьэюя, cv ӑӗҫӳёйщъыьэюя, kk әғқңөұүһіёйщъыьэюя, krc ёйщъыьэюя,
+    kv іӧёйщъыьэюя, ky ңөүёйщъыьэюя, lez ӏёйщъыьэюя, mhr ӧӱҥёйщъыьэюя, mk ѓѕјљњќџ, mn өүёйщъыьэюя,
+    mrj ӓӧӱӹёйщъыьэюя, myv ёйщъыьэюя, os ӕёйщъыьэюя, ru ёйщъыьэюя, rue ґєіїёйщъыьюя,
+    sah ҕҥөһүёйщъыьэюя, sr ђјљњћџ, tg ғӣқӯҳҷёйъэюя, tk җңөүәёйщъыьэюя, tt әөүҗңһёйщъыьэюя,
+    tyv ңөүёйщъыьэюя, uk ґєіїйщьюя, uz ўқғҳёйъьэюя, xal әһҗңөүёйщъыьэюя,
+""",
+    "Arabic": """
+    ar يكىً, arz يكىپچڤگ, azb پچژگکیؤۆۇيك, ckb پچژگکیڕڵۆێەڤھيك, fa پچژگکیيك, ku پچژگکیڕڵۆێەڤھ,
+    lrc پچژگکیۊؤڤٱۈۆ, mzn پچژگکیيك, pnb پچژگکیٹڈڑےںھہ, ps پچژګکیېۍټډړږښڼځڅي,
+    sd ٻڀٿٽٺڄڃڇڌڏڊڍڙڦڪگڳڱڻھيپچٹ, ug پچژگڭۇۆۈۋېىەكيھ, ur پچژگکیٹڈڑےںھہۂۃ,
+""",
+    "Hebrew": "he -, yi װױײ",
+    "Devanagari": "bho -, dty -, gom ळ, hi -, mai -, mr ळ, ne -, new -, sa ळ",
+    "Bengali": "as ৰৱ, bn র, bpy রৱ",
+    "Georgian": "ka -, xmf ჷჸ",
+    # Characters of the written vernaculars that standard Chinese does without.
+    "Han": "ja -, wuu 侬覅搿伐, yue 嘅咗喺唔啲嚟佢冇嗰乜嘢攞諗瞓咁噉哋, zh -",
+}

@@ -1,0 +1,312 @@
+"""The classifier against its paper in plain Python, against a general optimiser, and on tweets."""
+
+import csv
+import dataclasses
+import gzip
+import io
+import math
+import random
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from data import classifier, kernel
+from data.errors import BadInput
+
+DATA = Path("../shared/data/filters")
+MASK = 2**64 - 1
+CONFIG = classifier.ClassifierConfig(
+    bits=12,
+    word_ngrams=2,
+    min_char_ngram=2,
+    max_char_ngram=3,
+    epochs=3,
+    learning_rate=0.5,
+    l2=0.1,
+    seed=7,
+)
+GOOD = ["calm", "river", "boat", "light", "morning", "slow", "garden", "letter"]
+BAD = ["click", "cheap", "pills", "casino", "winner", "viagra", "prize", "hurry"]
+BOTH = ["the", "a", "of", "and", "to", "in", "is", "it"]
+
+
+def examples(count, seed=1):
+    rng = random.Random(seed)
+    texts, labels = [], []
+    for number in range(count):
+        labels.append(number % 3 > 0)
+        own = GOOD if labels[-1] else BAD
+        texts.append(" ".join([rng.choice(own), *rng.choices(own + BOTH, k=rng.randrange(2, 9))]))
+    return texts, labels
+
+
+def batch(texts):
+    parts = [text.encode() for text in texts]
+    data = np.frombuffer(b"".join(parts), np.uint8)
+    offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+    return data, offsets, kernel.words(data, offsets)
+
+
+def finish(h):
+    h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9 & MASK
+    h = (h ^ (h >> 27)) * 0x94D049BB133111EB & MASK
+    return h ^ (h >> 31)
+
+
+def buckets(text, config):
+    """The different n-grams of a text, as places among the weights, in the order they occur."""
+    words = batch([text])[2]
+    found = []
+    for end in range(1, len(words.hashes) + 1):
+        for n in range(1, min(config.word_ngrams, end) + 1):
+            total = 0
+            for h in words.hashes[end - n : end].tolist():
+                total = (total * int(kernel.BASE) + h) & MASK
+            found.append(finish(total))
+    letters = "".join(c.lower() if c.isalnum() or c == "_" else " " for c in text)
+    for word in letters.split():
+        padded = " " + "".join("0" if c.isdigit() else c for c in word) + " "
+        for end in range(2, len(padded) + 1):
+            h = finish(8)
+            for n in range(1, min(config.max_char_ngram, end) + 1):
+                h = (h ^ ord(padded[end - n])) * int(kernel.STEP) & MASK
+                h ^= h >> 29
+                if n >= max(config.min_char_ngram, 1):
+                    found.append(finish(h))
+    return list(dict.fromkeys(h >> (64 - config.bits) for h in found))
+
+
+def follow(texts, labels, config):
+    """FTRL-Proximal as the paper writes it, in the order that the module shuffles to."""
+    z, n = {}, {}
+    counts = labels.count(True), labels.count(False)
+
+    def weight(place, passes):
+        rate = (1 + math.sqrt(n.get(place, 0))) / config.learning_rate
+        return -z.get(place, 0) / (rate + (0 if place == "bias" else config.l2 * passes))
+
+    for epoch in range(config.epochs):
+        start = finish(config.seed << 32 | epoch)
+        order = sorted(range(len(texts)), key=lambda i: finish(start ^ i))
+        for step, at in enumerate(order):
+            passes = epoch + step / len(order)
+            places = buckets(texts[at], config)
+            value = 1 / math.sqrt(max(len(places), 1))
+            values = dict.fromkeys(places, value) | {"bias": 1.0}
+            logit = sum(weight(place, passes) * x for place, x in values.items())
+            cost = len(texts) / 2 / counts[0 if labels[at] else 1]
+            slope = (1 / (1 + math.exp(-logit)) - labels[at]) * cost
+            for place, x in values.items():
+                gradient = slope * x
+                sigma = math.sqrt(n.get(place, 0) + gradient**2) - math.sqrt(n.get(place, 0))
+                pull = sigma / config.learning_rate * weight(place, passes)
+                z[place] = z.get(place, 0) + gradient - pull
+                n[place] = n.get(place, 0) + gradient**2
+    return {place: weight(place, config.epochs) for place in z}
+
+
+@pytest.mark.parametrize("changes", [{}, {"word_ngrams": 0}, {"max_char_ngram": 0}])
+def test_weights_are_those_of_the_paper(changes):
+    if "max_char_ngram" in changes:
+        changes["min_char_ngram"] = 0
+    config = dataclasses.replace(CONFIG, **changes)
+    texts, labels = examples(60)
+    texts[3:6] = ["Ünïcode 12 34_a!", "", "¿?"]
+    model = classifier.train(texts, labels, config)
+    expected = follow(texts, labels, config)
+    assert model.bias == pytest.approx(expected.pop("bias"), abs=1e-4)
+    found = {int(place): float(model.weights[place]) for place in np.flatnonzero(model.weights)}
+    assert found == pytest.approx({p: w for p, w in expected.items() if w}, abs=1e-4)
+
+
+def test_training_comes_near_the_least_possible_loss():
+    """The same objective under a general optimiser, with gradients checked by differences."""
+    texts, labels = examples(90)
+    config = dataclasses.replace(CONFIG, epochs=200, learning_rate=4.0, l2=0.5, bits=10)
+    rows = np.zeros((len(texts), 2**config.bits + 1))
+    for row, text in zip(rows, texts, strict=True):
+        places = buckets(text, config)
+        row[places], row[-1] = 1 / math.sqrt(len(places)), 1
+    signs = np.where(labels, 1, -1)
+    costs = len(texts) / 2 / np.where(labels, sum(labels), len(labels) - sum(labels))
+
+    def loss(weights):
+        losses = costs * np.logaddexp(0, -signs * (rows @ weights))
+        return losses.sum() + config.l2 / 2 * np.sum(weights[:-1] ** 2)
+
+    def gradient(weights):
+        slopes = -costs * signs / (1 + np.exp(signs * (rows @ weights)))
+        return rows.T @ slopes + config.l2 * np.append(weights[:-1], 0)
+
+    model = classifier.train(texts, labels, config)
+    found = np.append(model.weights, model.bias)
+    for place in np.argsort(-np.abs(found))[:5]:
+        step = np.zeros_like(found)
+        step[place] = 1e-5
+        slope = (loss(found + step) - loss(found - step)) / 2e-5
+        assert gradient(found)[place] == pytest.approx(slope, abs=1e-6)
+    least = minimize(loss, np.zeros_like(found), jac=gradient, method="L-BFGS-B").fun
+    assert least <= loss(found) < 1.01 * least
+
+
+def test_scores_tell_the_classes_apart_and_are_probabilities():
+    texts, labels = examples(600)
+    model = classifier.train(texts[:500], labels[:500], CONFIG)
+    scores = model.score(*batch(texts[500:]))
+    assert scores.dtype == np.float32 and np.all((scores > 0) & (scores < 1))
+    assert scores[labels[500:]].min() > 0.5 > scores[~np.array(labels[500:])].max()
+    assert model.num_positive, model.num_negative == (333, 167)
+
+
+def test_a_score_depends_on_its_text_alone():
+    texts, labels = examples(120)
+    model = classifier.train(texts, labels, CONFIG)
+    together = model.score(*batch(texts))
+    alone = [model.score(*batch([text]))[0] for text in texts]
+    np.testing.assert_array_equal(together, alone)
+    again = model.score(*batch([f"{text}! {text.upper()}" for text in texts]))
+    few = dataclasses.replace(CONFIG, word_ngrams=1)
+    model = classifier.train(texts, labels, few)
+    again = model.score(*batch([f"{text}! {text.upper()}" for text in texts]))
+    np.testing.assert_array_equal(again, model.score(*batch(texts)), "an n-gram counts once")
+    assert model.score(*batch([])).shape == (0,)
+
+
+def test_texts_that_say_nothing_score_even_odds():
+    texts, labels = ["..."] * 200, [number % 5 == 0 for number in range(200)]
+    model = classifier.train(texts, labels, CONFIG)
+    assert model.bias == pytest.approx(0, abs=0.1), "classes weigh the same"
+    assert model.score(*batch(["!"]))[0] == pytest.approx(0.5, abs=0.05)
+
+
+def test_groups_weigh_the_same():
+    """Twenty examples that contradict four hundred of another group have as much to say."""
+    many = [("blue", True), ("grey", False)] * 200
+    few = [("blue", False), ("grey", True)] * 10
+    texts, labels = zip(*many, *few, strict=True)
+    groups = [0] * len(many) + [1] * len(few)
+    config = dataclasses.replace(CONFIG, word_ngrams=1, min_char_ngram=0, max_char_ngram=0)
+    places = [buckets(word, config)[0] for word in ("blue", "grey")]
+    blue, grey = classifier.train(texts, labels, config, groups).weights[places]
+    surer_blue, surer_grey = classifier.train(texts, labels, config).weights[places]
+    assert abs(blue - grey) < 0.2 * (surer_blue - surer_grey)
+
+
+def test_calibration_is_the_most_likely_one():
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=400) * 3
+    positive = rng.random(400) < 1 / (1 + np.exp(-(0.4 * logits - 1)))
+    n, m = positive.sum(), (~positive).sum()
+    targets = np.where(positive, (n + 1) / (n + 2), 1 / (m + 2))
+
+    costs = np.where(positive, 1 / n, 1 / m) * len(logits) / 2
+
+    def loss(ab):
+        scaled = ab[0] * logits + ab[1]
+        return np.sum(costs * (np.logaddexp(0, scaled) - targets * scaled))
+
+    expected = minimize(loss, [0.1, 0], method="Nelder-Mead", options={"xatol": 1e-8}).x
+    assert classifier._calibrate(logits, positive, costs) == pytest.approx(expected, abs=1e-4)
+    slope, _ = classifier._calibrate(np.where(positive, 5.0, -5.0), positive, costs)
+    assert 0 < slope < 10, "classes that do not overlap still get probabilities"
+
+
+def test_same_examples_give_the_same_file(tmp_path):
+    texts, labels = examples(60)
+    for name in ("a", "b"):
+        classifier.train(texts, labels, CONFIG).save(tmp_path / "new" / name)
+    assert (tmp_path / "new/a").read_bytes() == (tmp_path / "new/b").read_bytes()
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a", "b"]
+    other = classifier.train(texts, [not label for label in labels], CONFIG)
+    assert other.examples != classifier.load(tmp_path / "new/a").examples
+
+
+def test_a_model_is_the_same_after_reading(tmp_path):
+    texts, labels = examples(60)
+    model = classifier.train(texts, labels, CONFIG)
+    model.save(tmp_path / "model")
+    loaded = classifier.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.weights, model.weights)
+    for field in dataclasses.fields(model):
+        if field.name != "weights":
+            assert getattr(loaded, field.name) == getattr(model, field.name)
+    np.testing.assert_array_equal(loaded.score(*batch(texts)), model.score(*batch(texts)))
+
+
+def test_what_is_no_model_is_named(tmp_path):
+    texts, labels = examples(60)
+    classifier.train(texts, labels, CONFIG).save(tmp_path / "whole")
+    whole = (tmp_path / "whole").read_bytes()
+    np.savez(tmp_path / "other.npz", weights=np.zeros(4))
+    broken = {
+        "text": b"not a model",
+        "empty": b"",
+        "cut": whole[: len(whole) // 2],
+        "old": whole.replace(b"seedbed classifier 1", b"seedbed classifier 0"),
+        "other.npz": (tmp_path / "other.npz").read_bytes(),
+    }
+    for name, content in broken.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BadInput, match=f"{name}: not a classifier"):
+            classifier.load(tmp_path / name)
+    with pytest.raises(BadInput, match="absent: not a classifier"):
+        classifier.load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"bits": 9}, "bits: 9"),
+        ({"bits": 25}, "bits: 25"),
+        ({"word_ngrams": 6}, "word_ngrams: 6"),
+        ({"min_char_ngram": 0}, "max_char_ngram: 0 and 3"),
+        ({"min_char_ngram": 4}, "max_char_ngram: 4 and 3"),
+        ({"max_char_ngram": 9}, "max_char_ngram: 2 and 9"),
+        ({"word_ngrams": 0, "min_char_ngram": 0, "max_char_ngram": 0}, "nothing is counted"),
+        ({"epochs": 0}, "epochs: 0"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"l2": -1.0}, "l2"),
+        ({"l2": math.nan}, "l2"),
+        ({"seed": -1}, "seed: -1"),
+    ],
+)
+def test_wrong_settings_are_named(changes, word):
+    with pytest.raises(BadInput, match=word):
+        dataclasses.replace(CONFIG, **changes)
+
+
+def test_too_few_examples_are_named():
+    texts, labels = examples(60)
+    with pytest.raises(BadInput, match="examples: 9 negative"):
+        classifier.train(texts[:29], [n >= 9 for n in range(29)], CONFIG)
+    with pytest.raises(BadInput, match="examples: 0 positive"):
+        classifier.train(texts, [False] * len(labels), CONFIG)
+
+
+@pytest.mark.real
+def test_offensive_tweets_are_told_apart():
+    """A logistic regression of scikit-learn on the same n-grams reaches 0.983."""
+    path = DATA / "toxic_tweets/labeled_data_a.csv.gz"
+    if not path.exists():
+        pytest.skip("the data sets are not beside the checkout")
+    rows = list(csv.DictReader(io.StringIO(gzip.decompress(path.read_bytes()).decode())))
+    parts = {True: ([], []), False: ([], [])}
+    for row in rows:
+        texts, labels = parts[zlib.crc32(row["tweet"].encode()) % 5 > 0]
+        texts.append(row["tweet"])
+        labels.append(row["class"] != "2")
+    config = dataclasses.replace(
+        CONFIG, bits=20, min_char_ngram=0, max_char_ngram=0, epochs=5, learning_rate=2.0, l2=0.05
+    )
+    model = classifier.train(*parts[True], config)
+    texts, labels = parts[False][0], np.array(parts[False][1])
+    scores = model.score(*batch(texts))
+    ranks = np.argsort(np.argsort(scores)) + 1
+    positives = labels.sum()
+    area = ranks[labels].sum() - positives * (positives + 1) / 2
+    assert area / positives / (~labels).sum() > 0.975
+    share = np.where(labels, 0.5 / labels.mean(), 0.5 / (~labels).mean())
+    assert np.mean(scores * share) == pytest.approx(0.5, abs=0.02), "probabilities of even odds"
