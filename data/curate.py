@@ -1,25 +1,34 @@
 """Curation: sources to documents that are clean, different from each other, and split for training.
 
-read -> gates -> exact duplicates -> near-duplicates -> split. Every document that is read is in
-documents.parquet or, with the reason, in dropped.parquet; funnel.json counts them at every step.
+judge (read, gates, keys) -> duplicates by URL, exact, near -> repeated paragraphs -> write. Each
+step is a list of tasks for data.engine, and leaves files that the next one reads; texts stay on
+disk. Every document that is read is in documents/ or, with its fate, in dropped/; funnel.json
+counts them at every step.
 """
 
-import hashlib
+import dataclasses
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from data import dedup, gates, sources
+from data import contamination, dedup, funnel, gates, passes, sources, split
+from data.engine import Engine, Task, key_of
 from data.errors import BadInput
+from data.passes import Part
+from data.shards import link
 
-DROPPED_CHARS = 2000
 MIN_DOCUMENT_BYTES = 1024
+# Files of one domain go into one task up to this size, as stored; a larger one has its own.
+TASK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -27,14 +36,15 @@ class CurateConfig:
     """The curation stage.
 
     Attributes:
-        sources: source by domain name; a name is letters, digits and underscores.
+        sources: source by domain name (letters, digits and underscores); or one path, glob or list
+            of them, whose domains follow from what the files are.
         gates: thresholds of the gates.
-        dedup: settings of near-duplicate detection.
+        dedup: settings of deduplication.
         heldout_fraction: share of the documents' sources held out from training, above 0, to 0.5.
         max_document_bytes: a longer text is cut into several documents.
     """
 
-    sources: Mapping[str, sources.SourceConfig]
+    sources: str | Mapping[str, sources.SourceConfig]
     gates: gates.GateConfig
     dedup: dedup.DedupConfig
     heldout_fraction: float
@@ -42,8 +52,8 @@ class CurateConfig:
 
     def __post_init__(self):
         if not self.sources:
-            raise ValueError("sources: empty; name at least one domain")
-        for domain in self.sources:
+            raise ValueError("sources: empty; name at least one domain, or give a path")
+        for domain in self.sources if not isinstance(self.sources, str) else ():
             if not domain.isidentifier():
                 allowed = "must be letters, digits and underscores, no digit first"
                 raise ValueError(f"sources: domain {domain!r} {allowed}")
@@ -55,194 +65,335 @@ class CurateConfig:
             raise ValueError(f"max_document_bytes: {self.max_document_bytes} {allowed}")
 
 
-def curate(config: CurateConfig, out: Path, log: Callable[[str], None]) -> dict:
-    """Curates all sources into one table of documents.
+class Fates(NamedTuple):
+    """What deduplication decides over all documents.
+
+    Attributes:
+        alive: which stay, bool [documents].
+        dropped: way -> (documents dropped, ascending; those that stay for them, or -1).
+        repeats: (document, paragraph, characters) taken out, int64 [repeats, 3], ascending.
+        largest_cluster: documents in the biggest cluster of near-duplicates.
+    """
+
+    alive: np.ndarray
+    dropped: dict[str, tuple[np.ndarray, np.ndarray]]
+    repeats: np.ndarray
+    largest_cluster: int
+
+
+def fingerprint(config: CurateConfig) -> str:
+    """Hashes all files that the stage reads: sources, lists and models.
+
+    Raises:
+        BadInput: one that is missing.
+    """
+    return f"{sources.fingerprint(config.sources)}-{gates.fingerprint(config.gates)}"
+
+
+def curate(
+    config: CurateConfig,
+    out: Path,
+    cache: Path,
+    engine: Engine,
+    evaluation: Iterable[tuple[str, str]],
+    log: Callable[[str], None],
+) -> dict:
+    """Curates all sources into tables of documents.
 
     Args:
         config: the stage's configuration.
-        out: directory, made if missing; files there of the same names are replaced together.
+        out: directory, made if missing; what it holds of the same names is replaced together.
+        cache: where tasks leave their files; what is there of the same content is taken.
+        engine: what does the tasks.
+        evaluation: (set, text) of what is evaluated, which no document may hold.
         log: takes progress lines.
 
     Returns:
-        The funnel, as written to out/funnel.json: `read`, `kept`, `heldout` (part of kept), each
-        {domain: {documents, bytes}}; `stages`, rows of what is left after each gate and
-        deduplication, {gate, domain, documents, bytes}; `broken`, records passed over, {file,
-        record, why}; `largest_cluster`, the documents in the biggest near-duplicate cluster.
-        Bytes are of UTF-8 text. Also written: out/documents.parquet (id, domain, source, split
-        'train' or 'heldout', text), out/dropped.parquet (id, domain, source, why, duplicate_of,
-        text: its first 2000 characters).
+        The funnel, as data.funnel counts it and out/funnel.json holds it. Also written:
+        out/documents/*.parquet and out/dropped/*.parquet.
 
     Raises:
         BadInput: a source that cannot be read, or a domain of which nothing is left.
     """
-    from data import engine
-
-    raw, broken = _read(config, log)
-    gates_by_domain = {domain: source.gates for domain, source in config.sources.items()}
-    table = engine.gate(raw, config.gates, gates_by_domain)
-    log(f"gates: {len(_left(table))} of {len(table)} documents left")
-    _refuse_lost_domain(table)
-
-    exact = engine.exact_duplicates(_left(table))
-    table = _mark(table, exact, dedup.EXACT)
-    log(f"exact duplicates: {len(exact)} dropped")
-    near = engine.near_duplicates(_left(table), config.dedup)
-    table = _mark(table, near, dedup.NEAR)
-    log(f"near-duplicates: {len(near)} dropped")
-
-    _refuse_lost_domain(table)
-    documents = _split(_left(table), config.heldout_fraction)
-    heldout = documents.filter(pc.equal(documents.column("split"), "heldout"))
-    funnel = {
-        "read": _count(raw, config.sources),
-        "stages": _stages(table, gates_by_domain),
-        "kept": _count(documents, config.sources),
-        "heldout": _count(heldout, config.sources),
-        "broken": broken,
-        "largest_cluster": max(Counter(near.values()).values(), default=0) + 1,
-    }
-    _write(out, documents, _dropped(table, exact, near), funnel)
-    log(f"kept {len(documents)} documents, {len(heldout)} of them held out")
-    return funnel
+    found = sources.survey(config.sources)
+    log(f"{len(found.units)} files in {', '.join(found.sources)}")
+    if found.broken:
+        log(f"passed over {len(found.broken)} files, the first {_name(found.broken[0])}")
+    index = _index(config, found, cache, evaluation)
+    parts = _judge(config, found, cache, engine, index, log)
+    if broken := [row for part in parts for row in part.summary["named"]]:
+        count = sum(part.summary["broken"] for part in parts)
+        log(f"passed over {count} broken records, the first {_name(broken[0])}")
+    _refuse_unread(found, parts)
+    fates = _deduplicate(config.dedup, parts, cache, engine, log)
+    written = _write(config, parts, fates, cache, engine, log)
+    counted = funnel.count(found, parts, [summary for _, summary in written], fates.largest_cluster)
+    _refuse_lost(counted)
+    _publish(out, [folder for folder, _ in written], counted)
+    total = sum(counts["documents"] for counts in counted["kept"].values())
+    log(f"kept {total} documents")
+    return counted
 
 
-def _read(config: CurateConfig, log: Callable[[str], None]) -> tuple[pa.Table, list[dict]]:
-    for domain, source in config.sources.items():
-        sources.list_files(domain, source)  # a wrong path is said before anything is read
-    batches, broken = [], []
-    for domain, source in sorted(config.sources.items()):
-        num_batches = len(batches)
-        batches += sources.read(domain, source, config.max_document_bytes, broken)
-        num_documents = sum(len(batch) for batch in batches[num_batches:])
-        log(f"read {domain}: {num_documents} documents from {source.path}")
-    if broken:
-        first = broken[0]
-        place = f"{first['file']} record {first['record']}"
-        log(f"passed over {len(broken)} broken records, the first {place}: {first['why']}")
-    return pa.Table.from_batches(batches, sources.SCHEMA), broken
+def _index(
+    config: CurateConfig, found: sources.Survey, cache: Path, texts: Iterable[tuple[str, str]]
+) -> tuple[Path, str]:
+    """Writes what decontamination looks for; its path and what it hashes to."""
+    if not any("contamination" in source.gates for source in found.sources.values()):
+        return Path(), ""
+    index = contamination.build(texts, config.gates.contamination_words)
+    if not index.names:
+        return Path(), ""
+    cache.mkdir(parents=True, exist_ok=True)
+    part = cache / "evaluation.part.npz"
+    index.save(part)
+    key = sources.files.hash_content(str(part))
+    return part.replace(cache / f"evaluation-{key}.npz"), key
 
 
-def _left(table: pa.Table) -> pa.Table:
-    return table.filter(pc.equal(table.column("why"), ""))
+def _judge(
+    config: CurateConfig,
+    found: sources.Survey,
+    cache: Path,
+    engine: Engine,
+    index: tuple[Path, str],
+    log: Callable[[str], None],
+) -> list[Part]:
+    models, tasks, domains = gates.fingerprint(config.gates), [], []
+    for units in _groups(found.units):
+        source = found.sources[units[0].domain]
+        content = [(unit.domain, unit.kind, unit.file.name, unit.identity) for unit in units]
+        settings = (config.gates, config.dedup, config.max_document_bytes)
+        plain = [dataclasses.asdict(value) for value in (source, *settings[:2])]
+        del plain[0]["path"], plain[0]["weight"]
+        arguments = {
+            "units": units,
+            "source": source,
+            "config": config.gates,
+            "dedup_config": config.dedup,
+            "max_document_bytes": config.max_document_bytes,
+            "evaluation": str(index[0]) if index[1] else "",
+        }
+        key = key_of("judge", content, plain, settings[2], models, index[1])
+        label = f"{units[0].domain}: {units[0].file.name}"
+        tasks.append(Task(passes.judge, key, arguments, label))
+        domains.append(units[0].domain)
+    done = engine.run(cache / "judged", tasks, lambda line: log(f"reading: {line}"))
+    starts = np.cumsum([0, *(summary["documents"] for _, summary in done)]).tolist()
+    return [
+        Part(domain, folder, summary, start)
+        for domain, (folder, summary), start in zip(domains, done, starts[:-1], strict=True)
+    ]
 
 
-def _mark(table: pa.Table, duplicates: Mapping[str, str], why: str) -> pa.Table:
-    ids, whys = table.column("id").to_pylist(), table.column("why").to_pylist()
-    marked = [why if key in duplicates else old for key, old in zip(ids, whys, strict=True)]
-    index = table.schema.get_field_index("why")
-    return table.set_column(index, "why", pa.array(marked, pa.string()))
+def _groups(units: list[sources.Unit]) -> Iterable[list[sources.Unit]]:
+    """Files of one domain, in order, up to TASK_BYTES; never by the number of workers."""
+    group: list[sources.Unit] = []
+    num_bytes = 0
+    for unit in units:
+        if group and (
+            unit.domain != group[0].domain or num_bytes + unit.file.num_bytes > TASK_BYTES
+        ):
+            yield group
+            group, num_bytes = [], 0
+        group.append(unit)
+        num_bytes += unit.file.num_bytes
+    if group:
+        yield group
 
 
-def _num_bytes(table: pa.Table) -> np.ndarray:
-    return pc.binary_length(table.column("text")).to_numpy().astype(np.int64)
+def _deduplicate(
+    config: dedup.DedupConfig,
+    parts: list[Part],
+    cache: Path,
+    engine: Engine,
+    log: Callable[[str], None],
+) -> Fates:
+    facts = [np.load(part.folder / "facts.npy", mmap_mode="r") for part in parts]
+    alive = np.concatenate([part["alive"] for part in facts])
+    find = partial(_over_ranges, parts, cache, engine)
+    dropped, largest = {}, 1
+    for way in dedup.WAYS:
+        links = np.concatenate(find(dedup.find_links, way, "links.npy", alive))
+        prefer = ("newest",) if way == dedup.URL else config.prefer
+        docs, kept = dedup.resolve(links, _facts_of(np.unique(links), parts, facts), prefer)
+        alive[docs] = False
+        dropped[way] = (docs, kept)
+        if way == dedup.NEAR and len(kept):
+            largest = 1 + int(np.unique(kept, return_counts=True)[1].max())
+        log(f"{way}: {len(docs)} dropped")
+    repeats = np.concatenate(find(dedup.find_repeats, dedup.PARAGRAPHS, "repeats.npy", alive))
+    repeats = repeats[np.lexsort((repeats[:, 1], repeats[:, 0]))]
+    docs, firsts = np.unique(repeats[:, 0], return_index=True)
+    if len(docs):
+        gone = np.add.reduceat(repeats[:, 2], firsts)
+        chars = _facts_of(docs, parts, facts)["chars"].astype(np.int64)
+        docs = docs[chars - gone < np.maximum(1, config.min_left * chars)]
+        alive[docs] = False
+        log(f"{len(repeats)} repeated paragraphs taken out, {len(docs)} documents dropped for it")
+    dropped[dedup.PARAGRAPHS] = (docs, np.full(len(docs), -1))
+    return Fates(alive, dropped, repeats[alive[repeats[:, 0]]], largest)
 
 
-def _count(table: pa.Table, all_domains: Iterable[str]) -> dict:
-    domains = np.array(table.column("domain").to_pylist(), object)
-    num_bytes = _num_bytes(table)
-    return {domain: _tally(num_bytes[domains == domain]) for domain in sorted(all_domains)}
+def _over_ranges(
+    parts: list[Part],
+    cache: Path,
+    engine: Engine,
+    body: Callable,
+    way: str,
+    result: str,
+    alive: np.ndarray,
+) -> list[np.ndarray]:
+    """Runs a task of data.dedup over each range of the keys of a way."""
+    num_keys = sum(part.summary["keys"][way] for part in parts)
+    empty = np.empty((0, 3 if way == dedup.PARAGRAPHS else 2), np.int64)
+    if not num_keys:
+        return [empty]
+    path, list_path = cache / f"alive-{way}.npy", cache / f"parts-{way}.json"
+    np.save(path.with_suffix(".part.npy"), alive)
+    path.with_suffix(".part.npy").replace(path)
+    starts = [part.start for part in parts]
+    dedup.write_parts(list_path, [part.folder / f"{way}.npy" for part in parts], starts)
+    names = key_of([part.folder.name for part in parts])
+    content = [way, names, sources.files.hash_content(str(path))]
+    arguments = {"parts": str(list_path), "alive": str(path)}
+    tasks = [
+        Task(body, key_of(*content, low, high), {**arguments, "low": low, "high": high}, way)
+        for low, high in dedup.ranges(num_keys)
+    ]
+    done = engine.run(cache / way, tasks, lambda _: None)
+    return [empty, *(np.load(folder / result) for folder, _ in done)]
 
 
-def _tally(num_bytes: np.ndarray) -> dict:
-    return {"documents": len(num_bytes), "bytes": int(num_bytes.sum())}
+def _facts_of(
+    docs: np.ndarray, parts: list[Part], facts: list[np.ndarray]
+) -> Mapping[str, np.ndarray]:
+    """Facts of a few documents, in ascending order, out of all parts."""
+    starts = np.array([part.start for part in parts], np.int64)
+    owner = np.searchsorted(starts, docs, side="right") - 1
+    found = np.empty(len(docs), passes.FACTS)
+    for part in np.unique(owner).tolist():
+        mine = owner == part
+        found[mine] = facts[part][docs[mine] - starts[part]]
+    return found
 
 
-def _stages(table: pa.Table, gates_by_domain: Mapping[str, tuple[str, ...]]) -> list[dict]:
-    """Counts what is left after each step, for each domain to which the step applies."""
-    domains = np.array(table.column("domain").to_pylist(), object)
-    whys = np.array(table.column("why").to_pylist(), object)
-    num_bytes = _num_bytes(table)
-    left, rows = np.ones(len(table), bool), []
-    for gate in ("normalise", gates.EMPTY, *gates.NAMES, dedup.EXACT, dedup.NEAR):
-        left &= whys != gate
-        for domain, names in sorted(gates_by_domain.items()):
-            if gate not in gates.NAMES or gate in names:
-                tally = _tally(num_bytes[left & (domains == domain)])
-                rows.append({"gate": gate, "domain": domain, **tally})
-    return rows
+def _write(
+    config: CurateConfig,
+    parts: list[Part],
+    fates: Fates,
+    cache: Path,
+    engine: Engine,
+    log: Callable[[str], None],
+) -> list[tuple[Path, dict]]:
+    fates_path, repeats_path = cache / "fates.parquet", cache / "repeats.npy"
+    table = _fates_table(parts, fates)
+    pq.write_table(table, fates_path)
+    np.save(repeats_path, fates.repeats)
+    heldout = split.choose(config.heldout_fraction, parts, fates.alive)
+    tasks = []
+    docs = table.column("doc").to_numpy()
+    for part in parts:
+        ends = [part.start, part.start + part.summary["documents"]]
+        low, high = np.searchsorted(docs, ends)
+        first, last = np.searchsorted(fates.repeats[:, 0], ends)
+        own = table.slice(low, high - low).to_pydict()
+        own["doc"] = [doc - part.start for doc in own["doc"]]
+        gone = fates.repeats[first:last] - [part.start, 0, 0]
+        key = key_of("write", part.folder.name, own, gone.tolist(), heldout[part.domain])
+        arguments = {
+            "judged": str(part.folder),
+            "start": part.start,
+            "fates": str(fates_path),
+            "repeats": str(repeats_path),
+            "heldout": heldout[part.domain],
+        }
+        tasks.append(Task(passes.write, key, arguments, part.domain))
+    return engine.run(cache / "written", tasks, lambda line: log(f"writing: {line}"))
 
 
-def _refuse_lost_domain(table: pa.Table):
-    whys = {}
-    for domain, why in zip(
-        table.column("domain").to_pylist(), table.column("why").to_pylist(), strict=True
-    ):
-        whys.setdefault(domain, Counter())[why] += 1
-    for domain, counts in sorted(whys.items()):
-        if not counts[""]:
-            why, num_dropped = counts.most_common(1)[0]
+def _fates_table(parts: list[Part], fates: Fates) -> pa.Table:
+    """(doc, why, kept): the id of the one that stays, by documents dropped, ascending."""
+    docs, whys, kept = [np.empty(0, np.int64)], [], [np.empty(0, np.int64)]
+    for way, (gone, staying) in fates.dropped.items():
+        docs.append(gone)
+        kept.append(staying)
+        whys += [way] * len(gone)
+    all_docs, all_kept = np.concatenate(docs), np.concatenate(kept)
+    order = np.argsort(all_docs, kind="stable")
+    ids = _ids(np.unique(all_kept[all_kept >= 0]), parts)
+    names = [ids.get(int(doc), "") for doc in all_kept[order]]
+    return pa.table(
+        {
+            "doc": all_docs[order],
+            "why": pa.array([whys[i] for i in order], pa.string()),
+            "kept": pa.array(names, pa.string()),
+        }
+    )
+
+
+def _ids(docs: np.ndarray, parts: list[Part]) -> dict[int, str]:
+    """Ids of a few documents."""
+    ids = {}
+    for part in parts:
+        mine = docs[(docs >= part.start) & (docs < part.start + part.summary["documents"])]
+        if len(mine):
+            table = pq.read_table(part.folder / "judged.parquet", columns=["id"])
+            found = table.column("id").take(pa.array(mine - part.start)).to_pylist()
+            ids |= dict(zip(mine.tolist(), found, strict=True))
+    return ids
+
+
+def _refuse_unread(found: sources.Survey, parts: list[Part]) -> None:
+    """Refuses a domain in which there was not one document to read."""
+    for domain, source in found.sources.items():
+        mine = [part.summary for part in parts if part.domain == domain]
+        num_files = sum(unit.domain == domain for unit in found.units)
+        if not sum(summary["documents"] for summary in mine):
+            broken = [row for summary in mine for row in summary["named"]]
+            trouble = f"; first trouble: {_name(broken[0])}" if broken else ""
             raise BadInput(
-                f"sources.{domain}: none of its {counts.total()} documents is left; {why!r} took "
-                f"most of them ({num_dropped}); allowed: a threshold that lets some pass, or "
+                f"sources.{domain}.path: {source.path}: not one document in {num_files} file(s) "
+                f"with text_field {source.text_field!r}; a text or a text field with a string is "
+                f"needed{trouble}"
+            )
+
+
+def _name(row: Mapping) -> str:
+    return f"{row['file']} record {row['record']}: {row['why']}"
+
+
+def _refuse_lost(counted: Mapping) -> None:
+    for domain, read in counted["read"].items():
+        if not counted["kept"][domain]["documents"]:
+            took = Counter(
+                {
+                    row["gate"]: row["dropped"]
+                    for row in counted["stages"]
+                    if row["domain"] == domain
+                }
+            )
+            why, most = took.most_common(1)[0]
+            raise BadInput(
+                f"sources.{domain}: none of its {read['documents']} documents is left; {why!r} "
+                f"took most of them ({most}); allowed: a threshold that lets some pass, or "
                 f"sources.{domain}.gates without it"
             )
 
 
-def _split(documents: pa.Table, heldout_fraction: float) -> pa.Table:
-    """Adds the column `split`.
-
-    All documents of one source file or record go to the same side, in every domain: the parts of
-    a book, or a module's docstrings and its code, which holds them too. Where a domain has one
-    source only, its documents are parted one by one. A domain of two or more has some on each side.
-    """
-    ids, names, domains = (
-        documents.column(column).to_pylist() for column in ("id", "source", "domain")
-    )
-    names_of = {}
-    for domain, name in zip(domains, names, strict=True):
-        names_of.setdefault(domain, set()).add(name)
-    groups_of = {}
-    keys = []
-    for key, name, domain in zip(ids, names, domains, strict=True):
-        keys.append((domain, name if len(names_of[domain]) > 1 else key))
-        groups_of.setdefault(domain, set()).add(keys[-1][1])
-    heldout = {
-        (domain, group)
-        for domain, groups in groups_of.items()
-        for group in _heldout_groups(groups, heldout_fraction)
-    }
-    splits = ["heldout" if key in heldout else "train" for key in keys]
-    table = documents.append_column("split", pa.array(splits, pa.string()))
-    return table.select(["id", "domain", "source", "split", "text"])
-
-
-def _heldout_groups(groups: set[str], fraction: float) -> list[str]:
-    """Chooses by a hash of the name, so that a group stays on its side when others come or go."""
-    by_place = sorted((_place(group), group) for group in groups)
-    num_below = sum(place < fraction for place, _ in by_place)
-    num_heldout = min(max(num_below, 1), len(groups) - 1)
-    return [group for _, group in by_place[:num_heldout]]
-
-
-def _place(group: str) -> float:
-    digest = hashlib.blake2b(group.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
-
-
-def _dropped(table: pa.Table, exact: Mapping[str, str], near: Mapping[str, str]) -> pa.Table:
-    dropped = table.filter(pc.not_equal(table.column("why"), ""))
-    kept_ids = []
-    for key in dropped.column("id").to_pylist():
-        kept = exact.get(key, key)  # which may itself have been dropped as a near-duplicate
-        kept = near.get(kept, kept)
-        kept_ids.append(kept if kept != key else "")
-    text = pc.utf8_slice_codeunits(dropped.column("text"), 0, DROPPED_CHARS)
-    return (
-        dropped.select(["id", "domain", "source", "why"])
-        .append_column("duplicate_of", pa.array(kept_ids, pa.string()))
-        .append_column("text", text)
-    )
-
-
-def _write(out: Path, documents: pa.Table, dropped: pa.Table, funnel: dict):
-    """Writes all files under temporary names before the first one gets its own."""
-    import pyarrow.parquet as pq
-
+def _publish(out: Path, folders: list[Path], counted: dict) -> None:
+    """Makes the tables and the funnel appear together, in place of what was there."""
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    for table in ("documents", "dropped"):
+        (part / table).mkdir(parents=True)
+        for number, folder in enumerate(folders):
+            link(folder / f"{table}.parquet", part / table / f"part-{number:05d}.parquet")
+    text = json.dumps(counted, indent=1, ensure_ascii=False) + "\n"
+    (part / "funnel.json").write_text(text, encoding="utf-8")
     out.mkdir(parents=True, exist_ok=True)
-    for name, table in (("documents", documents), ("dropped", dropped)):
-        strings = pa.schema([(column, pa.string()) for column in table.column_names])
-        pq.write_table(table.cast(strings), out / f"{name}.parquet.partial", compression="zstd")
-    text = json.dumps(funnel, indent=1) + "\n"
-    (out / "funnel.json.partial").write_text(text, encoding="utf-8")
-    for name in ("documents.parquet", "dropped.parquet", "funnel.json"):
-        (out / f"{name}.partial").replace(out / name)
+    for name in ("documents", "dropped", "funnel.json"):
+        old = out / name
+        shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+        (part / name).replace(old)
+    part.rmdir()

@@ -1,33 +1,65 @@
-"""Deduplication without an engine: its settings, which documents belong together, who stays."""
+"""Which documents and paragraphs were seen before: keys on disk, grouped range by range.
 
-import hashlib
+Each reading task leaves its keys sorted by hash. A range of hashes is read out of all of them, so
+that memory is bounded by the range, not by the corpus; ranges are independent tasks. What shares a
+key is linked; a cluster is a connected component of links, and one document of it stays.
+"""
+
+import bisect
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-EXACT = "exact_duplicate"
-NEAR = "near_duplicate"
+URL, EXACT, NEAR, PARAGRAPHS = (
+    "url_duplicate",
+    "exact_duplicate",
+    "near_duplicate",
+    "repeated_paragraphs",
+)
+# In the order in which they are looked for; each sees only what the ones before have left.
+WAYS = (URL, EXACT, NEAR)
+PREFERENCES = ("quality", "longest", "newest")
+# 28 bytes each: a range takes about 150 MB while it is grouped.
+KEYS_PER_RANGE = 1 << 21
+
+# `check` are further bits of the hash; `row` is the document in its task; `part` is its paragraph,
+# of so many characters, where paragraphs are compared.
+KEY = np.dtype(
+    [("hash", "<u8"), ("check", "<u8"), ("row", "<u4"), ("part", "<u4"), ("chars", "<u4")]
+)
 
 
 @dataclass(frozen=True)
 class DedupConfig:
-    """MinHash with banding.
+    """What counts as seen before.
 
     Two documents with Jaccard similarity s of their word n-grams share a band, and are taken for
     near-duplicates, with probability 1 - (1 - s ** band_rows) ** num_bands.
 
     Attributes:
-        num_bands: bands of a signature; more find more (14, with 8 rows: half at s = 0.68).
+        num_bands: bands of a MinHash signature; more find more (14, with 8 rows: half at s = 0.68).
         band_rows: permutations in a band; more demand more similarity.
-        ngram_words: words in an n-gram; words are parted by blanks, so a language written without
-            them is compared whole.
+        ngram_words: words in an n-gram; in scripts without blanks each character is a word.
         seed: of the permutations, below 2 ** 32.
+        urls: whether of the documents with one URL only the newest stays.
+        paragraph_chars: a paragraph of at least so many characters that was seen before is taken
+            out; 0 leaves all.
+        min_left: a document is dropped when less than this share of it is left, from 0 to 1.
+        prefer: which of a cluster stays, first by the first of PREFERENCES named; in the end the
+            one that was read first.
     """
 
     num_bands: int
     band_rows: int
     ngram_words: int
     seed: int
+    urls: bool
+    paragraph_chars: int
+    min_left: float
+    prefer: tuple[str, ...]
 
     def __post_init__(self):
         for name in ("num_bands", "band_rows", "ngram_words"):
@@ -35,18 +67,126 @@ class DedupConfig:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed: {self.seed} must be from 0 to 2 ** 32 - 1")
+        if self.paragraph_chars < 0:
+            raise ValueError(f"paragraph_chars: {self.paragraph_chars} must be 0 or more")
+        if not 0 <= self.min_left <= 1:
+            raise ValueError(f"min_left: {self.min_left} must be from 0 to 1")
+        for name in self.prefer:
+            if name not in PREFERENCES:
+                raise ValueError(f"prefer: {name!r} must be one of {', '.join(PREFERENCES)}")
 
 
-def digest(text: str) -> str:
-    """Hashes a normalised text: equal for equal texts, on every machine.
+def write_keys(path: Path, keys: np.ndarray) -> None:
+    """Writes keys as a .npy file, sorted by hash, then document, then part.
 
     Args:
-        text: any text that UTF-8 can write.
+        path: where to.
+        keys: of KEY [keys].
+    """
+    np.save(path, keys[np.lexsort((keys["part"], keys["row"], keys["check"], keys["hash"]))])
+
+
+def write_parts(path: Path, key_files: Sequence[Path], starts: Sequence[int]) -> None:
+    """Writes where the keys of each reading task lie, and the number of its first document."""
+    pairs = [(str(file), start) for file, start in zip(key_files, starts, strict=True)]
+    path.write_text(json.dumps(pairs))
+
+
+def ranges(num_keys: int) -> list[tuple[int, int]]:
+    """Cuts the space of 64-bit hashes into equal ranges [low, high) of KEYS_PER_RANGE keys each."""
+    count = max(1, -(-num_keys // KEYS_PER_RANGE))
+    edges = [2**64 * i // count for i in range(count + 1)]
+    return list(zip(edges, edges[1:], strict=False))
+
+
+def find_links(out: Path, parts: str, low: int, high: int, alive: str) -> dict:
+    """Links documents that share a key of a range to the first one with it; a task's body.
+
+    Args:
+        out: gets links.npy, int64 [links, 2]: the first document, another.
+        parts: a file that `write_parts` wrote: key files of all reading tasks.
+        low, high: the range of hashes.
+        alive: .npy of bool, one a document: the others do not count.
 
     Returns:
-        32 hexadecimal digits (BLAKE2b of 128 bits).
+        {links}.
     """
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    keys, docs = _read_range(parts, low, high, alive)
+    firsts = _firsts(keys)
+    links = np.stack([docs[firsts], docs], 1)[docs[firsts] != docs]
+    links = np.unique(links, axis=0)
+    np.save(out / "links.npy", links)
+    return {"links": len(links)}
+
+
+def find_repeats(out: Path, parts: str, low: int, high: int, alive: str) -> dict:
+    """Finds paragraphs of a range that were seen before, in document order; a task's body.
+
+    Args: as of find_links.
+
+    Returns:
+        {repeats}; out gets repeats.npy, int64 [repeats, 3]: document, paragraph, its characters.
+    """
+    keys, docs = _read_range(parts, low, high, alive)
+    again = _firsts(keys) != np.arange(len(keys))
+    columns = (docs[again], keys["part"][again], keys["chars"][again])
+    repeats = np.stack([column.astype(np.int64) for column in columns], 1)
+    np.save(out / "repeats.npy", repeats)
+    return {"repeats": len(repeats)}
+
+
+def _read_range(parts: str, low: int, high: int, alive: str) -> tuple[np.ndarray, np.ndarray]:
+    """The keys of a range in order of (hash, check, document, part), and their documents."""
+    is_alive = np.load(alive, mmap_mode="r")
+    found, docs = [np.empty(0, KEY)], [np.empty(0, np.int64)]
+    for path, start in json.loads(Path(parts).read_text()):
+        keys = np.load(path, mmap_mode="r")
+        begin, end = (_place(keys, edge) for edge in (low, high))
+        part = np.array(keys[begin:end])
+        numbers = part["row"].astype(np.int64) + start
+        living = is_alive[numbers]
+        found.append(part[living])
+        docs.append(numbers[living])
+    keys, numbers = np.concatenate(found), np.concatenate(docs)
+    order = np.lexsort((keys["part"], numbers, keys["check"], keys["hash"]))
+    return keys[order], numbers[order]
+
+
+def _place(keys: np.ndarray, edge: int) -> int:
+    """Where hashes of at least `edge` begin; touches a few pages of the file only."""
+    return bisect.bisect_left(range(len(keys)), edge, key=lambda i: int(keys["hash"][i]))
+
+
+def _firsts(keys: np.ndarray) -> np.ndarray:
+    """Of sorted keys: where the run of equal hashes that each belongs to begins."""
+    begins = np.ones(len(keys), bool)
+    begins[1:] = (keys["hash"][1:] != keys["hash"][:-1]) | (keys["check"][1:] != keys["check"][:-1])
+    return np.maximum.accumulate(np.where(begins, np.arange(len(keys)), 0))
+
+
+def resolve(
+    links: np.ndarray, facts: Mapping[str, np.ndarray], prefer: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decides which documents of each cluster go, and which one stays.
+
+    Memory grows with the links, not with the corpus.
+
+    Args:
+        links: int64 [links, 2], as find_links leaves them.
+        facts: {chars, quality, day}, each of the documents np.unique(links), in that order.
+        prefer: names of PREFERENCES, the first counts most; ties go to the smallest number.
+
+    Returns:
+        Documents to drop, ascending, and the one that stays in place of each: int64 [dropped].
+    """
+    docs, ends = np.unique(links, return_inverse=True)
+    ends = ends.reshape(-1, 2)
+    labels = components(len(docs), ends[:, 0], ends[:, 1])
+    values = {"quality": "quality", "longest": "chars", "newest": "day"}
+    ranks = [-facts[values[name]].astype(np.float64) for name in prefer]
+    chosen = choose(labels, ranks)
+    gone = chosen != np.arange(len(docs))
+    return docs[gone], docs[chosen[gone]]
 
 
 def components(num_nodes: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -66,20 +206,18 @@ def components(num_nodes: int, left: np.ndarray, right: np.ndarray) -> np.ndarra
     return connected_components(edges, directed=False)[1]
 
 
-def choose(labels: np.ndarray, ids: list[str], sizes: np.ndarray) -> np.ndarray:
-    """Names the document of each component that stays: the longest, then the smallest id.
+def choose(labels: np.ndarray, ranks: Sequence[np.ndarray]) -> np.ndarray:
+    """Names the one of each component that stays.
 
     Args:
-        labels: component of each document, int [number of documents].
-        ids: their ids, all different.
-        sizes: their lengths, in any one unit, int [number of documents].
+        labels: component of each node, int [nodes].
+        ranks: arrays [nodes]; the smallest of the first stays, of equals that of the next, in the
+            end the first node.
 
     Returns:
-        For each document the index of the one that stays, its own where it is that one.
+        For each node the index of the one that stays, its own where it is that one.
     """
-    id_ranks = np.empty(len(ids), np.int64)
-    id_ranks[np.argsort(np.array(ids, object), kind="stable")] = np.arange(len(ids))
-    order = np.lexsort((id_ranks, -np.asarray(sizes), labels))
+    order = np.lexsort((np.arange(len(labels)), *reversed(ranks), labels))
     starts = np.unique(labels[order], return_index=True)[1]
     chosen = np.empty(labels.max(initial=-1) + 1, np.int64)
     chosen[labels[order][starts]] = order[starts]

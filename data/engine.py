@@ -1,147 +1,246 @@
-"""The engine seam: the only module that imports daft. Runs gates and deduplication over documents.
+"""Where work is done: in this process, on the cores of this machine, or on a Ray cluster.
 
-Tables in, tables out. The plans are executed by Daft's native runner; they are ones that its Ray
-runner can execute on a cluster too. Results do not depend on the number of threads: a plan gives
-sets and sums, or rows in order of their ids.
+Work is a list of tasks, each a pure function of its arguments and of files it names. A task leaves
+one folder of files, named by the hash of everything that its content depends on, so that nothing
+stale can be taken for it; what is there is not done again, whoever was killed and whenever. How
+many workers there are, and of which kind, changes nothing but the time. The only module that
+imports ray.
 """
 
+import ctypes
+import functools
+import hashlib
+import json
+import multiprocessing
 import os
-from collections.abc import Mapping
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
-import pyarrow as pa
+from data.errors import BadInput
 
-from data import dedup, gates
+RUNNERS = ("native", "ray")
+# Tasks handed out at once for each worker: enough that none waits, few enough to bound memory.
+TASKS_IN_FLIGHT = 2
+SUMMARY = "summary.json"
+# prctl(2): the signal that a process gets when its parent is gone.
+PR_SET_PDEATHSIG = 1
+ROOT = Path(__file__).resolve().parent.parent
 
-# Documents handed to Python at once. Threads take turns at Python, so a small number costs nothing.
-GATE_BATCH_DOCUMENTS = 256
 
+@dataclass(frozen=True)
+class Runner:
+    """Where tasks run; no part of any hash.
 
-def gate(
-    documents: pa.Table, config: gates.GateConfig, gates_by_domain: Mapping[str, tuple[str, ...]]
-) -> pa.Table:
-    """Runs all gates over all documents in one pass.
-
-    Args:
-        documents: columns of data.sources.SCHEMA.
-        config: thresholds.
-        gates_by_domain: names of the gates that apply in each domain.
-
-    Returns:
-        Columns id, source, domain, text (normalised), why (first failing gate or ''), digest (of
-        the normalised text), in order of id.
+    Attributes:
+        kind: native (processes on this machine) or ray.
+        workers: processes at once; 0: one a core (of the cluster, with ray).
+        address: of a Ray cluster; '' starts Ray on this machine.
     """
-    daft = _import_daft()
-    string = daft.DataType.string()
-    decision = daft.DataType.struct({"text": string, "why": string, "digest": string})
 
-    # Daft also calls this with no rows at all (Daft issue 5793); every step below allows that.
-    @daft.func.batch(return_dtype=decision, batch_size=GATE_BATCH_DOCUMENTS)
-    def decide(domain, text):
-        columns = {"domain": domain.to_arrow(), "text": text.to_arrow()}
-        batch = gates.apply(pa.RecordBatch.from_pydict(columns), config, gates_by_domain)
-        digests = [dedup.digest(text) for text in batch.column("text").to_pylist()]
-        return pa.StructArray.from_arrays(
-            [batch.column("text"), batch.column("why"), pa.array(digests, pa.string())],
-            ["text", "why", "digest"],
+    kind: str = "native"
+    workers: int = 0
+    address: str = ""
+
+    def __post_init__(self):
+        if self.kind not in RUNNERS:
+            raise BadInput(f"--runner={self.kind}: must be one of {', '.join(RUNNERS)}")
+        if self.workers < 0:
+            raise BadInput(f"--workers={self.workers}: must be 0 (all cores) or more")
+        if self.address and self.kind != "ray":
+            raise BadInput(f"--ray-address={self.address}: needs --runner=ray")
+
+
+class Task(NamedTuple):
+    """One piece of work.
+
+    Attributes:
+        body: a function of a module, `body(out, **arguments) -> summary`; it writes files into the
+            folder `out` and returns what JSON can hold.
+        key: hash of all that the content of those files depends on.
+        arguments: what picklable things it is given; paths among them may differ for equal keys.
+        label: what it works on, for messages.
+    """
+
+    body: Callable[..., dict]
+    key: str
+    arguments: Mapping[str, Any]
+    label: str
+
+
+def key_of(*parts: Any) -> str:
+    """Hashes JSON-able parts, and the code of this room, to 32 hexadecimal digits."""
+    text = json.dumps([_code_hash(), *parts], sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@functools.cache
+def _code_hash() -> str:
+    """What this room's code is: other code, other results."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+class Engine:
+    """Runs tasks; made by `start`."""
+
+    def __init__(self, submit: Callable[..., Any], wait_any: Callable, num_workers: int):
+        self._submit, self._wait_any = submit, wait_any
+        self.num_workers = num_workers
+
+    def run(
+        self, folder: Path, tasks: Sequence[Task], log: Callable[[str], None]
+    ) -> list[tuple[Path, dict]]:
+        """Does what of the tasks is not done.
+
+        Args:
+            folder: what holds a folder a task, by its key.
+            tasks: in the order in which results are wanted; two may share a key.
+            log: takes a line of progress now and then.
+
+        Returns:
+            The folder and summary of each task.
+
+        Raises:
+            What a task raises: the first to fail ends the work, and finished ones stay.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in folder.glob("*.part*"):
+            shutil.rmtree(part, ignore_errors=True)
+        waiting = {task.key: task for task in tasks if not (folder / task.key / SUMMARY).exists()}
+        total = len(waiting)
+        for number, label in enumerate(self._finish(folder, list(waiting.values())), 1):
+            log(f"{number} of {total} ({len(tasks) - total} were there before), {label}")
+        return [(folder / task.key, read_summary(folder / task.key)) for task in tasks]
+
+    def _finish(self, folder: Path, tasks: list[Task]) -> Iterator[str]:
+        """Hands tasks out, a few for each worker at once, and yields labels as they end."""
+        left, labels = iter(tasks), {}
+        for task in left:
+            labels[self._submit(_perform, folder, task)] = task.label
+            if len(labels) >= TASKS_IN_FLIGHT * self.num_workers:
+                yield from self._collect(labels)
+        while labels:
+            yield from self._collect(labels)
+
+    def _collect(self, labels: dict[Any, str]) -> Iterator[str]:
+        for done in self._wait_any(list(labels)):
+            yield labels.pop(done)
+
+
+def read_summary(folder: Path) -> dict:
+    """What a finished task returned."""
+    return json.loads((folder / SUMMARY).read_text())
+
+
+def _perform(folder: Path, task: Task) -> None:
+    """Does a task under another name, which its folder loses when all is written."""
+    # By process, since on a cluster two may do the same after a worker was thought dead.
+    part = folder / f"{task.key}.part{os.getpid()}"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        summary = task.body(part, **task.arguments)
+        (part / SUMMARY).write_text(json.dumps(summary))
+        if not (folder / task.key / SUMMARY).exists():
+            shutil.rmtree(folder / task.key, ignore_errors=True)
+            part.replace(folder / task.key)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def start(runner: Runner) -> Iterator[Engine]:
+    """Starts workers, and ends them.
+
+    Raises:
+        BadInput: a Ray cluster that is not there, or Ray is not installed.
+    """
+    if runner.kind == "ray":
+        with _start_ray(runner) as engine:
+            yield engine
+        return
+    num_workers = runner.workers or len(os.sched_getaffinity(0))
+    if num_workers == 1:
+        yield Engine(_at_once, _results, 1)
+        return
+    # Not forked: the parent may hold threads and locks of other libraries.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_end_with) as pool:
+        try:
+            yield Engine(pool.submit, _first_results, num_workers)
+        except BaseException:
+            # What runs now would be waited for; what it leaves half done is swept later.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _end_with() -> None:
+    """In a worker: ends it when its parent has been killed, and leaves interrupts to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _at_once(function: Callable, *arguments: Any) -> Future:
+    done: Future = Future()
+    function(*arguments)
+    done.set_result(None)
+    return done
+
+
+def _results(futures: list[Future]) -> list[Future]:
+    return futures
+
+
+def _first_results(futures: list[Future]) -> list[Future]:
+    done = wait(futures, return_when=FIRST_COMPLETED).done
+    for future in done:
+        future.result()
+    return [future for future in futures if future in done]
+
+
+@contextmanager
+def _start_ray(runner: Runner) -> Iterator[Engine]:
+    try:
+        import ray
+    except ImportError as error:
+        raise BadInput("--runner=ray: Ray is missing; pip install -e '.[ray]'") from error
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    try:
+        ray.init(
+            address=runner.address or "local",
+            num_cpus=None if runner.address else runner.workers or None,
+            include_dashboard=None if runner.address else False,
+            log_to_driver=False,
+            logging_level="error",
+            runtime_env={"env_vars": {"PYTHONPATH": path}},
         )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise BadInput(f"--ray-address={runner.address or 'local'}: {error}") from error
+    try:
+        num_workers = runner.workers or int(ray.cluster_resources().get("CPU", 1))
+        perform = ray.remote(max_retries=1)(_call)
 
-    decided = daft.functions.unnest(decide(daft.col("domain"), daft.col("text")))
-    frame = daft.from_arrow(documents).select("id", "source", "domain", decided)
-    return frame.sort("id").to_arrow()
+        def wait_any(references: list) -> list:
+            done, _ = ray.wait(references, num_returns=1)
+            ray.get(done)
+            return done
 
-
-def exact_duplicates(documents: pa.Table) -> dict[str, str]:
-    """Finds documents with equal normalised texts.
-
-    Args:
-        documents: columns id and digest.
-
-    Returns:
-        For the id of each document to drop, the id of its equal that stays: the smallest.
-    """
-    daft = _import_daft()
-    col = daft.col
-    groups = (
-        daft.from_arrow(documents.select(["id", "digest"]))
-        .groupby("digest")
-        .agg(col("id").min().alias("kept"), col("id").list_agg().alias("id"))
-        .explode("id")
-        .where(col("id") != col("kept"))
-        .sort("id")
-        .to_pydict()
-    )
-    return dict(zip(groups["id"], groups["kept"], strict=True))
+        yield Engine(perform.remote, wait_any, num_workers)
+    finally:
+        ray.shutdown()
 
 
-def near_duplicates(documents: pa.Table, config: dedup.DedupConfig) -> dict[str, str]:
-    """Finds documents that share most of their word n-grams, by MinHash and banding.
-
-    Letters' case, punctuation and the values of digits do not count. Documents without a word
-    are left alone.
-
-    Args:
-        documents: columns id and text.
-        config: bands and n-grams.
-
-    Returns:
-        For the id of each document to drop, the id of the one of its cluster that stays: the
-        longest in characters, then the smallest id.
-
-    Source: Broder 1997 "On the resemblance and containment of documents"; banding as in
-        Leskovec, Rajaraman, Ullman "Mining of Massive Datasets", section 3.4. A cluster is a
-        connected component, so its ends may differ more than any two neighbours do.
-    """
-    left, right = _share_band(documents.column("text"), config)
-    labels = dedup.components(len(documents), left, right)
-    ids = documents.column("id").to_pylist()
-    sizes = np.array([len(text) for text in documents.column("text").to_pylist()], np.int64)
-    chosen = dedup.choose(labels, ids, sizes)
-    return {ids[i]: ids[kept] for i, kept in enumerate(chosen) if i != kept}
-
-
-def _share_band(texts: pa.ChunkedArray, config: dedup.DedupConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Joins every document to the first one with which it shares a band; returns both ends."""
-    daft = _import_daft()
-    col, functions = daft.col, daft.functions
-    numbered = pa.table({"row": pa.array(range(len(texts)), pa.int64()), "text": texts})
-    words = functions.normalize(
-        functions.regexp_replace(col("text"), "[0-9]", "0"),
-        remove_punct=True,
-        lowercase=True,
-        nfd_unicode=True,
-        white_space=True,
-    )
-    signature = functions.minhash(
-        col("words"),
-        num_hashes=config.num_bands * config.band_rows,
-        ngram_size=config.ngram_words,
-        seed=config.seed,
-        hash_function="xxhash",
-    )
-    edges = (
-        daft.from_arrow(numbered)
-        .select("row", words.alias("words"))
-        .where(col("words") != "")  # all of these would have one signature
-        .select("row", functions.chunk(signature, config.band_rows).alias("rows"))
-        .with_column("band", daft.lit(list(range(config.num_bands))))
-        .explode("rows", "band")
-        .groupby("band", functions.hash(col("rows")).alias("hash"))
-        .agg(col("row").min().alias("first"), col("row").list_agg().alias("row"))
-        .explode("row")
-        .where(col("row") != col("first"))
-        .select("first", "row")
-        .distinct()
-        .to_arrow()
-    )
-    return edges.column("first").to_numpy(), edges.column("row").to_numpy()
-
-
-def _import_daft():
-    """Imports daft late, for it is slow to import, and quiet: no message home, no bar."""
-    os.environ["DAFT_ANALYTICS_ENABLED"] = "0"
-    os.environ["DAFT_PROGRESS_BAR"] = "0"
-    import daft
-    import daft.functions
-
-    return daft
+def _call(function: Callable, *arguments: Any) -> None:
+    function(*arguments)

@@ -1,40 +1,71 @@
-"""Sources: where text comes from: files, or the running Python's own library, as Arrow documents.
+"""Sources: files of any kind, recognised by their content, read as documents of one schema.
 
-A record that cannot be read among good ones is noted and passed over; a source that gives nothing
-stops the run. Everything is streamed in sorted order, so the same files give the same documents.
+A file or record that cannot be read is counted, named with the reason, and passed over. Same files,
+same documents.
 """
 
-import ast
 import dataclasses
-import gzip
 import hashlib
 import json
-import os
-import sysconfig
+import lzma
+import re
 import zlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 
-from data import gates
+from data import (
+    books,
+    code,
+    files,
+    forums,
+    gates,
+    latex,
+    mail,
+    python_library,
+    tables,
+    web,
+    wikitext,
+)
+from data.document import Record
 from data.errors import BadInput
 
-PYTHON_DOCS = "python:docs"
-PYTHON_CODE = "python:code"
-SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".json.gz", ".parquet")
-SEPARATOR = b"<|endoftext|>"
-SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "source", "domain", "text")])
-
-BATCH_DOCUMENTS = 256
-TOPICS = "pydoc_data/topics.py"
-# Tests are not prose or library code; the build configuration holds paths of one machine.
-NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-NOT_LIBRARY_PREFIXES = ("config-", "_sysconfigdata")
+AUTO = "auto"
+MARKUPS = (AUTO, "plain", "html", "latex", "wikitext", "book")
 # What a cut-off or damaged file raises in the middle of reading it.
-DAMAGE = (OSError, EOFError, zlib.error, pa.ArrowException)
+DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
+HASHING_THREADS = 4
+
+
+class Kind(NamedTuple):
+    """A kind of file: the domain it makes when none is named, and the gates that suit it."""
+
+    domain: str
+    gates: tuple[str, ...]
+
+
+KINDS = {
+    "warc": Kind("web", gates.FOR_WEB),
+    "html": Kind("web", gates.FOR_WEB),
+    "json": Kind("text", gates.FOR_TEXT),
+    "parquet": Kind("text", gates.FOR_TEXT),
+    "csv": Kind("text", gates.FOR_TEXT),
+    "text": Kind("text", gates.FOR_TEXT),
+    "tfds": Kind("text", gates.FOR_TEXT),
+    "wikipedia": Kind("encyclopedia", gates.FOR_PROSE),
+    "latex": Kind("papers", gates.FOR_LATEX),
+    "stackexchange": Kind("forum", gates.FOR_TALK),
+    "threads": Kind("forum", gates.FOR_TALK),
+    "mail": Kind("mail", gates.FOR_TALK),
+    "code": Kind("code", gates.FOR_CODE),
+    "python:docs": Kind("docs", gates.FOR_PROSE),
+    "python:code": Kind("code", gates.FOR_CODE),
+}
+# A file of these is one document, so that its number in the file says nothing.
+WHOLE_FILES = ("html", "code", "python:code")
 
 
 @dataclass(frozen=True)
@@ -42,14 +73,21 @@ class SourceConfig:
     """One domain's source.
 
     Attributes:
-        path: 'python:docs', 'python:code', or a file, folder (read recursively) or glob of
-            .txt .txt.gz .jsonl .jsonl.gz .json.gz (JSON lines) .parquet.
-        text_field: the JSON key or parquet column that holds the text; not used by other kinds.
+        path: a file, folder (read recursively) or glob, several with commas between, local or on
+            an object store; or 'python:docs' or 'python:code', the running Python's own.
+        kind: what the files are, one of KINDS; 'auto' looks into each.
+        markup: what their texts are written in, one of MARKUPS; 'auto' goes by the kind.
+        extract: text from HTML: main (content), page (whole) or trafilatura.
+        text_field: the JSON key or column that holds the text; '' takes the first usual one.
         weight: the domain's share in training, any positive number, relative to the others'.
-        gates: names of the gates that apply, from data.gates.NAMES; the order does not matter.
+        gates: those that apply, in any order: names of data.gates.NAMES or, of a family, of
+            data.gates.FAMILIES; ('auto',) takes what suits the kind.
     """
 
     path: str
+    kind: str
+    markup: str
+    extract: str
     text_field: str
     weight: float
     gates: tuple[str, ...]
@@ -57,26 +95,168 @@ class SourceConfig:
     def __post_init__(self):
         if not self.path:
             raise ValueError("path: '' is no path; give a file, folder, glob or python:docs")
+        for key, allowed in (
+            ("kind", (AUTO, *KINDS)),
+            ("markup", MARKUPS),
+            ("extract", web.EXTRACTORS),
+        ):
+            if getattr(self, key) not in allowed:
+                raise ValueError(
+                    f"{key}: {getattr(self, key)!r} is not one of {', '.join(allowed)}"
+                )
         if not self.weight > 0:
             raise ValueError(f"weight: {self.weight} must be a number above 0")
-        for name in self.gates:
-            if name not in gates.NAMES:
-                raise ValueError(f"gates: {name!r} is not one of {', '.join(gates.NAMES)}")
+        if self.gates != (AUTO,):
+            gates.expand(self.gates)
 
 
-class Record(NamedTuple):
-    """One record of a file: its number from 1, its text, and why it is broken ('' = it is not)."""
+class Unit(NamedTuple):
+    """One input file: its domain, what it is, and what its content hashes to."""
 
-    number: int
-    text: bytes
-    why: str
+    domain: str
+    kind: str
+    file: files.File
+    identity: str
 
 
-def fingerprint(sources: Mapping[str, SourceConfig]) -> str:
-    """Hashes the sources' settings and the content of every input file.
+class Survey(NamedTuple):
+    """What the sources hold: domains, gates of each resolved; files; and those that are unknown."""
+
+    sources: Mapping[str, SourceConfig]
+    units: list[Unit]
+    broken: list[dict]
+
+
+def survey(sources: str | Mapping[str, SourceConfig]) -> Survey:
+    """Finds every file of the sources, recognises and hashes it.
 
     Args:
-        sources: source by domain name.
+        sources: source by domain; or one path, glob or list of them, whose domains follow from
+            what the files are.
+
+    Returns:
+        Domains in order of their names, files in order of domain and name.
+
+    Raises:
+        BadInput: a path at which nothing is.
+    """
+    given = {"": _from_path(sources)} if isinstance(sources, str) else sources
+    found, units, broken = {}, [], []
+    for domain, source in sorted(given.items()):
+        key = f"sources.{domain}.path" if domain else "sources"
+        recognised = _recognise(key, source)
+        if not any(kind in KINDS for _, kind in recognised):
+            file, why = recognised[0]
+            raise BadInput(
+                f"{key}: {source.path}: not one document in {len(recognised)} file(s) of kinds "
+                f"that we read; first trouble: {file.path}: {why}"
+            )
+        for file, kind in recognised:
+            if kind not in KINDS:
+                broken.append({"file": file.path, "record": 0, "why": kind})
+                continue
+            name = domain or KINDS[kind].domain
+            wanted = KINDS[kind].gates if source.gates == (AUTO,) else source.gates
+            # Of several kinds in one domain: all that suits one of them.
+            known = found[name].gates if name in found else ()
+            found[name] = dataclasses.replace(source, gates=gates.expand((*known, *wanted)))
+            units.append(Unit(name, kind, file, ""))
+    units.sort(key=lambda unit: (unit.domain, unit.file.name, unit.file.path))
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        identities = list(pool.map(lambda unit: _identity(unit.file), units))
+    units = [unit._replace(identity=key) for unit, key in zip(units, identities, strict=True)]
+    return Survey(dict(sorted(found.items())), units, broken)
+
+
+def _from_path(path: str) -> SourceConfig:
+    return SourceConfig(path, AUTO, AUTO, "main", "", 1.0, (AUTO,))
+
+
+def _recognise(key: str, source: SourceConfig) -> list[tuple[files.File, str]]:
+    """Files and their kinds; what takes the place of a kind says why a file has none."""
+    if source.path in python_library.KINDS:
+        return [(file, source.path) for file in python_library.list_files(source.path)]
+    found = files.find(source.path)
+    if not found:
+        raise BadInput(f"{key}: {source.path}: no file found; a file, folder or glob is needed")
+    if source.kind != AUTO:
+        return [(file, source.kind) for file in found]
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        return list(zip(found, pool.map(_kind_of, found), strict=True))
+
+
+def _kind_of(file: files.File) -> str:
+    try:
+        return recognise(file.name, files.head(file.path))
+    except DAMAGE as error:
+        return f"cannot be read: {error}"
+
+
+def recognise(name: str, head: bytes) -> str:
+    """Tells what a file is by its first bytes (unpacked), and by its name where these are plain.
+
+    Args:
+        name: its path.
+        head: up to files.HEAD_BYTES of it.
+
+    Returns:
+        One of KINDS, or a sentence that says why it is none.
+    """
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    stem = re.sub(r"\.(gz|zst|bz2|xz)$", "", name)
+    for kind, is_so in (
+        ("warc", start.startswith(b"WARC/")),
+        ("parquet", head.startswith(b"PAR1")),
+        ("tfds", ".array_record" in stem or ".tfrecord" in stem),
+        ("latex", head[257:262] == b"ustar" or stem.endswith(".tex")),
+        ("wikipedia", b"<mediawiki" in start[:2000]),
+        ("stackexchange", b"<posts" in start[:2000]),
+        ("html", re.match(rb"(?is)<(!doctype html|html|head|body)\b", start) is not None),
+        ("threads", _holds_threads(start)),
+        ("json", start[:1] == b"{" or (start[:1] == b"[" and stem.endswith(".json"))),
+        ("mail", _is_mail(start)),
+        ("latex", b"\\documentclass" in head),
+        ("csv", stem.endswith((".csv", ".tsv"))),
+        ("code", code.is_code(stem)),
+    ):
+        if is_so:
+            return kind
+    if not head:
+        return "it is empty"
+    if b"\0" in head or len(head.decode(errors="ignore").encode()) < len(head) - 3:
+        return "neither text nor a format that we read"
+    return "text"
+
+
+def _holds_threads(start: bytes) -> bool:
+    """Whether the first JSON object has a parent, as posts do."""
+    first = start[:4000]
+    return start[:1] in (b"{", b"[") and any(
+        re.search(rb'"%s"\s*:' % key, first) is not None
+        for key in (b"parent_id", b"parent_message_id", b"link_id", b"replies")
+    )
+
+
+def _is_mail(start: bytes) -> bool:
+    if start.startswith(b"From "):
+        start = start.partition(b"\n")[2]
+    header = re.match(rb"(?:[!-9;-~]+:[^\n]*\n(?:[ \t][^\n]*\n)*){2,}", start)
+    names = (b"from:", b"message-id:", b"received:", b"subject:")
+    return header is not None and sum(name in header[0].lower() for name in names) >= 2
+
+
+def _identity(file: files.File) -> str:
+    """What changes when the content does: its hash, or on an object store its size and time."""
+    if "://" in file.path:
+        return f"{file.num_bytes}:{file.changed}"
+    try:
+        return files.hash_content(file.path)
+    except OSError as error:
+        raise BadInput(f"{file.path}: {error.strerror}") from error
+
+
+def fingerprint(sources: str | Mapping[str, SourceConfig]) -> str:
+    """Hashes the sources' settings and the content of every input file.
 
     Returns:
         32 hexadecimal digits; equal exactly when settings and files are.
@@ -84,282 +264,105 @@ def fingerprint(sources: Mapping[str, SourceConfig]) -> str:
     Raises:
         BadInput: a path that is missing or has no file of a kind we read.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    for domain, config in sorted(sources.items()):
-        digest.update(repr((domain, dataclasses.astuple(config))).encode())
-        for name, path in list_files(domain, config):
-            content = path.read_bytes()
-            digest.update(f"\0{name}\0{len(content)}\0".encode())
-            digest.update(content)
-    return digest.hexdigest()
+    found = survey(sources)
+    # Not where they are: what they are.
+    settings = [
+        (domain, {key: value for key, value in vars(source).items() if key != "path"})
+        for domain, source in found.sources.items()
+    ]
+    units = [(unit.domain, unit.kind, unit.file.name, unit.identity) for unit in found.units]
+    text = json.dumps([settings, units, [row["file"] for row in found.broken]])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def read(
-    domain: str, config: SourceConfig, max_document_bytes: int, broken: list[dict]
-) -> Iterator[pa.RecordBatch]:
-    """Reads one source as batches of documents.
+    unit: Unit, source: SourceConfig, max_document_bytes: int, broken: list[dict]
+) -> Iterator[dict]:
+    """Reads one file as documents.
 
     Args:
-        domain: name of the domain.
-        config: its source.
+        unit: the file.
+        source: its domain's source.
         max_document_bytes: a longer text is cut into several documents, at paragraph or line ends.
         broken: {file, record, why} is appended here for each record passed over.
 
     Yields:
-        Batches of SCHEMA. `source` is the file inside the given folder, with the record's number
-        where a file has several; `id` adds the domain, and the part's number where a text was cut.
-
-    Raises:
-        BadInput: missing path, no file of a kind we read, or not one document in the source.
+        Rows of data.document.SCHEMA, and the `markup` that the text was in.
     """
-    rows, num_documents, num_broken = [], 0, len(broken)
-    files = list_files(domain, config)
-    for name, path in files:
-        for row in _read_file(domain, config, name, path, max_document_bytes, broken):
-            rows.append(row)
-            num_documents += 1
-            if len(rows) == BATCH_DOCUMENTS:
-                yield pa.RecordBatch.from_pylist(rows, SCHEMA)
-                rows = []
-    if not num_documents:
-        raise BadInput(_nothing_read(domain, config, len(files), broken[num_broken:]))
-    if rows:
-        yield pa.RecordBatch.from_pylist(rows, SCHEMA)
 
-
-def _nothing_read(domain: str, config: SourceConfig, num_files: int, broken: list[dict]) -> str:
-    message = (
-        f"sources.{domain}.path: {config.path}: not one document in {num_files} file(s) with "
-        f"text_field {config.text_field!r}; a text or a text field with a string is needed"
-    )
-    if broken:
-        first = broken[0]
-        message += f"; first trouble: {first['file']} record {first['record']}: {first['why']}"
-    return message
-
-
-def _read_file(
-    domain: str, config: SourceConfig, name: str, path: Path, max_bytes: int, broken: list[dict]
-) -> Iterator[dict]:
     def pass_over(number: int, why: str):
-        broken.append({"file": str(path), "record": number, "why": why})
+        broken.append({"file": unit.file.path, "record": number, "why": why})
 
     last = 0
     try:
-        for record in _records(config, name, path):
+        for record in _records(unit, source):
             last = record.number
             if record.why:
                 pass_over(record.number, record.why)
                 continue
-            source = name if _is_whole_file(config, name) else f"{name}:{record.number:08d}"
-            pieces = cut(record.text, max_bytes)
-            for part, piece in enumerate(pieces):
-                try:
-                    text = piece.decode()
-                except UnicodeDecodeError as error:
-                    pass_over(record.number, f"not UTF-8: {error}")
-                    continue
-                key = f"{domain}/{source}" + (f"#{part:05d}" if len(pieces) > 1 else "")
-                yield {"id": key, "source": source, "domain": domain, "text": text}
+            yield from _documents(unit, source, record, max_document_bytes, pass_over)
     except DAMAGE as error:
         pass_over(last + 1, f"the file is damaged or breaks off here: {error}")
 
 
-def _is_whole_file(config: SourceConfig, name: str) -> bool:
-    return config.path in (PYTHON_DOCS, PYTHON_CODE) and name != TOPICS
+def _records(unit: Unit, source: SourceConfig) -> Iterator[Record]:
+    path, kind = unit.file.path, unit.kind
+    fields = tables.Fields(source.text_field, "", "", "")
+    if kind in python_library.KINDS:
+        return python_library.read(kind, path, unit.file.name)
+    readers = {
+        "warc": lambda: web.read(path, source.extract),
+        "html": lambda: web.read_html(path, source.extract),
+        "json": lambda: tables.read_json(path, fields),
+        "parquet": lambda: tables.read_parquet(path, fields),
+        "csv": lambda: tables.read_csv(path, fields),
+        "text": lambda: tables.read_text(path),
+        "tfds": lambda: tables.read_tfds(path, fields),
+        "wikipedia": lambda: wikitext.read(path),
+        "latex": lambda: latex.read(path),
+        "stackexchange": lambda: forums.read_stack_exchange(path),
+        "threads": lambda: forums.read_threads(path),
+        "mail": lambda: mail.read(path),
+        "code": lambda: code.read(path, unit.file.root),
+    }
+    return readers[kind]()
 
 
-def _records(config: SourceConfig, name: str, path: Path) -> Iterator[Record]:
-    if config.path == PYTHON_CODE:
-        return iter([Record(1, path.read_bytes(), "")])
-    if config.path == PYTHON_DOCS:
-        return _topics(path) if name == TOPICS else _module_docs(name, path)
-    if name.endswith((".txt", ".txt.gz")):
-        return _texts(path)
-    if name.endswith(".parquet"):
-        return _parquet_rows(path, config.text_field)
-    return _json_lines(path, config.text_field)
-
-
-def list_files(domain: str, config: SourceConfig) -> list[tuple[str, Path]]:
-    """Lists a source's input files as sorted (name inside the source, path) pairs.
-
-    Args:
-        domain: name of the domain, for messages.
-        config: its source.
-
-    Returns:
-        At least one pair.
-
-    Raises:
-        BadInput: the path is missing, or holds no file of a kind we read.
-    """
-    if config.path in (PYTHON_DOCS, PYTHON_CODE):
-        return _list_library(domain, config.path)
-    path = Path(config.path)
-    if path.is_file():
-        root, found = path.parent, [path]
-    elif path.is_dir():
-        root = path
-        found = [file for file in path.rglob("*") if file.name.endswith(SUFFIXES)]
-    else:
-        root, found = _expand(path)
-    files = sorted((file.relative_to(root).as_posix(), file) for file in found if file.is_file())
-    if not files:
-        raise BadInput(f"sources.{domain}.path: {config.path}: no file found; {_allowed()}")
-    for name, file in files:
-        if not name.endswith(SUFFIXES):
-            raise BadInput(f"sources.{domain}.path: {file}: cannot be read; {_allowed()}")
-    return files
-
-
-def _allowed() -> str:
-    kinds = " ".join(SUFFIXES)
-    return f"allowed: a file, folder or glob of {kinds}, or {PYTHON_DOCS}, or {PYTHON_CODE}"
-
-
-def _expand(pattern: Path) -> tuple[Path, Iterator[Path]]:
-    """Splits a glob at its first wildcard into the folder before it and the files it matches."""
-    wild = [any(letter in part for letter in "*?[") for part in pattern.parts]
-    if not any(wild):
-        return pattern.parent, iter(())
-    root = Path(*pattern.parts[: wild.index(True)])
-    return root, root.glob(str(Path(*pattern.parts[wild.index(True) :])))
-
-
-def _list_library(domain: str, kind: str) -> list[tuple[str, Path]]:
-    root = Path(sysconfig.get_path("stdlib"))
-    files = []
-    for folder, folders, names in os.walk(root):
-        # Pruned here: site-packages inside the library can be many times its size.
-        folders[:] = filter(_is_library, folders)
-        paths = [Path(folder, name) for name in names if name.endswith(".py")]
-        files += [(path.relative_to(root).as_posix(), path) for path in paths]
-    files = sorted(file for file in files if _is_library(file[0]))
-    if kind == PYTHON_CODE:
-        # Its one literal is the reference manual, which is python:docs: not twice.
-        files = [(name, path) for name, path in files if name != TOPICS]
-    if not files:
-        raise BadInput(f"sources.{domain}.path: {kind}: no library sources are kept in {root}")
-    return files
-
-
-def _is_library(name: str) -> bool:
-    return name not in NOT_LIBRARY and not name.startswith(NOT_LIBRARY_PREFIXES)
-
-
-def _topics(path: Path) -> Iterator[Record]:
-    """Yields the reference manual's sections, the literal dictionary that pydoc ships."""
-    tree = ast.parse(path.read_bytes())
-    literal = next(node.value for node in tree.body if isinstance(node, ast.Assign))
-    for number, text in enumerate(ast.literal_eval(literal).values(), 1):
-        yield _from_string(number, text)
-
-
-def _module_docs(name: str, path: Path) -> Iterator[Record]:
-    """Yields one text: the module's docstrings in order, each under its name and signature."""
-    module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+def _documents(unit: Unit, source: SourceConfig, record: Record, max_bytes: int, pass_over):
+    """The documents of a record: one, or several where its text is long."""
+    is_whole = unit.kind in WHOLE_FILES or (
+        unit.kind == "python:docs" and unit.file.name != python_library.TOPICS
+    )
+    name = unit.file.name if is_whole else f"{unit.file.name}:{record.number:08d}"
+    markup = record.markup if source.markup == AUTO else source.markup
     try:
-        tree = ast.parse(path.read_bytes())
-    except SyntaxError as error:
-        yield Record(1, b"", f"not Python: {error}")
-        return
-    docstrings = [ast.get_docstring(tree), *_docstrings(tree, "")]
-    sections = [text for text in docstrings if text]
-    if sections:
-        yield _from_string(1, "\n\n".join([f"module {module}", *sections]) + "\n")
-
-
-def _docstrings(node: ast.AST, prefix: str) -> Iterator[str]:
-    """Yields a section for each documented class, method and function inside a node."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            docstring = ast.get_docstring(child)
-            if docstring:
-                yield f"{_signature(child, prefix + child.name)}\n\n{docstring}"
-            if isinstance(child, ast.ClassDef):
-                yield from _docstrings(child, f"{prefix}{child.name}.")
-        elif isinstance(child, ast.stmt | ast.excepthandler):
-            yield from _docstrings(child, prefix)
-
-
-def _signature(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> str:
-    if isinstance(node, ast.ClassDef):
-        bases = ", ".join(ast.unparse(base) for base in node.bases)
-        return f"class {name}({bases})" if bases else f"class {name}"
-    return f"{name}({ast.unparse(node.args)})"
-
-
-def _from_string(number: int, text: str) -> Record:
-    try:
-        return Record(number, text.encode(), "")
+        pieces = cut(_plain(record.text, markup, source.extract).encode(), max_bytes)
     except UnicodeEncodeError as error:
-        return Record(number, b"", f"not Unicode text: {error}")
+        pass_over(record.number, f"not Unicode text: {error}")
+        return
+    meta = json.dumps(dict(record.meta), ensure_ascii=False, sort_keys=True) if record.meta else ""
+    for part, piece in enumerate(pieces):
+        yield {
+            "id": f"{unit.domain}/{name}" + (f"#{part:05d}" if len(pieces) > 1 else ""),
+            "source": name,
+            "domain": unit.domain,
+            "language": record.language,
+            "url": record.url,
+            "date": record.date,
+            "text": piece.decode(),
+            "meta": meta,
+            "markup": markup,
+        }
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as stream:
-        yield from stream
-
-
-def _texts(path: Path) -> Iterator[Record]:
-    """Yields the texts between separator lines; a file without such a line is one text."""
-    number, lines = 1, []
-    for line in _lines(path):
-        if line.strip() == SEPARATOR:
-            yield Record(number, b"".join(lines), "")
-            number, lines = number + 1, []
-        else:
-            lines.append(line)
-    rest = b"".join(lines)
-    if rest.strip():
-        yield Record(number, rest, "")
-
-
-def _json_lines(path: Path, field: str) -> Iterator[Record]:
-    for number, line in enumerate(_lines(path), 1):
-        if line.strip():
-            yield _json_record(number, line, field)
-
-
-def _json_record(number: int, line: bytes, field: str) -> Record:
-    try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        return Record(number, b"", f"not UTF-8: {error}")
-    except (ValueError, RecursionError) as error:
-        return Record(number, b"", f"malformed JSON: {error}")
-    if not isinstance(value, dict):
-        return Record(number, b"", f"a JSON {type(value).__name__}, not an object")
-    if field not in value:
-        return Record(number, b"", f"no field {field!r}; its fields are {sorted(value)}")
-    text = value[field]
-    if not isinstance(text, str):
-        return Record(number, b"", f"field {field!r} is {type(text).__name__}, not a string")
-    return _from_string(number, text)
-
-
-def _parquet_rows(path: Path, field: str) -> Iterator[Record]:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
-        if field not in file.schema_arrow.names:
-            names = sorted(file.schema_arrow.names)
-            yield Record(1, b"", f"no column {field!r}; its columns are {names}")
-            return
-        number = 0
-        for batch in file.iter_batches(BATCH_DOCUMENTS, columns=[field]):
-            for value in batch.column(0):
-                number += 1
-                yield _parquet_record(number, value, field)
-
-
-def _parquet_record(number: int, value: pa.Scalar, field: str) -> Record:
-    if not (pa.types.is_string(value.type) or pa.types.is_large_string(value.type)):
-        return Record(number, b"", f"column {field!r} is {value.type}, not a string")
-    if not value.is_valid:
-        return Record(number, b"", f"column {field!r} is null")
-    return Record(number, value.as_buffer().to_pybytes(), "")
+def _plain(text: str, markup: str, extract: str) -> str:
+    if markup == "html":
+        return web.extract(text, extract)
+    if markup == "latex":
+        return latex.to_text(text)
+    if markup == "wikitext":
+        return wikitext.to_text(text)
+    return books.clean(text) if markup == "book" else text
 
 
 def cut(text: bytes, max_bytes: int) -> list[bytes]:

@@ -1,7 +1,9 @@
 """Curation end to end: every document is accounted for, the same input gives the same bytes."""
 
 import dataclasses
+import hashlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -10,34 +12,27 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from data import dedup, gates, sources
+from configs import web
+from data import dedup, python_library
 from data.curate import CurateConfig, curate
+from data.engine import Runner, start
 from data.errors import BadInput
 from data.sources import SourceConfig
+from launch import settings
 
-GATES = gates.GateConfig(
+BASE = settings.to_dataclass(CurateConfig, web.get_config().data, "data")
+GATES = dataclasses.replace(
+    BASE.gates,
     min_chars=100,
-    max_chars=1_000_000,
-    languages=("en",),
-    min_language_score=0.3,
-    min_words=20,
-    max_words=100_000,
-    min_mean_word_chars=3.0,
-    max_mean_word_chars=10.0,
-    max_symbol_to_word_ratio=0.1,
-    max_bullet_lines=0.9,
-    max_ellipsis_lines=0.3,
-    min_alphabetic_words=0.8,
-    min_stop_words=2,
-    max_javascript_lines=0.1,
-    max_policy_lines=0.1,
-    max_duplicate_lines=0.3,
-    max_duplicate_line_chars=0.2,
-    max_top_ngram_chars=(0.20, 0.18, 0.16),
-    max_duplicate_ngram_chars=(0.15, 0.14, 0.13, 0.12, 0.11, 0.10),
+    gopher=dataclasses.replace(BASE.gates.gopher, min_words=20),
 )
-DEDUP = dedup.DedupConfig(num_bands=14, band_rows=8, ngram_words=5, seed=1)
-PROSE_GATES = ("length", "language", "word_count", "stop_words", "duplicate_ngrams")
+PROSE_GATES = (
+    "length",
+    "language",
+    "gopher_word_count",
+    "gopher_stop_words",
+    "gopher_duplicate_ngrams",
+)
 VOCABULARY = """\
 the of and to with that have be old new harbour morning pilot stone river garden letter window
 mountain teacher winter summer market bridge village kitchen captain machine picture answer
@@ -56,14 +51,22 @@ def prose(seed, num_words=200):
 
 
 def source_of(path, applies=PROSE_GATES):
-    return SourceConfig(path=str(path), text_field="text", weight=1.0, gates=applies)
+    return SourceConfig(
+        path=str(path),
+        kind="auto",
+        markup="auto",
+        extract="main",
+        text_field="",
+        weight=1.0,
+        gates=applies,
+    )
 
 
 def config_of(by_domain, **changes):
     config = CurateConfig(
         sources=by_domain,
         gates=GATES,
-        dedup=DEDUP,
+        dedup=dataclasses.replace(BASE.dedup, paragraph_chars=0),
         heldout_fraction=0.1,
         max_document_bytes=65536,
     )
@@ -78,8 +81,14 @@ def write_json_lines(path, texts):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
-def rows_of(path):
-    return pq.read_table(path).to_pylist()
+def rows_of(folder):
+    return [row for path in sorted(folder.iterdir()) for row in pq.read_table(path).to_pylist()]
+
+
+def run(config, folder, evaluation=(), workers=1, log=silent):
+    """The funnel of a curation into a folder."""
+    with start(Runner(workers=workers)) as engine:
+        return curate(config, folder / "out", folder / "cache", engine, evaluation, log)
 
 
 @pytest.fixture
@@ -103,11 +112,9 @@ def corpus(tmp_path):
 
 
 def test_every_document_is_kept_or_dropped_with_its_reason(corpus, tmp_path):
-    funnel = curate(corpus, tmp_path / "out", silent)
-    documents = rows_of(tmp_path / "out/documents.parquet")
-    dropped = rows_of(tmp_path / "out/dropped.parquet")
-    assert list(documents[0]) == ["id", "domain", "source", "split", "text"]
-    assert list(dropped[0]) == ["id", "domain", "source", "why", "duplicate_of", "text"]
+    funnel = run(corpus, tmp_path)
+    documents = rows_of(tmp_path / "out/documents")
+    dropped = rows_of(tmp_path / "out/dropped")
     assert len(documents) == 40
     for rows in (documents, dropped):
         assert [row["id"] for row in rows] == sorted(row["id"] for row in rows)
@@ -126,10 +133,10 @@ def test_every_document_is_kept_or_dropped_with_its_reason(corpus, tmp_path):
 
 
 def test_funnel_adds_up(corpus, tmp_path):
-    funnel = curate(corpus, tmp_path / "out", silent)
+    funnel = run(corpus, tmp_path)
     assert funnel == json.loads((tmp_path / "out/funnel.json").read_text())
-    documents = rows_of(tmp_path / "out/documents.parquet")
-    dropped = rows_of(tmp_path / "out/dropped.parquet")
+    documents = rows_of(tmp_path / "out/documents")
+    dropped = rows_of(tmp_path / "out/dropped")
     for domain in ("notes", "web"):
         rows = [row for row in funnel["stages"] if row["domain"] == domain]
         counts = [funnel["read"][domain]["documents"], *(row["documents"] for row in rows)]
@@ -140,21 +147,27 @@ def test_funnel_adds_up(corpus, tmp_path):
         mine = [row for row in documents if row["domain"] == domain]
         num_bytes = sum(len(row["text"].encode()) for row in mine)
         assert funnel["kept"][domain] == {"documents": len(mine), "bytes": num_bytes}
-        assert rows[-1]["bytes"] == num_bytes
         heldout = [row for row in mine if row["split"] == "heldout"]
         assert funnel["heldout"][domain]["documents"] == len(heldout) >= 1
     gates_of_notes = [row["gate"] for row in funnel["stages"] if row["domain"] == "notes"]
-    expected = ["normalise", "empty", "length", "exact_duplicate", "near_duplicate"]
-    assert gates_of_notes == expected
+    assert gates_of_notes == ["empty", "length", *dedup.WAYS, dedup.PARAGRAPHS]
 
 
-def test_two_runs_give_the_same_bytes(corpus, tmp_path):
-    curate(corpus, tmp_path / "one", silent)
+def digests(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def test_runs_workers_and_order_of_domains_give_the_same_bytes(corpus, tmp_path):
     backwards = dict(reversed(corpus.sources.items()))
-    curate(dataclasses.replace(corpus, sources=backwards), tmp_path / "two", silent)
-    for name in ("documents.parquet", "dropped.parquet", "funnel.json"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    assert len(list((tmp_path / "one").iterdir())) == 3
+    run(corpus, tmp_path / "one")
+    run(dataclasses.replace(corpus, sources=backwards), tmp_path / "two", workers=2)
+    expected = digests(tmp_path / "one" / "out")
+    assert len(expected) == 5
+    assert digests(tmp_path / "two" / "out") == expected
 
 
 def test_parts_of_one_record_and_equal_sources_stay_on_one_side(tmp_path):
@@ -166,8 +179,8 @@ def test_parts_of_one_record_and_equal_sources_stay_on_one_side(tmp_path):
             (tmp_path / domain / f"m{i}.txt").write_text(text)
     by_domain = {domain: source_of(tmp_path / domain, ()) for domain in ("docs", "code")}
     config = config_of(by_domain, max_document_bytes=1024, heldout_fraction=0.3)
-    curate(config, tmp_path / "out", silent)
-    rows = rows_of(tmp_path / "out/documents.parquet")
+    run(config, tmp_path)
+    rows = rows_of(tmp_path / "out/documents")
     sides = {}
     for row in rows:
         sides.setdefault(row["source"], set()).add(row["split"])
@@ -180,7 +193,7 @@ def test_parts_of_one_record_and_equal_sources_stay_on_one_side(tmp_path):
 def test_parts_of_the_only_record_are_parted_one_by_one(tmp_path):
     (tmp_path / "book.txt").write_text("\n".join(prose(seed) for seed in range(20)))
     config = config_of({"books": source_of(tmp_path / "book.txt", ())}, max_document_bytes=2048)
-    funnel = curate(config, tmp_path / "out", silent)
+    funnel = run(config, tmp_path)
     assert 1 <= funnel["heldout"]["books"]["documents"] < funnel["kept"]["books"]["documents"]
 
 
@@ -191,18 +204,96 @@ def test_a_document_keeps_its_side_when_others_come(tmp_path):
         folder.mkdir()
         for i in range(count):
             (folder / f"{i:03d}.txt").write_text(prose(i))
-        curate(config_of({"web": source_of(folder)}), tmp_path / f"out{count}", silent)
-        rows = rows_of(tmp_path / f"out{count}/documents.parquet")
+        run(config_of({"web": source_of(folder)}), tmp_path / f"run{count}")
+        rows = rows_of(tmp_path / f"run{count}/out/documents")
         sides.append({row["id"]: row["split"] for row in rows})
     assert sides[0].items() <= sides[1].items()
     assert "heldout" in sides[0].values()
+
+
+def test_evaluation_sets_are_kept_out_and_named(tmp_path):
+    question = " ".join(prose(1000).split()[:20])
+    texts = [prose(seed) for seed in range(6)]
+    texts[3] += f"Before. {question.upper()}? After."
+    write_json_lines(tmp_path / "a.jsonl", texts)
+    config = config_of({"web": source_of(tmp_path / "a.jsonl", ("contamination",))})
+    funnel = run(config, tmp_path, [("quiz", question), ("other", prose(2000))])
+    (row,) = rows_of(tmp_path / "out/dropped")
+    assert (row["id"], row["why"], row["reason"]) == (
+        "web/a.jsonl:00000004",
+        "contamination",
+        "quiz",
+    )
+    found = row["detail"].lower().replace(".", "").split()
+    assert found == question.replace(".", "").split()[:13]
+    assert funnel["dropped"]["contamination"]["reasons"] == {"quiz": 1}
+
+
+def test_repeated_paragraphs_go_and_what_is_left_of_too_little_goes_too(tmp_path):
+    notice = prose(500, 40)
+    texts = [f"{prose(seed)}\n{notice}\n{prose(seed + 100)}" for seed in range(4)]
+    texts.append(f"{notice}\n{prose(7, 12)}")
+    write_json_lines(tmp_path / "a.jsonl", texts)
+    config = config_of({"web": source_of(tmp_path / "a.jsonl", ())})
+    paragraphs = dataclasses.replace(config.dedup, paragraph_chars=100)
+    funnel = run(dataclasses.replace(config, dedup=paragraphs), tmp_path)
+    kept = {row["id"]: row["text"] for row in rows_of(tmp_path / "out/documents")}
+    assert [notice.strip() in text for text in kept.values()] == [True, False, False, False]
+    assert kept["web/a.jsonl:00000002"] == f"{prose(1)}\n{prose(101)}"
+    assert funnel["dropped"]["repeated_paragraphs"]["documents"] == 1
+
+
+def test_of_one_url_the_newest_stays(tmp_path):
+    rows = [
+        {"text": prose(seed), "url": url, "date": date}
+        for seed, (url, date) in enumerate(
+            [
+                ("http://www.a.org/x/?utm_source=mail", "2020-01-01"),
+                ("https://a.org/x#top", "2024-05-05T10:00:00Z"),
+                ("https://a.org/x?page=2", "2019-01-01"),
+                ("https://A.org/x/", ""),
+            ]
+        )
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(config_of({"web": source_of(tmp_path / "a.jsonl", ())}), tmp_path)
+    kept = [row["id"][-1] for row in rows_of(tmp_path / "out/documents")]
+    assert kept == ["2", "3"]
+    stays = {row["duplicate_of"] for row in rows_of(tmp_path / "out/dropped")}
+    assert stays == {"web/a.jsonl:00000002"}
+
+
+def test_only_what_changed_is_read_again(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        write_json_lines(folder / f"{name}.jsonl", [prose(f"{name}{i}") for i in range(5)])
+    config = config_of({name: source_of(folder / f"{name}.jsonl") for name in ("a", "b", "c")})
+    run(config, tmp_path)
+    before = digests(tmp_path / "out")
+    judged = {path.name for path in (tmp_path / "cache/judged").iterdir()}
+    content = (folder / "b.jsonl").read_bytes()
+    # The same size and time, other content.
+    stat = (folder / "b.jsonl").stat()
+    (folder / "b.jsonl").write_bytes(content.replace(b"harbour", b"HARBOUR", 1))
+    os.utime(folder / "b.jsonl", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    lines = []
+    run(config, tmp_path, log=lines.append)
+    assert [line for line in lines if line.startswith("reading")] == [
+        "reading: 1 of 1 (2 were there before), b: b.jsonl"
+    ]
+    assert len({path.name for path in (tmp_path / "cache/judged").iterdir()} - judged) == 1
+    after = digests(tmp_path / "out")
+    changed = {name for name in after if after[name] != before[name]}
+    assert "documents/part-00001.parquet" in changed
+    assert not {"documents/part-00000.parquet", "documents/part-00002.parquet"} & changed
 
 
 @pytest.mark.parametrize("num_documents", [1, 2, 3])
 def test_few_documents_leave_one_for_training_and_one_held_out(tmp_path, num_documents):
     write_json_lines(tmp_path / "a.jsonl", [prose(seed) for seed in range(num_documents)])
     config = config_of({"web": source_of(tmp_path / "a.jsonl")}, heldout_fraction=0.5)
-    funnel = curate(config, tmp_path / "out", silent)
+    funnel = run(config, tmp_path)
     num_heldout = funnel["heldout"]["web"]["documents"]
     assert num_heldout == 0 if num_documents == 1 else 1 <= num_heldout < num_documents
 
@@ -211,7 +302,7 @@ def test_domain_that_loses_everything_is_bad_input_and_leaves_no_file(tmp_path):
     write_json_lines(tmp_path / "a.jsonl", ["short", "brief", prose(1) * 4])
     config = config_of({"web": source_of(tmp_path / "a.jsonl")})
     with pytest.raises(BadInput, match=r"sources\.web: none of its 3 .*'length' took most .*\(2\)"):
-        curate(config, tmp_path / "out", silent)
+        run(config, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
@@ -219,14 +310,14 @@ def test_domain_that_is_a_copy_of_another_is_bad_input(tmp_path):
     write_json_lines(tmp_path / "a.jsonl", [prose(1), prose(2)])
     by_domain = {name: source_of(tmp_path / "a.jsonl") for name in ("first", "second")}
     with pytest.raises(BadInput, match=r"sources\.second: none of its 2 .*exact_duplicate"):
-        curate(config_of(by_domain), tmp_path / "out", silent)
+        run(config_of(by_domain), tmp_path)
 
 
 def test_missing_path_is_said_before_anything_is_read(corpus, tmp_path):
     by_domain = {**corpus.sources, "zz": source_of(tmp_path / "absent")}
     lines = []
     with pytest.raises(BadInput, match=r"sources\.zz\.path: .*absent"):
-        curate(dataclasses.replace(corpus, sources=by_domain), tmp_path / "out", lines.append)
+        run(dataclasses.replace(corpus, sources=by_domain), tmp_path, log=lines.append)
     assert lines == []
 
 
@@ -246,9 +337,7 @@ def test_config_refuses(change, message):
 
 
 def test_importing_the_configuration_stays_cheap():
-    code = (
-        "import sys, data.curate; print([m for m in ('daft', 'scipy', 'jax') if m in sys.modules])"
-    )
+    code = "import sys, data.curate; print([m for m in ('ray', 'jax') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
@@ -256,17 +345,17 @@ def test_importing_the_configuration_stays_cheap():
 def test_standard_library_is_curated(tmp_path):
     applies = tuple(set(PROSE_GATES) - {"duplicate_ngrams"})
     by_domain = {
-        "docs": source_of(sources.PYTHON_DOCS, applies),
-        "code": source_of(sources.PYTHON_CODE, ("length",)),
+        "docs": source_of(python_library.DOCS, applies),
+        "code": source_of(python_library.CODE, ("length",)),
     }
-    funnel = curate(config_of(by_domain, heldout_fraction=0.05), tmp_path / "out", silent)
+    funnel = run(config_of(by_domain, heldout_fraction=0.05), tmp_path)
     assert funnel["broken"] == []
     assert funnel["kept"]["docs"]["bytes"] > 1_500_000
     assert funnel["kept"]["code"]["bytes"] > 5_000_000
     assert all(count["documents"] >= 10 for count in funnel["heldout"].values())
     tables = [
         row
-        for row in rows_of(tmp_path / "out/dropped.parquet")
+        for row in rows_of(tmp_path / "out/dropped")
         if row["source"].startswith("encodings/") and row["why"] == dedup.NEAR
     ]
     assert len(tables) >= 20
@@ -275,17 +364,17 @@ def test_standard_library_is_curated(tmp_path):
 @pytest.mark.real
 @pytest.mark.skipif(not REAL.is_dir(), reason="real data sets are not beside the checkout")
 def test_real_domains_are_curated(tmp_path):
-    prose_gates = ("length", "language", "word_count", "mean_word_length", "stop_words")
+    prose_gates = ("length", "language", "gopher_word_count", "gopher_stop_words")
     by_domain = {
         "books": source_of(REAL / "books/books.jsonl.gz", prose_gates),
         "wikitext2": source_of(REAL / "wikitext2/valid.txt.gz", prose_gates),
         "stacks_project": source_of(REAL / "math_latex/stacks_project.jsonl.gz", ("length",)),
         "tinystories": source_of(REAL / "tinystories/*.txt.gz", prose_gates),
     }
-    funnel = curate(config_of(by_domain), tmp_path / "out", silent)
+    funnel = run(config_of(by_domain), tmp_path)
     assert funnel["broken"] == []
     for domain, read in funnel["read"].items():
         assert funnel["kept"][domain]["bytes"] > 0.95 * read["bytes"]
         assert funnel["heldout"][domain]["documents"] > 0
-    texts = [row["text"] for row in rows_of(tmp_path / "out/documents.parquet")]
+    texts = [row["text"] for row in rows_of(tmp_path / "out/documents")]
     assert not any("\r" in text for text in texts)

@@ -3,12 +3,9 @@
 import random
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from data import dedup, engine
-
-CONFIG = dedup.DedupConfig(num_bands=14, band_rows=8, ngram_words=5, seed=1)
+from data import dedup, kernel, minhash
 
 NUM_PAIRS = 1000
 REPLACED = 0.02
@@ -18,6 +15,7 @@ MIN_NEAR_RECALL = 0.95
 # The same at s = 1/3, for documents with one half in common, is 0.002.
 MAX_HALF_MERGED = 0.008 * NUM_PAIRS
 LETTERS = str.maketrans("0123456789", "abcdefghij")
+BANDS, ROWS, NGRAM, SEED = 14, 8, 5, 1
 
 
 def random_words(source, num_words):
@@ -31,80 +29,152 @@ def replace_words(words, source):
     return changed
 
 
-def documents_of(texts):
-    ids = [f"d{i:05d}" for i in range(len(texts))]
-    digests = [dedup.digest(text) for text in texts]
-    return pa.table({"id": ids, "text": texts, "digest": digests})
+def view(texts):
+    encoded = [text.encode() for text in texts]
+    data = np.frombuffer(b"".join(encoded), np.uint8)
+    return data, np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+
+def keys_of(hashes, rows):
+    keys = np.zeros(len(hashes), dedup.KEY)
+    keys["hash"], keys["check"], keys["row"] = hashes[:, 0], hashes[:, 1], rows
+    return keys
+
+
+def near_keys(texts):
+    data, offsets = view(texts)
+    bands, has_words = minhash.bands(kernel.words(data, offsets), BANDS, ROWS, NGRAM, SEED)
+    rows = np.repeat(np.flatnonzero(has_words), BANDS)
+    return keys_of(np.stack([bands[has_words].reshape(-1), np.zeros(len(rows), "u8")], 1), rows)
+
+
+def exact_keys(texts):
+    return keys_of(minhash.content_hashes(*view(texts)), np.arange(len(texts)))
+
+
+def find(folder, texts, keys_from, num_parts=1, num_ranges=1, prefer=("longest",)):
+    """{dropped: the one that stays} by index, over files of several parts and several ranges."""
+    folder.mkdir(exist_ok=True)
+    np.save(folder / "alive.npy", np.ones(len(texts), bool))
+    starts = [len(texts) * i // num_parts for i in range(num_parts)]
+    paths = []
+    for number, (first, last) in enumerate(zip(starts, [*starts[1:], len(texts)], strict=True)):
+        paths.append(folder / f"{number}.npy")
+        dedup.write_keys(paths[-1], keys_from(texts[first:last]))
+    dedup.write_parts(folder / "parts.json", paths, starts)
+    edges = [2**64 * i // num_ranges for i in range(num_ranges + 1)]
+    links = [np.empty((0, 2), np.int64)]
+    for low, high in zip(edges, edges[1:], strict=False):
+        dedup.find_links(folder, str(folder / "parts.json"), low, high, str(folder / "alive.npy"))
+        links.append(np.load(folder / "links.npy"))
+    links = np.concatenate(links)
+    docs = np.unique(links)
+    facts = {"chars": np.array([len(texts[i]) for i in docs], np.int64)}
+    gone, kept = dedup.resolve(links, facts, prefer)
+    return dict(zip(gone.tolist(), kept.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("num_words", [300, 1000])
-def test_near_duplicates_are_recalled_and_others_left(num_words):
+def test_near_duplicates_are_recalled_and_others_left(tmp_path, num_words):
     source = random.Random(num_words)
     originals = [random_words(source, num_words) for _ in range(NUM_PAIRS)]
     copies = [replace_words(words, source) for words in originals]
     texts = [" ".join(words) for words in originals + copies]
-    found = engine.near_duplicates(documents_of(texts), CONFIG)
+    pairs = {tuple(sorted(pair)) for pair in find(tmp_path, texts, near_keys).items()}
     wanted = {(i, i + NUM_PAIRS) for i in range(NUM_PAIRS)}
-    pairs = {tuple(sorted((int(a[1:]), int(b[1:])))) for a, b in found.items()}
     assert len(pairs & wanted) >= MIN_NEAR_RECALL * NUM_PAIRS
     assert pairs <= wanted
 
 
-def test_documents_with_one_half_in_common_are_not_merged():
+def test_documents_with_one_half_in_common_are_not_merged(tmp_path):
     source = random.Random(7)
     halves = [random_words(source, 200) for _ in range(NUM_PAIRS)]
     texts = [" ".join(half + random_words(source, 200)) for half in halves for _ in range(2)]
-    assert len(engine.near_duplicates(documents_of(texts), CONFIG)) <= MAX_HALF_MERGED
+    assert len(find(tmp_path, texts, near_keys)) <= MAX_HALF_MERGED
 
 
-def test_exact_duplicates_are_all_found_and_the_smallest_id_stays():
+def test_exact_duplicates_are_all_found_and_the_first_stays(tmp_path):
     source = random.Random(3)
     originals = [" ".join(random_words(source, 50)) for _ in range(200)]
     texts = originals + originals[:120] + originals[:40]
-    found = engine.exact_duplicates(documents_of(texts))
-    expected = {f"d{200 + i:05d}": f"d{i:05d}" for i in range(120)}
-    expected |= {f"d{320 + i:05d}": f"d{i:05d}" for i in range(40)}
-    assert found == expected
+    expected = {200 + i: i for i in range(120)} | {320 + i: i for i in range(40)}
+    assert find(tmp_path, texts, exact_keys) == expected
 
 
-def test_case_punctuation_and_digits_do_not_count():
+def test_case_punctuation_and_digits_do_not_count(tmp_path):
     words = random_words(random.Random(5), 100)
     plain = " ".join([*words, "in", "1984"])
     shouted = "\n".join([*words, "in", "2026"]).upper()
     other = shouted.replace(" ", ", ") + "!"
-    found = engine.near_duplicates(documents_of([plain, shouted, other]), CONFIG)
-    assert found == {"d00000": "d00002", "d00001": "d00002"}
+    assert find(tmp_path, [plain, shouted, other], near_keys) == {0: 2, 1: 2}
 
 
-def test_longest_of_a_cluster_stays_then_the_smallest_id():
+def test_chinese_is_compared_by_its_characters(tmp_path):
+    source = random.Random(11)
+    characters = [chr(source.randrange(0x4E00, 0x9FFF)) for _ in range(400)]
+    changed = characters[:200] + ["\u4e2d"] + characters[201:]
+    other = [chr(source.randrange(0x4E00, 0x9FFF)) for _ in range(400)]
+    texts = ["".join(part) for part in (characters, changed, other)]
+    assert find(tmp_path, texts, near_keys) == {1: 0}
+
+
+def test_longest_of_a_cluster_stays_then_the_first(tmp_path):
     words = random_words(random.Random(6), 400)
     texts = [" ".join(words), " ".join([*words, "and", "more"]), " ".join([*words, "or", "less"])]
-    found = engine.near_duplicates(documents_of(texts), CONFIG)
-    assert found == {"d00000": "d00001", "d00002": "d00001"}
+    assert find(tmp_path, texts, near_keys) == {0: 1, 2: 1}
 
 
-def test_texts_without_words_or_too_short_are_not_merged():
+def test_texts_without_words_or_too_short_are_not_merged(tmp_path):
     texts = ["!!! ---", "???", "*", "one two", "three four", "seven", ""]
-    assert engine.near_duplicates(documents_of(texts), CONFIG) == {}
+    assert find(tmp_path, texts, near_keys) == {}
+    assert find(tmp_path, [], near_keys) == find(tmp_path, [], exact_keys) == {}
 
 
-def test_no_documents_have_no_duplicates():
-    empty = documents_of(["x"]).slice(0, 0)
-    assert engine.exact_duplicates(empty) == {}
-    assert engine.near_duplicates(empty, CONFIG) == {}
-
-
-def test_order_of_the_documents_does_not_matter():
+@pytest.mark.parametrize("keys_from", [near_keys, exact_keys])
+def test_parts_and_ranges_do_not_show(tmp_path, keys_from):
     source = random.Random(9)
-    originals = [random_words(source, 80) for _ in range(50)]
+    originals = [random_words(source, 80) for _ in range(60)]
     texts = [" ".join(words) for words in originals for _ in range(2)]
-    texts = [text + " end" * (i % 3) for i, text in enumerate(texts)]
-    table = documents_of(texts)
-    shuffled = table.take(np.random.default_rng(0).permutation(len(table)))
-    found = engine.near_duplicates(table, CONFIG)
-    assert len(found) == 50
-    assert engine.near_duplicates(shuffled, CONFIG) == found
-    assert engine.exact_duplicates(shuffled) == engine.exact_duplicates(table)
+    texts += [text + " end" for text in texts[:30]]
+    whole = find(tmp_path / "whole", texts, keys_from)
+    assert len(whole) >= 60
+    for parts, ranges in ((3, 1), (1, 7), (5, 4)):
+        found = find(tmp_path / f"{parts}-{ranges}", texts, keys_from, parts, ranges)
+        assert found == whole
+
+
+def test_the_dead_do_not_count(tmp_path):
+    texts = ["one", "two", "one", "one"]
+    dedup.write_keys(tmp_path / "keys.npy", exact_keys(texts))
+    np.save(tmp_path / "alive.npy", np.array([False, True, True, True]))
+    dedup.write_parts(tmp_path / "parts", [tmp_path / "keys.npy"], [0])
+    parts, alive = str(tmp_path / "parts"), str(tmp_path / "alive.npy")
+    dedup.find_links(tmp_path, parts, 0, 2**64, alive)
+    assert np.load(tmp_path / "links.npy").tolist() == [[2, 3]]
+
+
+def test_repeated_paragraphs_are_all_but_the_first(tmp_path):
+    paragraphs = ["b", "a", "b", "c", "a", "a"]
+    keys = exact_keys(paragraphs)
+    keys["row"], keys["part"], keys["chars"] = [0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 0, 1], 9
+    dedup.write_keys(tmp_path / "keys.npy", keys)
+    np.save(tmp_path / "alive.npy", np.ones(13, bool))
+    dedup.write_parts(tmp_path / "parts", [tmp_path / "keys.npy"], [10])
+    parts, alive = str(tmp_path / "parts"), str(tmp_path / "alive.npy")
+    found = []
+    for low, high in ((0, 2**63), (2**63, 2**64)):
+        dedup.find_repeats(tmp_path, parts, low, high, alive)
+        found += np.load(tmp_path / "repeats.npy").tolist()
+    assert sorted(found) == [[11, 0, 9], [12, 0, 9], [12, 1, 9]]
+
+
+def test_ranges_cover_every_hash_once(monkeypatch):
+    monkeypatch.setattr(dedup, "KEYS_PER_RANGE", 10)
+    for num_keys in (0, 1, 10, 11, 95):
+        edges = dedup.ranges(num_keys)
+        assert len(edges) == max(1, -(-num_keys // 10))
+        assert edges[0][0] == 0 and edges[-1][1] == 2**64
+        assert all(left[1] == right[0] for left, right in zip(edges, edges[1:], strict=False))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -119,15 +189,24 @@ def test_components_agree_with_a_walk(seed):
     np.testing.assert_array_equal(labels[:, None] == labels[None, :], reach)
 
 
-def test_choose_prefers_size_then_id():
-    labels = np.array([0, 1, 0, 1, 2])
-    chosen = dedup.choose(labels, ["e", "d", "c", "b", "a"], np.array([5, 7, 9, 7, 1]))
-    assert chosen.tolist() == [2, 3, 2, 3, 4]
+def test_preferences_come_in_their_order():
+    links = np.array([[3, 5], [5, 8], [3, 9], [20, 21]])
+    facts = {
+        "quality": np.array([0.5, 0.9, 0.9, 0.9, 0.0, 0.0]),
+        "chars": np.array([900, 10, 20, 20, 7, 7], np.uint32),
+        "day": np.array([1, 5, 2, 3, 0, 0], np.int32),
+    }
 
+    def stays(*prefer):
+        gone, kept = dedup.resolve(links, facts, prefer)
+        assert gone.tolist() == sorted(gone.tolist())
+        return dict(zip(gone.tolist(), kept.tolist(), strict=True))
 
-def test_digest_is_stable():
-    assert dedup.digest("Seedbed\n") == dedup.digest("Seedbed\n") != dedup.digest("Seedbed")
-    assert dedup.digest("") == "cae66941d9efbd404e4d88758ea67670"  # BLAKE2b-128 of nothing
+    assert stays() == {5: 3, 8: 3, 9: 3, 21: 20}
+    assert stays("longest") == {5: 3, 8: 3, 9: 3, 21: 20}
+    assert stays("quality", "longest") == {3: 8, 5: 8, 9: 8, 21: 20}
+    assert stays("quality", "longest", "newest") == {3: 9, 5: 9, 8: 9, 21: 20}
+    assert stays("newest") == {3: 5, 8: 5, 9: 5, 21: 20}
 
 
 @pytest.mark.parametrize(
@@ -136,9 +215,13 @@ def test_digest_is_stable():
         ({"num_bands": 0}, "num_bands: 0 must be at least 1"),
         ({"ngram_words": -1}, "ngram_words: -1 must be"),
         ({"seed": 2**32}, "seed: 4294967296 must be"),
+        ({"paragraph_chars": -1}, "paragraph_chars: -1 must be"),
+        ({"min_left": 1.5}, "min_left: 1.5 must be"),
+        ({"prefer": ("oldest",)}, "prefer: 'oldest' must be one of quality, longest, newest"),
     ],
 )
 def test_config_refuses(change, message):
-    values = {"num_bands": 14, "band_rows": 8, "ngram_words": 5, "seed": 1} | change
+    values = {"num_bands": 14, "band_rows": 8, "ngram_words": 5, "seed": 1}
+    values |= {"urls": True, "paragraph_chars": 0, "min_left": 0.5, "prefer": ("longest",)}
     with pytest.raises(ValueError, match=message):
-        dedup.DedupConfig(**values)
+        dedup.DedupConfig(**values | change)

@@ -1,34 +1,18 @@
-"""Gates: for each a text that it drops, and the nearest text that it lets pass."""
+"""Gates: each drops what it is for and says why; edits edit; order and domains decide."""
 
 import dataclasses
-import random
+import hashlib
 
-import pyarrow as pa
+import numpy as np
 import pytest
 
-from data import gates
+from configs import web
+from data import classifier, contamination, gates, rules, urls
+from data.curate import CurateConfig
+from data.errors import BadInput
+from launch import settings
 
-CONFIG = gates.GateConfig(
-    min_chars=200,
-    max_chars=100_000,
-    languages=("en",),
-    min_language_score=0.5,
-    min_words=50,
-    max_words=1000,
-    min_mean_word_chars=3.0,
-    max_mean_word_chars=10.0,
-    max_symbol_to_word_ratio=0.1,
-    max_bullet_lines=0.9,
-    max_ellipsis_lines=0.3,
-    min_alphabetic_words=0.8,
-    min_stop_words=2,
-    max_javascript_lines=0.1,
-    max_policy_lines=0.1,
-    max_duplicate_lines=0.3,
-    max_duplicate_line_chars=0.2,
-    max_top_ngram_chars=(0.20, 0.18, 0.16),
-    max_duplicate_ngram_chars=(0.15, 0.14, 0.13, 0.12, 0.11, 0.10),
-)
+CONFIG = settings.to_dataclass(CurateConfig, web.get_config().data, "data").gates
 
 PROSE = """\
 The harbour was quiet that morning, and the old pilot had walked to the end of the stone pier.
@@ -37,232 +21,277 @@ He counted seven gulls on the railing, then eight, and wondered why none of them
 Nobody in the village could remember a winter with so little wind, nor so much fish to sell.
 His daughter would be home by noon, carrying bread, letters and the usual complaints about mud.
 Somewhere behind him a door opened, boots crossed the gravel, and a voice asked for directions.
-It belonged to a young surveyor with wet sleeves who had come to measure every house on the hill.
-They talked until the tide turned; neither noticed the bell, or how cold both had become.
 """
-WORDS = [f"{a}{b}" for a in ("stone", "river", "glass", "wolf") for b in ("er", "ish", "ing", "ed")]
+GERMAN = "Der alte Lotse ging am Morgen langsam bis zum Ende der Mole und sah auf das Meer. " * 5
+CHINESE = "\u8fd9\u662f\u4e00\u4e2a\u5173\u4e8e\u6e2f\u53e3\u7684\u6545\u4e8b\u3002" * 30
 
 
-def fails(text, name=None, **changes):
-    """Returns the first gate that fails among all, or among the one named."""
-    config = dataclasses.replace(CONFIG, **changes)
-    return gates.first_failure(gates.normalise(text), config, (name,) if name else gates.NAMES)
+def row(text, **changes):
+    return {
+        "id": "web/a:00000001",
+        "source": "a",
+        "domain": "web",
+        "language": "",
+        "url": "",
+        "date": "",
+        "text": text,
+        "meta": "",
+        "markup": "plain",
+        **changes,
+    }
 
 
-def lines_with(extra, count):
-    lines = PROSE.splitlines()
-    return "\n".join(lines[:-count] + [extra.format(i) for i in range(count)] if count else lines)
+def decide(rows, names, evaluation=None, **changes):
+    chain = gates.Gates(dataclasses.replace(CONFIG, **changes), gates.expand(names), evaluation)
+    return chain.decide([row(one) if isinstance(one, str) else one for one in rows])
+
+
+def fates(batch):
+    return list(zip(batch.why, batch.reason, batch.detail, strict=True))
 
 
 def test_prose_passes_every_gate():
-    assert fails(PROSE) == ""
+    batch = decide([PROSE], gates.NAMES)
+    assert batch.why == [""]
+    assert batch.texts == [PROSE]
+    assert (batch.languages, batch.edits) == (["en"], [{}])
 
 
-def test_empty_text_is_named_whatever_gates_apply():
-    assert gates.first_failure(gates.normalise(" \r\n\t\x00\n"), CONFIG, ()) == "empty"
+def test_texts_are_repaired_before_anything_is_asked_and_code_is_not_touched():
+    broken = "It\u00e2\u20ac\u2122s here \r\n"
+    batch = decide([broken, row(broken, markup="code", source="a.py")], ())
+    assert batch.texts[0] == "It\u2019s here\n"
+    assert batch.texts[1] == "It\u00e2\u20ac\u2122s here\n"
 
 
-def test_length():
-    assert fails("x" * 198, "length") == "length"  # one newline is added
-    assert fails("x" * 199, "length") == ""
-    assert fails("x" * 100_000, "length") == "length"
+def test_a_text_of_nothing_is_empty():
+    assert decide(["", " \n\t\n", "\ufeff"], ()).why == [gates.EMPTY] * 3
+
+
+def test_length_counts_characters():
+    batch = decide(
+        ["x" * 9, "\u00e4" * 10, "x" * 30, "x" * 31], ("length",), min_chars=11, max_chars=31
+    )
+    assert fates(batch) == [
+        ("length", "short", "10 characters"),
+        ("", "", ""),
+        ("", "", ""),
+        ("length", "long", "32 characters"),
+    ]
+
+
+def test_blocked_hosts_and_their_subdomains_go(tmp_path):
+    (tmp_path / "blocked").write_text("# spam\nbad.org\n\nWorse.example.com\n")
+    pages = [
+        "http://bad.org/x",
+        "https://www.BAD.org",
+        "http://notbad.org",
+        "http://example.com",
+        "",
+    ]
+    batch = decide(
+        [row(PROSE, url=url) for url in pages], ("blocked",), blocked=f"{tmp_path}/blocked"
+    )
+    assert [(why, reason) for why, reason, _ in fates(batch)] == [
+        ("blocked", "bad.org"),
+        ("blocked", "bad.org"),
+        ("", ""),
+        ("", ""),
+        ("", ""),
+    ]
+
+
+def test_what_opted_out_goes_by_url_or_hash(tmp_path):
+    digest = hashlib.sha256(PROSE.strip().encode()).hexdigest()
+    (tmp_path / "out").write_text(f"https://a.org/Page/\n{digest.upper()}\n")
+    rows = [
+        row(GERMAN, url="http://www.a.org/Page?utm_source=x#top"),
+        row(GERMAN, url="http://a.org/page"),
+        row("\n" + PROSE + "\n"),
+        row(PROSE + "more"),
+    ]
+    batch = decide(rows, ("opt_out",), opt_out=f"{tmp_path}/out")
+    assert [(why, reason) for why, reason, _ in fates(batch)] == [
+        ("opt_out", "url"),
+        ("", ""),
+        ("opt_out", "hash"),
+        ("", ""),
+    ]
+
+
+def test_languages_are_found_for_all_and_dropped_where_asked():
+    batch = decide([PROSE, GERMAN], ())
+    assert (batch.languages, batch.why) == (["en", "de"], ["", ""])
+    assert (batch.language_score > 0.5).all()
+    keep = dataclasses.replace(CONFIG.language, keep=("en",))
+    batch = decide([PROSE, GERMAN], ("language",), language=keep)
+    assert [fate[:2] for fate in fates(batch)] == [("", ""), ("language", "de")]
+
+
+def test_code_has_the_language_that_its_reader_knows():
+    code = row("def f():\n    return 1\n" * 9, markup="code", language="python", source="a.py")
+    batch = decide([code], ("language", "generated"))
+    assert (batch.languages, batch.why) == (["python"], [""])
+    assert np.isnan(batch.language_score[0])
+
+
+def test_generated_code_goes():
+    rows = [
+        row("x = 1\n", markup="code", source="lib.min.js"),
+        row("x = 1\n", markup="code", source="a.py"),
+    ]
+    batch = decide(rows, ("generated",))
+    assert batch.why == ["generated", ""]
+    assert batch.reason[0]
+
+
+@pytest.mark.parametrize("name", rules.RULES)
+def test_a_rule_applies_only_where_it_is_named(name):
+    text = "lorem ipsum {javascript} privacy policy # # # ... - x\n" * 3
+    alone = decide([text], (name,)).why[0]
+    assert alone in ("", name)
+    assert decide([text], ()).why == [""]
+
+
+def test_the_first_rule_that_fails_is_named_with_its_value():
+    batch = decide(["five words are not fifty"], ("gopher",))
+    assert fates(batch) == [("gopher_word_count", "", "5")]
+
+
+def test_chinese_is_not_dropped_for_the_length_of_its_words():
+    batch = decide([CHINESE], ("gopher_word_count", "gopher_mean_word_length"))
+    assert (batch.languages, batch.why) == (["zh"], [""])
+
+
+def test_listed_words_are_counted_against_their_limit(tmp_path):
+    (tmp_path / "en.txt").write_text("mudlark\ngull of the bay\n")
+    lists = dataclasses.replace(CONFIG.toxicity, lists=str(tmp_path), max_hits_per_word=0.05)
+    texts = [PROSE, PROSE + "A mudlark. " * 12, PROSE + "A mudlark."]
+    batch = decide(texts, ("toxic_words",), toxicity=lists)
+    assert batch.why == ["", "toxic_words", ""]
+    assert batch.detail[1].startswith("12 in ")
+    assert decide(texts, (), toxicity=lists).why == ["", "", ""]
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Scores texts about harbours high."""
+    good = [f"{line} harbour" for line in PROSE.splitlines() * 4]
+    bad = [f"buy cheap pills number {i} now and here" for i in range(24)]
+    labels = [True] * len(good) + [False] * len(bad)
+    classifier.train(good + bad, labels, CONFIG.quality.train).save(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def test_quality_is_scored_and_dropped_where_asked(model):
+    quality = dataclasses.replace(CONFIG.quality, model=model, min_score=0.5)
+    texts = [PROSE, "buy cheap pills now " * 20]
+    batch = decide(texts, ("quality",), quality=quality)
+    assert batch.why == ["", "quality"]
+    assert batch.quality[0] > 0.5 > batch.quality[1]
+    assert batch.detail[1] == f"{batch.quality[1]:.3f}"
+    assert decide(texts, (), quality=quality).why == ["", ""]
+
+
+def test_toxicity_has_limits_by_language(model):
+    section = dataclasses.replace(
+        CONFIG.toxicity, model=model, max_score=0.5, max_score_by_language={"de": 1.0}
+    )
+    batch = decide([PROSE, GERMAN], ("toxicity",), toxicity=section)
+    assert batch.why == ["toxicity", ""]
+    assert batch.reason[0] == "en"
+
+
+def test_evaluation_texts_are_named(tmp_path):
+    question = " ".join(PROSE.split()[20:40])
+    contamination.build([("quiz", question)], 13).save(tmp_path / "index.npz")
+    batch = decide([PROSE, GERMAN], ("contamination",), tmp_path / "index.npz")
+    assert [fate[:2] for fate in fates(batch)] == [("contamination", "quiz"), ("", "")]
+    assert decide([PROSE], (), tmp_path / "index.npz").why == [""]
+
+
+def test_personal_data_is_masked_and_counted_in_what_is_dropped_too():
+    text = f"{PROSE}Write to ann.lee@mail.example.org or call +1 212 555 0199.\n"
+    batch = decide([text, "ann.lee@mail.example.org"], ("length", "pii"))
+    assert batch.why == ["", "length"]
+    assert not any("ann.lee" in one for one in batch.texts)
+    assert batch.edits == [{"pii_mail": 1, "pii_phone": 1}, {"pii_mail": 1}]
+    assert "ann.lee" in decide([text], ("pii",), pii=("phone",)).texts[0]
+
+
+def test_boilerplate_lines_go_and_are_counted():
+    batch = decide([f"{PROSE}All rights reserved.\nShare on Facebook\n"], ("boilerplate",))
+    assert batch.texts == [PROSE]
+    assert batch.edits == [{"boilerplate_lines": 2}]
+
+
+def test_the_first_gate_in_order_is_the_one_recorded():
+    batch = decide(["kurz"], gates.NAMES)
+    assert batch.why == ["length"]
+    assert decide(["kurz"], [name for name in gates.NAMES if name != "length"]).why != ["length"]
+
+
+def test_families_expand_to_their_rules_in_order():
+    names = gates.expand(("pii", "gopher", "length", "gopher_word_count"))
+    assert names == ("length", *(rule for rule in rules.RULES if rule.startswith("gopher")), "pii")
+    assert {*gates.GOPHER, *gates.C4, *gates.FINEWEB} == set(rules.RULES)
+    with pytest.raises(
+        ValueError, match="gates: 'gophr' is not one of gopher, c4, fineweb, blocked"
+    ):
+        gates.expand(("gophr",))
+
+
+def test_presets_name_gates():
+    for preset in (
+        *(gates.FOR_WEB, gates.FOR_TEXT, gates.FOR_PROSE, gates.FOR_TALK),
+        *(gates.FOR_LATEX, gates.FOR_CODE),
+    ):
+        assert set(preset) <= set(gates.NAMES)
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("url", "plain"),
     [
-        "Der alte Lotse ging am Morgen bis zum Ende der Mole und sah hinaus auf das graue Meer.",
-        "Le vieux pilote marchait ce matin jusqu'au bout de la jetée et regardait la mer grise.",
-        "Старый лоцман утром дошёл до конца каменного причала и смотрел на серое море.",
+        ("HTTP://WWW.A.org:80/x/?b=1&utm_medium=y&fbclid=z#top", "a.org/x?b=1"),
+        ("https://a.org/x", "a.org/x"),
+        ("a.org/X", "a.org/X"),
+        ("http://a.org:8080/", "a.org:8080"),
+        ("", ""),
+        ("http://[", ""),
+        ("http://a.org:port/", ""),
     ],
 )
-def test_language(text):
-    assert fails(text * 5, "language") == "language"
-    assert fails(text * 5, "language", languages=()) == ""
-    assert fails(text * 5, "language", languages=("de", "fr", "ru")) == ""
+def test_urls_of_one_page_have_one_form(url, plain):
+    assert urls.plain(url) == plain
 
 
-def test_language_score_is_a_threshold():
-    assert fails(PROSE, "language", min_language_score=0.0) == ""
-    assert fails(PROSE, "language", min_language_score=1.0) == "language"
-
-
-def test_word_count():
-    words = PROSE.split()
-    assert fails(" ".join(words[:40]), "word_count") == "word_count"
-    assert fails(" ".join(words[:60]), "word_count") == ""
-    assert fails(PROSE * 10, "word_count") == "word_count"
-
-
-def test_mean_word_length():
-    assert fails("a be of it " * 30, "mean_word_length") == "mean_word_length"
-    assert fails("incomprehensibilities " * 30, "mean_word_length") == "mean_word_length"
-    assert fails("!!! ??? " * 30, "mean_word_length") == "mean_word_length"
-    assert fails(PROSE, "mean_word_length") == ""
-
-
-@pytest.mark.parametrize("symbol", ["#", "...", "\u2026"])
-def test_symbol_ratio(symbol):
-    words = PROSE.split()[:100]
-    assert fails(" ".join(words) + f" {symbol}" * 8, "symbol_ratio") == ""
-    assert fails(" ".join(words) + f" {symbol}" * 13, "symbol_ratio") == "symbol_ratio"
-
-
-@pytest.mark.parametrize("bullet", ["- ", "* ", "\u2022 "])
-def test_bullet_lines(bullet):
-    items = [f"  {bullet}{line}" for line in PROSE.splitlines()]
-    assert fails("\n".join(items), "bullet_lines") == "bullet_lines"
-    assert fails("\n".join([*items, "A last line."]), "bullet_lines") == ""
-
-
-def test_ellipsis_lines():
-    assert fails(lines_with("and so on {} ...", 2), "ellipsis_lines") == ""
-    assert fails(lines_with("and so on {} ...", 3), "ellipsis_lines") == "ellipsis_lines"
-    assert fails(lines_with("and so on {} \u2026", 3), "ellipsis_lines") == "ellipsis_lines"
-
-
-def test_lorem_ipsum():
-    assert fails(PROSE + "Lorem Ipsum dolor sit amet", "lorem_ipsum") == "lorem_ipsum"
-    assert fails(PROSE + "Lorem", "lorem_ipsum") == ""
-
-
-@pytest.mark.parametrize(
-    ("name", "line"),
-    [
-        ("javascript_lines", "Please enable JavaScript to see page {}"),
-        ("policy_lines", "We use cookies, see our Privacy Policy {}"),
-    ],
-)
-def test_boilerplate_lines(name, line):
-    assert fails(lines_with(line, 1), name) == name
-    assert fails(PROSE * 2 + line, name) == ""
-
-
-def test_alphabetic_words():
-    numbers = " ".join(map(str, range(1000, 1040)))
-    words = " ".join(PROSE.split()[:100])
-    assert fails(f"{words} {numbers}", "alphabetic_words") == "alphabetic_words"
-    assert fails(f"{words} {numbers[:50]}", "alphabetic_words") == ""
-    assert fails("a1 2b " * 40, "alphabetic_words") == ""
-
-
-def test_stop_words():
-    words = " ".join(WORDS)
-    assert fails(words, "stop_words") == "stop_words"
-    assert fails(words + " the the the", "stop_words") == "stop_words"
-    assert fails(words + " The cat AND", "stop_words") == ""
-
-
-def test_duplicate_lines():
-    many = "\n".join(["again"] * 8 + PROSE.splitlines())
-    assert fails(many, "duplicate_lines") == "duplicate_lines"  # 7 of 16 lines, few characters
-    assert fails(many, "duplicate_lines", max_duplicate_lines=0.5) == ""
-    long = PROSE + "\n".join(PROSE.splitlines()[:3])
-    assert fails(long, "duplicate_lines") == "duplicate_lines"  # 3 of 11 lines, many characters
-    assert fails(long, "duplicate_lines", max_duplicate_line_chars=0.3) == ""
-
-
-@pytest.mark.parametrize("n", [2, 3, 4])
-def test_top_ngrams(n):
-    phrase = " ".join(WORDS[:n])
-    words = PROSE.split()
-    spread = " ".join(f"{word} {phrase}" if i % 12 == 0 else word for i, word in enumerate(words))
-    assert fails(PROSE, "top_ngrams") == ""
-    assert fails(spread, "top_ngrams") == "top_ngrams"
-    only_n = tuple(0.16 if length == n else 1.0 for length in (2, 3, 4))
-    rarely = " ".join(f"{word} {phrase}" if i % 60 == 0 else word for i, word in enumerate(words))
-    assert fails(rarely, "top_ngrams", max_top_ngram_chars=only_n) == ""
-    assert fails(spread, "top_ngrams", max_top_ngram_chars=only_n) == "top_ngrams"
-
-
-def test_duplicate_ngrams():
-    words = PROSE.split()
-    assert fails(PROSE, "duplicate_ngrams") == ""
-    again = words + words[10:50]
-    assert fails(" ".join(again), "duplicate_ngrams") == "duplicate_ngrams"
-    assert fails(" ".join(words + words[10:18]), "duplicate_ngrams") == ""
-
-
-def count_by_hand(words, n):
-    """Word characters in repeats, each word once: the definition, written plainly."""
-    seen, covered = set(), set()
-    for i in range(len(words) - n + 1):
-        gram = tuple(words[i : i + n])
-        if gram in seen:
-            covered.update(range(i, i + n))
-        seen.add(gram)
-    return sum(len(words[i]) for i in covered) / sum(map(len, words))
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_duplicate_ngrams_agrees_with_the_definition(seed):
-    source = random.Random(seed)
-    chunks = [[source.choice(WORDS) for _ in range(12)] for _ in range(6)]
-    words = [word for _ in range(12) for word in source.choice(chunks)]
-    ratios = [count_by_hand(words, n) for n in gates.DUPLICATE_NGRAM_WORDS]
-    for i, ratio in enumerate(ratios):
-        for change, expected in ((0.001, ""), (-0.001, "duplicate_ngrams")):
-            limits = [1.0] * len(ratios)
-            limits[i] = min(max(ratio + change, 0.0), 1.0)
-            limits = tuple(limits)
-            found = fails(" ".join(words), "duplicate_ngrams", max_duplicate_ngram_chars=limits)
-            assert found == expected
-
-
-@pytest.mark.parametrize("text", ["a", "a b", "a a a a a a a a a a a a", "!", "\u4f60\u597d"])
-def test_tiny_texts_do_not_upset_any_gate(text):
-    for name in gates.NAMES:
-        assert fails(text, name) in ("", name)
-
-
-def test_normalise():
-    assert (
-        gates.normalise("a\r\nb\rc\x0cd  \n\t\n\x00e\ufeff\x1b[0m\n\n\n") == "a\nb\nc\nd\n\ne[0m\n"
+def test_fingerprint_follows_the_files_that_gates_read(tmp_path, model):
+    (tmp_path / "list").write_text("a.org\n")
+    config = dataclasses.replace(
+        CONFIG,
+        blocked=f"{tmp_path}/list",
+        quality=dataclasses.replace(CONFIG.quality, model=model),
     )
-    assert gates.normalise("\n\n    indented\n") == "    indented\n"
-    assert gates.normalise("e\u0301") == "\u00e9\n"
-    assert gates.normalise(" \n ") == ""
-
-
-@pytest.mark.parametrize("text", [PROSE, "\n\n x \x00\n y\t \n", "e\u0301\x00\u0301", "a\x00\r\n"])
-def test_normalise_twice_changes_nothing(text):
-    once = gates.normalise(text)
-    assert gates.normalise(once) == once
-
-
-def test_cheapest_failing_gate_is_the_one_named():
-    german = "Der alte Lotse ging langsam. " * 3
-    assert fails(german) == "length"
-    assert fails(german * 5) == "language"
-
-
-def test_apply_uses_the_gates_of_each_domain():
-    batch = pa.RecordBatch.from_pydict(
-        {"id": ["1", "2", "3"], "domain": ["web", "code", "code"], "text": ["x\r\n", "x\r\n", ""]}
-    )
-    found = gates.apply(batch, CONFIG, {"web": ("length",), "code": ("lorem_ipsum",)})
-    assert found.column("why").to_pylist() == ["length", "", "empty"]
-    assert found.column("text").to_pylist() == ["x\n", "x\n", ""]
-    assert found.column("id").to_pylist() == ["1", "2", "3"]
-
-
-def test_apply_takes_an_empty_batch():
-    schema = pa.schema([("domain", pa.string()), ("text", pa.string())])
-    found = gates.apply(pa.RecordBatch.from_pylist([], schema), CONFIG, {})
-    assert found.num_rows == 0
-    assert found.schema.names == ["domain", "text", "why"]
+    before = gates.fingerprint(config)
+    (tmp_path / "list").write_text("b.org\n")
+    assert gates.fingerprint(config) != before
+    with pytest.raises(BadInput, match="data.gates: .*absent: No such file"):
+        gates.fingerprint(dataclasses.replace(CONFIG, opt_out=f"{tmp_path}/absent"))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"min_chars": 10, "max_chars": 5}, "min_chars, max_chars: 10 and 5; allowed"),
-        ({"min_words": -1}, "min_words, max_words: -1"),
-        ({"max_bullet_lines": 1.5}, "max_bullet_lines: 1.5 must be from 0 to 1"),
-        ({"min_stop_words": 9}, "min_stop_words: 9 must be from 0 to 8"),
-        ({"max_top_ngram_chars": (0.2,)}, r"max_top_ngram_chars: \(0.2,\) must be 3 ratios"),
+        ({"min_chars": 9, "max_chars": 8}, "min_chars, max_chars: 9 and 8"),
+        ({"contamination_words": 0}, "contamination_words: 0 must be at least 1"),
+        ({"pii": ("mail", "name")}, "pii: 'name' is not one of"),
     ],
 )
 def test_config_refuses(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **change)
+
+
+def test_a_list_that_is_missing_is_bad_input(tmp_path):
+    with pytest.raises(BadInput, match=r"data\.gates\.blocked: .*absent: .*a text file is needed"):
+        decide([PROSE], ("blocked",), blocked=f"{tmp_path}/absent")

@@ -1,0 +1,110 @@
+"""Reading what curation wrote: its documents, a sample of them, and the story of one."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.errors import BadInput
+from data.passes import place
+
+BATCH_DOCUMENTS = 1024
+
+
+def read(folder: Path, columns: Sequence[str]) -> Iterator[dict]:
+    """Yields the rows of a table of documents, part by part.
+
+    Args:
+        folder: documents/ or dropped/ of a curation.
+        columns: of data.passes.KEPT_COLUMNS or DROPPED_COLUMNS.
+
+    Raises:
+        BadInput: absent or damaged.
+    """
+    paths = sorted(folder.glob("*.parquet"))
+    if not paths:
+        raise BadInput(f"{folder}: absent or empty; `seedbed curate --fresh` writes it")
+    for path in paths:
+        try:
+            for batch in pq.ParquetFile(path).iter_batches(BATCH_DOCUMENTS, columns=list(columns)):
+                yield from batch.to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise BadInput(f"{path}: damaged; `seedbed curate --fresh` writes it") from error
+
+
+def sample(folder: Path, num_bytes: int) -> Iterator[str]:
+    """Yields training texts that make up about so many bytes, each domain its equal share.
+
+    A domain that has less gives what it has. Which texts: those whose ids hash lowest.
+
+    Args:
+        folder: documents/ of a curation.
+        num_bytes: of UTF-8.
+    """
+    sizes: dict[str, int] = {}
+    for row in read(folder, ["domain", "split", "text"]):
+        if row["split"] == "train":
+            sizes[row["domain"]] = sizes.get(row["domain"], 0) + len(row["text"].encode())
+    below = _shares(sizes, num_bytes)
+    for row in read(folder, ["id", "domain", "split", "text"]):
+        if row["split"] == "train" and place(row["id"]) < below[row["domain"]]:
+            yield row["text"]
+
+
+def _shares(sizes: dict[str, int], num_bytes: int) -> dict[str, float]:
+    """The share of each domain that is taken: small domains whole, the others as much each."""
+    shares, left = {}, float(num_bytes)
+    for number, (domain, size) in enumerate(sorted(sizes.items(), key=lambda item: item[1])):
+        quota = left / (len(sizes) - number)
+        taken = min(size, quota)
+        shares[domain] = taken / size if size else 0.0
+        left -= taken
+    return shares
+
+
+def explain(folder: Path, key: str) -> dict:
+    """Tells the story of one document.
+
+    Args:
+        folder: a finished curation.
+        key: the document's id.
+
+    Returns:
+        {fate: kept or dropped, and the columns of its row}; of a duplicate also `stays`, the
+        row of the one that stays for it.
+
+    Raises:
+        BadInput: no document has this id; the message names some that begin like it.
+    """
+    found = _find(folder, key)
+    if found is None:
+        near = _similar(folder, key)
+        raise BadInput(f"--explain={key}: no document has this id; allowed: one such as {near}")
+    if found.get("duplicate_of"):
+        found["stays"] = _find(folder, found["duplicate_of"])
+    return found
+
+
+def _find(folder: Path, key: str) -> dict | None:
+    for table, fate in (("documents", "kept"), ("dropped", "dropped")):
+        for path in sorted((folder / table).glob("*.parquet")):
+            rows = pq.read_table(path, filters=[("id", "==", key)]).to_pylist()
+            if rows:
+                return {"fate": fate, **rows[0]}
+    return None
+
+
+def _similar(folder: Path, key: str) -> list[str]:
+    ids = (row["id"] for table in ("documents", "dropped") for row in read(folder / table, ["id"]))
+    best = sorted(ids, key=lambda name: -len(_common(name, key)))
+    return best[:3]
+
+
+def _common(left: str, right: str) -> str:
+    size = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        size += 1
+    return left[:size]
