@@ -1,4 +1,4 @@
-"""The loader: a weighted mixture of sources in shuffled order, for ever, restartable anywhere."""
+"""The loader: sources mixed stage by stage, in shuffled order, for ever, restartable anywhere."""
 
 import math
 import zlib
@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 
 from data.errors import BadInput
+from data.schedule import Schedule
 from data.tokenizer import BOS_ID, PAD_ID
 
 # Batches read ahead, and the threads that read them: more gained nothing.
 NUM_READ_THREADS = 2
 NUM_PREFETCHED_BATCHES = 8
-
-# For ever: Grain's own length for that, 2**63 - 1, overflows in batches of one row.
-MAX_ROWS = 1 << 53
 
 Batch = dict[str, np.ndarray]
 
@@ -54,69 +52,69 @@ def lm_batch(rows: Batch) -> Batch:
 class Loader:
     """Iterates over batches without end; the state is what was consumed, not what was read ahead.
 
-    The rows of a step are a pure function of (sources, batch_size, seed, step). Every record of a
-    source comes once in each of its epochs, in another order each time.
+    The rows of a step are a pure function of (sources, stages, batch_size, seed, step). Every
+    record of a source comes once in each of its epochs, in another order each time, whatever the
+    stages: a source goes on in the next one where it stopped.
     """
 
     def __init__(
         self,
-        sources: Mapping[str, tuple[Sequence[Batch], float]],
+        sources: Mapping[str, tuple[Sequence[Batch], float | Sequence[float]]],
         batch_size: int,
         seed: int,
         transform: Callable[[Batch], Batch],
         process_index: int = 0,
         process_count: int = 1,
+        stage_rows: Sequence[int] = (),
     ):
         """Builds the pipeline; nothing is read ahead before the first batch is asked for.
 
         Args:
             sources: name to (records, weight). Records are dicts of numpy arrays, of the same
                 keys, shapes and types in all sources. Weights are relative shares of the rows, at
-                least 0; a source of weight 0 is left out.
+                least 0: one number, or one for each stage. A source without any is left out.
             batch_size: rows of the global batch, a multiple of process_count.
             seed: of the shuffling.
             transform: applied to a stacked batch, such as `lm_batch`.
             process_index, process_count: each process yields batch_size / process_count rows;
                 joined in the order of process_index they are the batch of a single process.
+            stage_rows: rows of each stage, in order; after them the last one's weights go on. ()
+                is one stage without an end. A batch may lie in two stages.
 
         Raises:
             BadInput: a source that is empty or unlike the others, weights that cannot be
                 shares, a batch that cannot be divided; the message names it.
         """
+        import grain
+
         _check_division(batch_size, process_index, process_count)
-        shares = _shares({name: weight for name, (_, weight) in sources.items()})
+        shares = _share({name: weight for name, (_, weight) in sources.items()}, stage_rows)
         records = {name: sources[name][0] for name in shares}
         _check_records(records)
+        self._names = list(shares)
         self._batch_size = batch_size
+        self._schedule = Schedule(stage_rows, list(zip(*shares.values(), strict=True)))
         self._identity = {
             "seed": seed,
             "batch_size": batch_size,
-            "sources": {name: [len(records[name]), share] for name, share in shares.items()},
+            "sources": {name: [len(records[name]), *shares[name]] for name in shares},
+            "stage_rows": list(stage_rows),
         }
-        self._rows = dict.fromkeys(shares, 0)
-        # The same mixture of the names tells which source each global row comes from.
-        self._names = _mix([_repeat([name]) for name in shares], shares)
-        rows = _mix([_shuffle(records[name], _source_seed(seed, name)) for name in shares], shares)
-        batches = rows[:MAX_ROWS].batch(batch_size // process_count)
+        rows = grain.MapDataset.select_from_datasets(
+            [_shuffle(records[name], _source_seed(seed, name)) for name in shares], self._schedule
+        )
+        batches = rows.batch(batch_size // process_count)
         self._iterator = _prefetch(batches[process_index::process_count].map(transform))
 
     def __iter__(self) -> "Loader":
         return self
 
     def __next__(self) -> Batch:
-        first_row = self._num_batches() * self._batch_size
-        batch = next(self._iterator)
-        for row in range(first_row, first_row + self._batch_size):
-            self._rows[self._names[row]] += 1
-        return batch
+        return next(self._iterator)
 
     def get_state(self) -> dict[str, Any]:
         """The position after the last batch yielded, as JSON: the same in every process."""
-        return {
-            "num_batches": self._num_batches(),
-            "rows": dict(self._rows),
-            "identity": self._identity,
-        }
+        return {"num_batches": self._num_batches(), "identity": self._identity}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes to a position that `get_state` gave, in this process or another.
@@ -134,12 +132,17 @@ class Loader:
                     f"be {value} as configured"
                 )
         grain.experimental.set_next_index(self._iterator, state["num_batches"])
-        self._rows = dict(state["rows"])
 
     def realised(self) -> dict[str, float]:
         """The share of each source in the rows of all processes so far; 0 before the first."""
-        num_rows = max(1, sum(self._rows.values()))
-        return {name: count / num_rows for name, count in self._rows.items()}
+        stages = self.realised_rows()
+        num_rows = max(1, sum(sum(rows.values()) for rows in stages))
+        return {name: sum(rows[name] for rows in stages) / num_rows for name in self._names}
+
+    def realised_rows(self) -> list[dict[str, int]]:
+        """The rows of each source in all processes so far, by stage."""
+        stages = self._schedule.count(self._num_batches() * self._batch_size)
+        return [self._by_name(counts) for counts in stages]
 
     def close(self) -> None:
         """Stops the reading threads; the loader yields nothing after it."""
@@ -150,11 +153,8 @@ class Loader:
 
         return grain.experimental.get_next_index(self._iterator)
 
-
-def _repeat(records: Sequence[Any]):
-    import grain
-
-    return grain.MapDataset.source(records).repeat()
+    def _by_name(self, counts: Sequence[int]) -> dict[str, int]:
+        return dict(zip(self._names, counts, strict=True))
 
 
 def _shuffle(records: Sequence[Any], seed: int):
@@ -162,12 +162,6 @@ def _shuffle(records: Sequence[Any], seed: int):
 
     # Shuffling before repeating: Grain then reseeds the order in each epoch.
     return grain.MapDataset.source(records).shuffle(seed=seed).repeat()
-
-
-def _mix(datasets: Sequence[Any], shares: Mapping[str, float]):
-    import grain
-
-    return grain.MapDataset.mix(datasets, list(shares.values()))
 
 
 def _prefetch(dataset):
@@ -195,15 +189,35 @@ def _check_division(batch_size: int, process_index: int, process_count: int) -> 
         raise BadInput(f"process_index={process_index}: must be in [0, {process_count})")
 
 
-def _shares(weights: Mapping[str, float]) -> dict[str, float]:
-    """Weights as shares of one, without those that are 0, in the order of the names."""
-    for name, weight in weights.items():
-        if not (math.isfinite(weight) and weight >= 0):
-            raise BadInput(f"source {name!r}: weight {weight}; must be a finite number, at least 0")
-    total = sum(weights.values())
-    if total <= 0:
-        raise BadInput(f"weights of the sources {dict(weights)}: at least one must be above 0")
-    return {name: weights[name] / total for name in sorted(weights) if weights[name] > 0}
+def _share(
+    given: Mapping[str, float | Sequence[float]], stage_rows: Sequence[int]
+) -> dict[str, Sequence[float]]:
+    """The share of each source by stage, in the order of the names; of none that has nothing."""
+    num_stages = len(stage_rows) or 1
+    weights = {
+        name: [weight] * num_stages if isinstance(weight, int | float) else list(weight)
+        for name, weight in given.items()
+    }
+    for name, row in weights.items():
+        if len(row) != num_stages:
+            raise BadInput(f"source {name!r}: {len(row)} weights; must be one for each stage")
+        for weight in row:
+            if not (math.isfinite(weight) and weight >= 0):
+                raise BadInput(
+                    f"source {name!r}: weight {weight}; must be a finite number, at least 0"
+                )
+    totals = [math.fsum(row[stage] for row in weights.values()) for stage in range(num_stages)]
+    for stage, total in enumerate(totals):
+        if not total:
+            where = f" in stage {stage + 1}" if stage_rows else ""
+            raise BadInput(
+                f"weights of the sources {dict(given)}: at least one must be above 0{where}"
+            )
+    return {
+        name: [weight / total for weight, total in zip(weights[name], totals, strict=True)]
+        for name in sorted(weights)
+        if any(weights[name])
+    }
 
 
 def _check_records(sources: Mapping[str, Sequence[Batch]]) -> None:

@@ -25,10 +25,12 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
 
 from data import byte_level
+from data.encode import Cuts, joined_in_pieces, joined_in_words
 from data.errors import BadInput
 from data.tokenizer_files import CONFIG, ROLES, Description, blame, describe, read_object
 
@@ -77,11 +79,14 @@ class Pretrained:
         """Ids of a text, to which none is added. See `encode_batch`."""
         return self.encode_batch([text], special=special)[0]
 
-    def encode_batch(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
-        """Ids of many texts, encoded on all cores; equal to `encode` of each.
+    def encode_batch(
+        self, texts: Sequence[str], num_threads: int = -1, *, special: bool = False
+    ) -> list[list[int]]:
+        """Ids of many texts, equal to `encode` of each; data.encode.Encoder is for a corpus.
 
         Args:
             texts: any Unicode text.
+            num_threads: 1, or -1 for all cores.
             special: whether special tokens spelled in a text become their ids (a rendered chat
                 template wants it, a document or a user's message never does).
 
@@ -91,7 +96,7 @@ class Pretrained:
         """
         try:
             with blame("this tokenizer cannot encode the text"):
-                return self._backend.encode_batch(list(texts), special)
+                return self._backend.encode_batch(list(texts), special, num_threads)
         except BadInput:
             for index, text in enumerate(texts):
                 if found := re.search("[\ud800-\udfff]", text):
@@ -110,6 +115,14 @@ class Pretrained:
         ids = np.asarray(ids, np.int64)
         ids = ids[(ids >= 0) & (ids < self.vocab_size)]
         return self._backend.decode(ids[self._is_shown[ids]].tolist())
+
+    def cuts(self) -> Cuts:
+        """Where data.encode.Encoder may cut texts.
+
+        Raises:
+            BadInput: nowhere; the message says why.
+        """
+        return self._backend.cuts()
 
 
 class _Fast:
@@ -137,19 +150,51 @@ class _Fast:
         parsing.encode_special_tokens = False
         return parsing
 
-    def encode_batch(self, texts: list[str], special: bool) -> list[list[int]]:
+    def encode_batch(self, texts: list[str], special: bool, num_threads: int) -> list[list[int]]:
         tokenizer = self._parsing if special else self._tokenizer
+        if num_threads == 1:
+            return [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
         encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
+    def cuts(self) -> Cuts:
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        added = [token for token in added if not token.special]
+        if any(token.lstrip or token.rstrip for token in added):
+            raise BadInput("a token was added to its vocabulary that takes the blanks beside it")
+        told = (token for token, i in self.vocab.items() if i not in self.special_ids)
+        known = {split.patterns for split in byte_level.SPLITS.values()}
+        joined = joined_in_words(
+            told,
+            [token.content for token in added],
+            is_known=_read_patterns(self._tokenizer) in known,
+        )
+        encode = functools.partial(self.encode_batch, special=False, num_threads=1)
+        return Cuts(joined, encode)
+
+
+def _read_patterns(tokenizer: FastTokenizer) -> tuple[str, ...]:
+    """The patterns by which a tokenizer splits texts; () where it splits by something else too."""
+    if tokenizer.pre_tokenizer is None:
+        return ()
+    steps = json.loads(tokenizer.pre_tokenizer.__getstate__())
+    steps = steps.get("pretokenizers", [steps])
+    if steps[-1]["type"] != "ByteLevel" or steps[-1]["add_prefix_space"]:
+        return ()
+    inner = [byte_level.GPT_2] if steps[-1]["use_regex"] else []
+    patterns = [step.get("pattern", {}).get("Regex", "") for step in steps[:-1]] + inner
+    # Some files hold the line ends themselves.
+    return tuple(pattern.replace("\r", r"\r").replace("\n", r"\n") for pattern in patterns)
+
 
 class _Pieces:
     """A SentencePiece model, and the tokens that were added beside it."""
 
     def __init__(self, model: bytes, about: Description):
+        self._model = model
         self._processor = sentencepiece.SentencePieceProcessor()
         self._processor.load_from_serialized_proto(model)
         num_pieces = self._processor.vocab_size()
@@ -170,11 +215,11 @@ class _Pieces:
         beside = set(self._beside.values())
         self._cuts = (_compile_cut(beside - special), _compile_cut(beside | special))
 
-    def encode_batch(self, texts: list[str], special: bool) -> list[list[int]]:
+    def encode_batch(self, texts: list[str], special: bool, num_threads: int) -> list[list[int]]:
         # Text at even places, a token at odd ones; each stretch of text is encoded by itself.
         cuts = [self._cuts[special].split(text) for text in texts]
         parts = [part for cut in cuts for part in cut[::2]]
-        encoded = iter(self._processor.encode(parts, out_type=int, num_threads=-1))
+        encoded = iter(self._processor.encode(parts, out_type=int, num_threads=num_threads))
         rows = []
         for cut in cuts:
             row = next(encoded)
@@ -192,6 +237,15 @@ class _Pieces:
             else:
                 parts.append(self._processor.decode(list(run)))
         return "".join(parts)
+
+    def cuts(self) -> Cuts:
+        if self._cuts[False] != _compile_cut(()):
+            raise BadInput("tokens that are not special were added beside its pieces")
+        model = ModelProto.FromString(self._model)
+        joined, prefix = joined_in_pieces(model), " " * model.normalizer_spec.add_dummy_prefix
+        model.normalizer_spec.add_dummy_prefix = False
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+        return Cuts(joined, functools.partial(processor.encode, out_type=int), prefix)
 
 
 def _compile_cut(tokens: Collection[str]) -> re.Pattern:
@@ -241,6 +295,23 @@ def load(folder: Path, vocab_size: int | None = None, control: Sequence[str] = (
         if token not in backend.vocab:
             raise BadInput(f"tokenizer.control has {token!r}; {folder / name} has no such token")
     return Pretrained(backend, roles, about.chat_template, control)
+
+
+def load_for_training(folder: Path, vocab_size: int, control: Sequence[str]) -> Pretrained:
+    """Reads a tokenizer with every role that training needs: the end of a text fills in.
+
+    Args: as of `load`.
+
+    Raises:
+        BadInput: as `load`, or it names no end of a text.
+    """
+    tokenizer = load(folder, vocab_size, control)
+    if tokenizer.eos_id is None:
+        raise BadInput(f"{folder}: this tokenizer names no eos_token; training needs one")
+    for role in ("bos_id", "pad_id"):
+        if getattr(tokenizer, role) is None:
+            setattr(tokenizer, role, tokenizer.eos_id)
+    return tokenizer
 
 
 def _read_json(path: Path, about: Description) -> _Fast:

@@ -5,6 +5,7 @@ supervised target. The first token of a row is never a target of that row. The s
 metadata, so `tfds.builder_from_directory(directory).as_data_source()` reads them too.
 """
 
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,6 @@ from data.tokenizer import PAD_ID
 
 SPLIT = "train"
 BLOCK_TOKENS = 1 << 20
-RECORDS_PER_SHARD = 1 << 16
 # First-fit looks into this many of the newest rows; older ones are all but full.
 NUM_OPEN_ROWS = 2048
 
@@ -143,55 +143,78 @@ def _fill(row: list[Example], seq_len: int, pad_id: int) -> Record:
     return {"tokens": tokens, "mask": mask}
 
 
-def write_shards(
-    records: Iterable[Record],
-    directory: Path,
-    name: str,
-    seq_len: int,
-    dtype: np.dtype,
-    records_per_shard: int = RECORDS_PER_SHARD,
+def write_file(
+    records: Iterable[Record], path: Path, seq_len: int, dtype: np.dtype
 ) -> dict[str, int]:
-    """Writes records to a folder of ArrayRecord shards with TFDS metadata, all or nothing.
-
-    Everything is written to a hidden folder beside `directory`, which takes its place at the end;
-    the shards are a pure function of the arguments.
+    """Writes records to one ArrayRecord file, a pure function of the arguments.
 
     Args:
         records: {tokens [L+1], mask [L+1]}, as the packers give them.
-        directory: the folder to write; shards that it already holds are replaced.
-        name: the data set's name for TFDS, of lower-case letters, digits and underscores.
+        path: the file.
         seq_len: L.
         dtype: `token_dtype(vocab_size)`.
-        records_per_shard: records in each file but the last.
 
     Returns:
-        {num_records, num_shards, num_slots, num_tokens}: slots are records times L, tokens the
-        supervised targets among them.
+        {num_records, num_tokens}: tokens are the supervised targets.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    num_records, num_tokens, dtype = 0, 0, np.dtype(dtype)
+    # Groups of one record: what random access needs.
+    writer = ArrayRecordWriter(str(path), "group_size:1,zstd:1")
+    try:
+        for record in records:
+            writer.write(_serialize(record, seq_len, dtype))
+            num_records += 1
+            num_tokens += int(record["mask"].sum())
+    finally:
+        writer.close()
+    return {"num_records": num_records, "num_tokens": num_tokens}
+
+
+def publish(
+    files: Sequence[tuple[Path, int]], directory: Path, name: str, seq_len: int, dtype: np.dtype
+) -> None:
+    """Makes a folder of shards with TFDS metadata out of files, all or nothing.
+
+    Everything is put into a hidden folder beside `directory`, which takes its place at the end.
+
+    Args:
+        files: what `write_file` wrote, and the records in each, in the order of the shards.
+        directory: the folder to make; shards that it already holds are replaced.
+        name: the data set's name for TFDS, of lower-case letters, digits and underscores.
+        seq_len: L.
+        dtype: of the tokens.
 
     Raises:
         BadInput: no records, an unusable name, or `directory` holds something else.
     """
     directory, dtype = Path(directory), np.dtype(dtype)
     _check_target(directory, name)
+    files = [(path, count) for path, count in files if count]
+    if not files:
+        raise BadInput(f"{name}: there is nothing to write; at least one record is needed")
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        counts, num_tokens = _write_files(
-            records, temporary, name, seq_len, dtype, records_per_shard
-        )
-        _write_metadata(temporary, name, seq_len, dtype, counts)
+        for index, (path, _) in enumerate(files):
+            shard = f"{name}-{SPLIT}.array_record-{index:05d}-of-{len(files):05d}"
+            link(path, temporary / shard)
+        _write_metadata(temporary, name, seq_len, dtype, [count for _, count in files])
         if directory.exists():
             shutil.rmtree(directory)
         temporary.replace(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return {
-        "num_records": sum(counts),
-        "num_shards": len(counts),
-        "num_slots": sum(counts) * seq_len,
-        "num_tokens": num_tokens,
-    }
+
+
+def link(source: Path, target: Path) -> None:
+    """Gives a finished file a second name; a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _check_target(directory: Path, name: str) -> None:
@@ -202,41 +225,6 @@ def _check_target(directory: Path, name: str) -> None:
         )
     if directory.exists() and not (directory / "dataset_info.json").is_file():
         raise BadInput(f"{directory}: exists and holds no shards; must be free or hold shards")
-
-
-def _write_files(
-    records: Iterable[Record],
-    directory: Path,
-    name: str,
-    seq_len: int,
-    dtype: np.dtype,
-    records_per_shard: int,
-) -> tuple[list[int], int]:
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    counts: list[int] = []
-    num_tokens, writer = 0, None
-    try:
-        for record in records:
-            if writer is None or counts[-1] == records_per_shard:
-                if writer is not None:
-                    writer.close()
-                part = directory / f"part-{len(counts):05d}"
-                # Groups of one record: what random access needs.
-                writer = ArrayRecordWriter(str(part), "group_size:1,zstd:1")
-                counts.append(0)
-            writer.write(_serialize(record, seq_len, dtype))
-            counts[-1] += 1
-            num_tokens += int(record["mask"].sum())
-    finally:
-        if writer is not None:
-            writer.close()
-    if not counts:
-        raise BadInput(f"{name}: there is nothing to write; at least one record is needed")
-    for index in range(len(counts)):
-        shard = f"{name}-{SPLIT}.array_record-{index:05d}-of-{len(counts):05d}"
-        (directory / f"part-{index:05d}").rename(directory / shard)
-    return counts, num_tokens
 
 
 def _serialize(record: Record, seq_len: int, dtype: np.dtype) -> bytes:
@@ -287,7 +275,7 @@ def _write_metadata(
 
 
 def open_shards(directory: Path) -> "Shards":
-    """Opens what `write_shards` wrote, as a sequence of {tokens [L+1], mask [L+1]}.
+    """Opens what `publish` made, as a sequence of {tokens [L+1], mask [L+1]}.
 
     Raises:
         BadInput: no shards there, or files that do not match their metadata.

@@ -1,9 +1,11 @@
-"""The SentencePiece tokenizer: trained on sampled text, exact round trip of any Unicode text.
+"""Tokenizers of our own: trained on sampled text, exact round trip of any Unicode text.
 
-Every model file gives the eight control tokens the same ids, 0 to 7. They stand for nothing that
-can be typed: a text that spells '<|user|>' is encoded as those eight characters.
+Three kinds: SentencePiece's BPE and unigram, and WordPiece over bytes. Every model file gives the
+eight control tokens the same ids, 0 to 7. They stand for nothing that can be typed: a text that
+spells '<|user|>' is encoded as those eight characters.
 """
 
+import functools
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
+from data import wordpiece
+from data.encode import Cuts, joined_in_pieces
 from data.errors import BadInput
 
 CONTROL_PIECES = (
@@ -32,16 +37,21 @@ PAD_ID, BOS_ID, EOS_ID, UNK_ID, SYSTEM_ID, USER_ID, ASSISTANT_ID, END_ID = range
 WHITESPACE_PIECES = ("\n", "\t")
 NUM_BYTES = 256
 NUM_FIXED_PIECES = len(CONTROL_PIECES) + len(WHITESPACE_PIECES) + NUM_BYTES
+# The file that a model of each kind is written to.
+FILES = {"bpe": "tokenizer.model", "unigram": "tokenizer.model", "wordpiece": "tokenizer.json"}
+# The smallest vocabulary: WordPiece has every byte twice, and blanks among them.
+MIN_SIZES = dict.fromkeys(("bpe", "unigram"), NUM_FIXED_PIECES + 1)
+MIN_SIZES["wordpiece"] = len(CONTROL_PIECES) + 2 * NUM_BYTES + 1
 
 # SentencePiece writes a space as U+2581, so that it would decode a U+2581 of the text as a space.
 SPACE_MARK = "\u2581"
 
 # The trainer skips sentences of more than 4,192 bytes; 1,000 characters are at most 4,000.
 MAX_SENTENCE_CHARS = 1000
-
+# The trainers count places in 32 bits.
+MAX_SAMPLE_BYTES = 1 << 31
 
 TRAINER_OPTIONS = {
-    "model_type": "bpe",
     "byte_fallback": True,
     "split_digits": True,
     # The next four are what makes the round trip exact.
@@ -59,29 +69,50 @@ TRAINER_OPTIONS = {
     "unk_piece": CONTROL_PIECES[UNK_ID],
     "control_symbols": list(CONTROL_PIECES[SYSTEM_ID:]),
     "user_defined_symbols": list(WHITESPACE_PIECES),
-    "num_threads": 1,  # written into the file, so it must not follow the machine
+    # Written into the file, and the sums of the unigram's trainer are divided by it, so it must
+    # not follow the machine.
+    "num_threads": 16,
     "minloglevel": 2,
 }
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """What is trained. The keys are those of the config section `tokenizer`."""
+    """What is trained, or taken. The keys are those of the config section `tokenizer`.
+
+    Attributes:
+        vocab_size: ids, control tokens and bytes included; of a tokenizer taken, rows of the model.
+        sample_bytes: UTF-8 bytes of text to train on, below 2 GiB. The unigram's trainer needs
+            some 30 bytes of memory for each.
+        max_piece_chars: longest piece, in characters; for WordPiece longest word.
+        character_coverage: share of the characters of the sample that get an id of their own, the
+            rest are spelled in bytes; WordPiece learns from bytes and does not look at it.
+        control: of a tokenizer taken: four of its tokens to mark system, user, assistant and end.
+        kind: bpe, unigram or wordpiece.
+        path: a tokenizer to take instead of training one: what data.tokenizer_source.take reads,
+            or '' to train.
+    """
 
     vocab_size: int
     sample_bytes: int
     max_piece_chars: int
     character_coverage: float
     control: tuple[str, ...] = ()
+    kind: str = "bpe"
+    path: str = ""
 
     def __post_init__(self):
-        if self.vocab_size <= NUM_FIXED_PIECES:
+        if self.kind not in FILES:
+            raise ValueError(f"kind={self.kind!r}: must be one of {', '.join(FILES)}")
+        if not self.path and self.vocab_size < MIN_SIZES[self.kind]:
             raise ValueError(
-                f"vocab_size={self.vocab_size}: must be above {NUM_FIXED_PIECES} "
-                "(control tokens, newline, tab and the 256 bytes)"
+                f"vocab_size={self.vocab_size}: must be at least {MIN_SIZES[self.kind]} for "
+                f"kind={self.kind!r} (control tokens, bytes, and something beside them)"
             )
-        if self.sample_bytes < 1:
-            raise ValueError(f"sample_bytes={self.sample_bytes}: must be at least 1")
+        if not 1 <= self.sample_bytes < MAX_SAMPLE_BYTES:
+            raise ValueError(
+                f"sample_bytes={self.sample_bytes}: must be in [1, {MAX_SAMPLE_BYTES})"
+            )
         if not 1 <= self.max_piece_chars <= 512:
             raise ValueError(f"max_piece_chars={self.max_piece_chars}: must be in [1, 512]")
         if len(self.control) not in (0, 4) or len(set(self.control)) < len(self.control):
@@ -91,7 +122,7 @@ class TokenizerConfig:
 
 
 def train(texts: Iterable[str], config: TokenizerConfig, path: Path) -> None:
-    """Trains a BPE model on the first `sample_bytes` of the texts and writes it to `path`.
+    """Trains a model on the first `sample_bytes` of the texts and writes it to `path`.
 
     The file is a pure function of (texts, config): the same bytes every time, on any number of
     cores. Nothing is left at `path` if training fails.
@@ -100,19 +131,37 @@ def train(texts: Iterable[str], config: TokenizerConfig, path: Path) -> None:
         texts: documents in the order in which they are to be sampled; a caller with several
             domains interleaves them. No more is read than the sample needs.
         config: the section `tokenizer`.
-        path: the model file to write, replaced if it exists; its folder must exist.
+        path: the model file to write, replaced if it exists; its folder must exist, and its name
+            end as the one in FILES does.
 
     Raises:
         BadInput: there is no text, or the text does not support `vocab_size`.
 
-    Source: Sennrich et al. 2016 (BPE); Kudo and Richardson 2018 (SentencePiece). Digits are
-        split and unseen characters fall back to bytes, as in Llama (Touvron et al. 2023).
+    Source: Sennrich et al. 2016 (BPE); Kudo 2018 (unigram); Kudo and Richardson 2018
+        (SentencePiece). Digits are split and unseen characters fall back to bytes, as in Llama
+        (Touvron et al. 2023). WordPiece: data/wordpiece.py.
     """
+    sentences = _sample_sentences(texts, config.sample_bytes)
+    if config.kind == "wordpiece":
+        content = wordpiece.train(
+            sentences, config.vocab_size, config.max_piece_chars, CONTROL_PIECES
+        ).encode()
+    else:
+        content = _train_pieces(sentences, config)
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def _train_pieces(sentences: Iterator[str], config: TokenizerConfig) -> bytes:
+    """A SentencePiece model file."""
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_sample_sentences(texts, config.sample_bytes),
+            sentence_iterator=sentences,
             model_writer=model,
+            model_type=config.kind,
             vocab_size=config.vocab_size,
             character_coverage=config.character_coverage,
             max_sentencepiece_length=config.max_piece_chars,
@@ -120,10 +169,7 @@ def train(texts: Iterable[str], config: TokenizerConfig, path: Path) -> None:
         )
     except RuntimeError as error:
         raise _explain(error, config) from error
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(model.getvalue())
-    temporary.replace(path)
+    return model.getvalue()
 
 
 def _sample_sentences(texts: Iterable[str], sample_bytes: int) -> Iterator[str]:
@@ -169,15 +215,17 @@ class Tokenizer:
     system_id, user_id, assistant_id, end_id = SYSTEM_ID, USER_ID, ASSISTANT_ID, END_ID
 
     def __init__(self, path: Path):
-        """Loads a model file that `train` wrote.
+        """Loads a model file that `train` wrote: tokenizer.json is WordPiece, others not.
 
         Raises:
-            BadInput: no such file, not a SentencePiece model, or one with other control tokens.
+            BadInput: no such file, not such a model, or one with other control tokens.
         """
-        self._processor = _load(Path(path))
-        self.vocab_size = self._processor.vocab_size()
-        mark_bytes = SPACE_MARK.encode()
-        self._mark_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in mark_bytes]
+        path = Path(path)
+        if not path.is_file():
+            raise BadInput(f"{path}: no such tokenizer model; `seedbed tokenizer` writes it")
+        is_json = path.suffix == ".json"
+        self._model = wordpiece.WordPieces(path, CONTROL_PIECES) if is_json else _Pieces(path)
+        self.vocab_size = self._model.vocab_size
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS or EOS; control tokens never come out of a text.
@@ -187,18 +235,77 @@ class Tokenizer:
         """
         return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of many texts, encoded on all cores; equal to `encode` of each.
+    def encode_batch(self, texts: Sequence[str], num_threads: int = -1) -> list[list[int]]:
+        """Ids of many texts, equal to `encode` of each; data.encode.Encoder is for a corpus.
+
+        Args:
+            texts: any Unicode text.
+            num_threads: 1, or -1 for all cores.
 
         Raises:
             BadInput: a text has a lone surrogate; the message gives its index.
         """
-        parts = [part for text in texts for part in text.split(SPACE_MARK)]
         try:
-            encoded = iter(self._processor.encode(parts, out_type=int, num_threads=-1))
+            return self._model.encode_batch(texts, num_threads)
         except (RuntimeError, TypeError, ValueError):  # which of them depends on the release
             _check_unicode(texts)
             raise
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; control tokens are dropped, bytes that are not UTF-8 become U+FFFD.
+
+        Args:
+            ids: integers in [0, vocab_size), a list or a one-dimensional array.
+        """
+        plain = [i for i in np.asarray(ids, np.int64).tolist() if i >= len(CONTROL_PIECES)]
+        return self._model.decode(plain)
+
+    def cuts(self) -> Cuts:
+        """Where data.encode.Encoder may cut texts.
+
+        Raises:
+            BadInput: a unigram model: SentencePiece adds its scores up over a whole text in 32
+                bits, so that a part may be cut otherwise where two ways are all but equal.
+        """
+        return self._model.cuts()
+
+
+def load(folder: Path) -> Tokenizer:
+    """The tokenizer that was trained into a folder, of whatever kind.
+
+    Raises:
+        BadInput: there is none.
+    """
+    names = dict.fromkeys(FILES.values())
+    found = [Path(folder) / name for name in names if (Path(folder) / name).is_file()]
+    if not found:
+        raise BadInput(f"{folder}: holds no tokenizer of our own; needed is {' or '.join(names)}")
+    return Tokenizer(found[0])
+
+
+class _Pieces:
+    """A SentencePiece model."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.load_from_serialized_proto(path.read_bytes())
+        except RuntimeError as error:
+            raise BadInput(f"{path}: not a SentencePiece model ({error})") from error
+        self.vocab_size = self._processor.vocab_size()
+        num_pieces = min(self.vocab_size, len(CONTROL_PIECES))
+        pieces = tuple(self._processor.id_to_piece(i) for i in range(num_pieces))
+        if pieces != CONTROL_PIECES:
+            raise BadInput(f"{path}: its first pieces are {pieces}, must be {CONTROL_PIECES}")
+        mark_bytes = SPACE_MARK.encode()
+        self._mark_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in mark_bytes]
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int) -> list[list[int]]:
+        parts = [part for text in texts for part in text.split(SPACE_MARK)]
+        encoded = iter(self._processor.encode(parts, out_type=int, num_threads=num_threads))
+        if len(parts) == len(texts):
+            return list(encoded)
         rows = []
         for text in texts:
             row = next(encoded)
@@ -208,29 +315,13 @@ class Tokenizer:
             rows.append(row)
         return rows
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; control tokens are dropped, bytes that are not UTF-8 become U+FFFD.
+    def decode(self, ids: list[int]) -> str:
+        return self._processor.decode(ids)
 
-        Args:
-            ids: integers in [0, vocab_size), a list or a one-dimensional array.
-        """
-        plain = [i for i in np.asarray(ids, np.int64).tolist() if i >= len(CONTROL_PIECES)]
-        return self._processor.decode(plain)
-
-
-def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
-    if not path.is_file():
-        raise BadInput(f"{path}: no such tokenizer model; `seedbed tokenizer` writes it")
-    processor = sentencepiece.SentencePieceProcessor()
-    try:
-        processor.load_from_serialized_proto(path.read_bytes())
-    except RuntimeError as error:
-        raise BadInput(f"{path}: not a SentencePiece model ({error})") from error
-    num_pieces = min(processor.vocab_size(), len(CONTROL_PIECES))
-    pieces = tuple(processor.id_to_piece(i) for i in range(num_pieces))
-    if pieces != CONTROL_PIECES:
-        raise BadInput(f"{path}: its first pieces are {pieces}, must be {CONTROL_PIECES}")
-    return processor
+    def cuts(self) -> Cuts:
+        model = ModelProto.FromString(self._path.read_bytes())
+        encode = functools.partial(self.encode_batch, num_threads=1)
+        return Cuts(joined_in_pieces(model), encode)
 
 
 def _check_unicode(texts: Sequence[str]) -> None:

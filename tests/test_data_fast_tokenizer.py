@@ -3,6 +3,7 @@
 import io
 import random
 
+import numpy as np
 import pytest
 import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
@@ -10,11 +11,13 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from data.errors import BadInput
 from data.fast_tokenizer import to_fast
-from data.tokenizer import TokenizerConfig, train
+from data.tokenizer import FILES, Tokenizer, TokenizerConfig, train
 
 WORDS = [
     f"{stem}{end}" for stem in ("walk", "talk", "über", "数", "x1") for end in ("", "s", "ing")
 ]
+# Scores are kept in 32 bits; a token's share of the error of their sum.
+ROUNDING = 1e-5
 TEXTS = ["", " ", "a  b", "  a\t\tb \n\n c  ", "12 345 6", "Ünïcödé 漢字 🙂", "\x00\r\n", "zz" * 99]
 
 
@@ -39,6 +42,15 @@ def write_model(path, **options):
     return sentencepiece.SentencePieceProcessor(model_proto=content.getvalue())
 
 
+def check_ways_are_as_good(model, found, wanted):
+    """The ids are the same, or else cut the text in ways whose scores are all but equal."""
+    same = [a == b for a, b in zip(found, wanted, strict=True)]
+    assert np.mean(same) > 0.9
+    for ways in zip(found, wanted, strict=True):
+        ours, theirs = (sum(model.get_score(i) for i in ids) for ids in ways)
+        assert abs(ours - theirs) <= ROUNDING * max(map(len, ways)), "a worse way to cut"
+
+
 def random_texts(count):
     rng = random.Random(1)
     bits = [*WORDS, " ", "  ", "\n", "\t", "w", "al", "k", "7", "é", "漢", "<0x41>"]
@@ -52,6 +64,9 @@ def random_texts(count):
         {"add_dummy_prefix": False, "byte_fallback": False},
         {"user_defined_symbols": []},
         {"user_defined_symbols": [], "byte_fallback": False},
+        {"model_type": "unigram", "add_dummy_prefix": False, "user_defined_symbols": ["\n"]},
+        {"model_type": "unigram", "user_defined_symbols": [], "byte_fallback": False},
+        {"model_type": "unigram", "user_defined_symbols": []},
     ],
 )
 def test_ids_and_texts_are_those_of_the_model(tmp_path, options):
@@ -59,7 +74,11 @@ def test_ids_and_texts_are_those_of_the_model(tmp_path, options):
     fast = to_fast(tmp_path / "tokenizer.model", None)
     texts = [*TEXTS, *random_texts(500)]
     ids = model.encode(texts)
-    assert [fast.encode(text).ids for text in texts] == ids
+    found = [fast.encode(text).ids for text in texts]
+    if options.get("model_type") == "unigram":
+        check_ways_are_as_good(model, found, ids)
+    else:
+        assert found == ids
     known = [row for row in ids if model.unk_id() not in row]
     assert len(known) > 10
     assert [fast.decode(row) for row in known] == [model.decode(row) for row in known]
@@ -80,17 +99,24 @@ def test_pieces_may_stand_in_any_order(tmp_path):
         assert fast.encode(text).ids == model.encode(text)
 
 
-def test_a_model_of_our_own_keeps_every_text(tmp_path):
-    texts = random_texts(400)
-    train(texts, TokenizerConfig(330, 10**6, 16, 0.9995), tmp_path / "tokenizer.model")
-    fast = to_fast(tmp_path / "tokenizer.model", "<|bos|>")
-    fast.save(str(tmp_path / "tokenizer.json"))
-    fast = FastTokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    model = sentencepiece.SentencePieceProcessor(str(tmp_path / "tokenizer.model"))
-    for text in (*TEXTS, *texts):
+@pytest.mark.parametrize(
+    ("kind", "vocab_size"), [("bpe", 330), ("unigram", 330), ("wordpiece", 600)]
+)
+def test_a_model_of_our_own_keeps_every_text(tmp_path, kind, vocab_size):
+    texts, path = random_texts(400), tmp_path / FILES[kind]
+    train(texts, TokenizerConfig(vocab_size, 10**6, 16, 0.9995, kind=kind), path)
+    model = Tokenizer(path)
+    to_fast(path, "<|bos|>").save(str(tmp_path / "fast.json"))
+    fast = FastTokenizer.from_file(str(tmp_path / "fast.json"))
+    for text in (*TEXTS, *texts, "<0x41> < 0x0A>"):
         ids = fast.encode(text).ids
-        assert ids == [1, *model.encode(text)]
+        assert ids[0] == 1
+        assert kind == "unigram" or ids[1:] == model.encode(text)
         assert fast.decode(ids) == text
+    if kind == "unigram":
+        pieces = sentencepiece.SentencePieceProcessor(str(path))
+        ids = [fast.encode(text, add_special_tokens=False).ids for text in texts]
+        check_ways_are_as_good(pieces, ids, model.encode_batch(texts))
     assert fast.encode("<|user|>").ids == [1, 5], "as transformers has it"
     assert (
         fast.decode([1, 5, 7]) == "" and fast.decode([5], skip_special_tokens=False) == "<|user|>"
@@ -100,9 +126,13 @@ def test_a_model_of_our_own_keeps_every_text(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"model_type": "unigram"}, "is no BPE"),
+        ({"model_type": "char"}, "is neither BPE nor unigram"),
         ({"normalization_rule_name": "nmt_nfkc"}, "normalizes text"),
         ({"remove_extra_whitespaces": True}, "normalizes text"),
+        (
+            {"model_type": "unigram", "add_dummy_prefix": False},
+            "is a unigram with longer user-defined pieces",
+        ),
         ({}, "has both a space before each text and user-defined pieces"),
     ],
 )

@@ -10,15 +10,16 @@ import pytest
 
 from data.errors import BadInput
 from data.loader import Loader, lm_batch
-from data.shards import open_shards, pack_documents, write_shards
+from data.shards import open_shards, pack_documents
+from tests.test_data_shards import write_shards
 
 PAD, BOS, EOS = 0, 1, 2
 SEQ_LEN = 8
 # Grain shuffles a handful of records slowly (milliseconds a row for 2, 20 microseconds for 1,000).
 SIZES = (60, 150, 25)
 NUM_BATCHES = 20
-# Grain rounds shares to whole hundredths of the smallest.
-SHARE_TOLERANCE = 0.01
+# A source is never two rows off its share.
+MAX_ROWS_OFF = 2
 
 
 def identity(batch):
@@ -97,7 +98,60 @@ def test_realised_mixture_is_the_one_asked_for(weights):
     realised = given.realised()
     for i, name in enumerate(asked):
         assert realised[name] == np.mean(rows // 1000 == i)
-        assert abs(realised[name] - asked[name]) < SHARE_TOLERANCE
+        assert abs(realised[name] - asked[name]) < MAX_ROWS_OFF / len(rows)
+
+
+STAGE_ROWS = (100, 31, 170)
+STAGES = {"books": (1.0, 0.0, 3.0), "code": (2.0, 2.0, 3.0), "docs": (0.0, 5.0, 0.0)}
+
+
+def staged(batch_size=6, **process):
+    given = {name: (records, STAGES[name]) for name, (records, _) in sources().items()}
+    return loader(given, batch_size, stage_rows=STAGE_ROWS, **process)
+
+
+def test_stages_have_their_own_shares_and_the_last_goes_on():
+    given = staged(batch_size=1)
+    rows = np.array(ids(given, 401))[:, 0] // 1000
+    starts = np.cumsum((0, *STAGE_ROWS))
+    for stage, (start, end) in enumerate(itertools.pairwise((*starts[:-1], 401))):
+        weights = np.array([STAGES[name][stage] for name in ("books", "code", "docs")])
+        asked = weights / weights.sum()
+        counts = np.bincount(rows[start:end], minlength=3)
+        assert np.all(np.abs(counts - asked * (end - start)) < MAX_ROWS_OFF)
+        assert not np.any(counts[weights == 0])
+        assert given.realised_rows()[stage] == dict(zip(STAGES, counts.tolist(), strict=True))
+    assert given.realised()["docs"] == np.mean(rows == 2)
+
+
+def test_a_source_goes_on_in_the_next_stage_where_it_stopped():
+    """Each epoch has every record once, though epochs begin and end inside stages."""
+    mixed = np.concatenate(ids(staged(), 150))
+    for i, size in enumerate(SIZES):
+        of_source = mixed[mixed // 1000 == i]
+        alone = loader(dict(list(sources().items())[i : i + 1]))
+        order = np.concatenate(ids(alone, len(of_source) // 6 + 1))[: len(of_source)]
+        assert of_source.tolist() == order.tolist()
+        num_epochs = len(of_source) // size
+        for epoch in of_source[: num_epochs * size].reshape(num_epochs, size):
+            assert sorted(epoch - 1000 * i) == list(range(size))
+
+
+@pytest.mark.parametrize("num_before", [1, 16, 17, 21, 22, 60])
+def test_restored_state_goes_on_across_stages(num_before):
+    """Batches 16 and 21 lie in two stages: rows 96 to 101 and 126 to 131."""
+    whole = staged()
+    ids(whole, num_before)
+    state = json.loads(json.dumps(whole.get_state()))
+    fresh = staged()
+    fresh.set_state(state)
+    assert (fresh.get_state(), fresh.realised_rows()) == (state, whole.realised_rows())
+    assert ids(fresh, 40) == ids(whole, 40)
+
+
+def test_processes_together_are_the_single_process_across_stages():
+    parts = [ids(staged(process_index=i, process_count=3), 60) for i in range(3)]
+    assert ids(staged(), 60) == [sum(rows, []) for rows in zip(*parts, strict=True)]
 
 
 def test_source_of_weight_zero_is_left_out():
@@ -141,7 +195,7 @@ def test_state_is_that_of_the_consumer_not_of_the_readers():
     assert len(read) >= 4
     state = given.get_state()
     assert state["num_batches"] == 1
-    assert sum(state["rows"].values()) == 6
+    assert given.realised_rows() == [{"books": 3, "code": 2, "docs": 1}]
     fresh = loader()
     fresh.set_state(state)
     assert next(fresh)["id"].tolist() == next(given)["id"].tolist()
@@ -186,12 +240,21 @@ def test_state_of_another_configuration_is_refused():
         (sources((1.0, -1.0, 1.0)), "'code': weight -1.0"),
         (sources((1.0, float("nan"), 1.0)), "'code': weight nan"),
         (sources((0.0, 0.0, 0.0)), "at least one must be above 0"),
+        ({"a": (records(0, 2), (1.0, 2.0))}, "source 'a': 2 weights; must be one for each stage"),
         ({"a": (records(0, 2), 1.0), "b": ([{"id": np.int32(0)}], 1.0)}, "source 'b': records of"),
     ],
 )
 def test_bad_sources_are_named(given, error):
     with pytest.raises(BadInput, match=error):
         loader(given)
+
+
+def test_bad_stages_are_named():
+    given = {"a": (records(0, 2), (1.0, 0.0)), "b": (records(0, 2), (0.0, 0.0))}
+    with pytest.raises(BadInput, match="at least one must be above 0 in stage 2"):
+        loader(given, stage_rows=(5, 5))
+    with pytest.raises(BadInput, match="stage 2 of the mixture has 0 rows"):
+        loader({"a": (records(0, 2), 1.0)}, stage_rows=(5, 0))
 
 
 def test_batches_that_cannot_be_divided_are_refused():
