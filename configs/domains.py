@@ -15,20 +15,12 @@ EXAMPLE_ARG = "text"
 ALL_GATES = (
     "length",
     "language",
-    "word_count",
-    "mean_word_length",
-    "symbol_ratio",
-    "bullet_lines",
-    "ellipsis_lines",
-    "lorem_ipsum",
-    "javascript_lines",
-    "policy_lines",
-    "alphabetic_words",
-    "stop_words",
-    "duplicate_lines",
-    "top_ngrams",
-    "duplicate_ngrams",
+    "gopher",
+    "c4_lorem_ipsum",
+    "c4_javascript_lines",
+    "c4_policy_lines",
 )
+LATEX_GATES = ("length", "language", "gopher_word_count", "c4_lorem_ipsum")  # LaTeX repeats itself
 
 
 def get_config(directory: str) -> ConfigDict:
@@ -36,13 +28,12 @@ def get_config(directory: str) -> ConfigDict:
     config = quickstart.get_config()
     config.name = "domains"
     config.stages = ("curate", "tokenizer", "pretrain", "eval", "report")
-    latex_gates = ("length", "language", "word_count", "lorem_ipsum")  # LaTeX repeats itself
     config.data.sources = ConfigDict(
         dict(
             books=source(f"{directory}/books/books.jsonl.gz", 0.4),
             wikitext2=source(f"{directory}/wikitext2/valid.txt.gz", 0.2),
             stacks_project=source(
-                f"{directory}/math_latex/stacks_project.jsonl.gz", 0.3, latex_gates
+                f"{directory}/math_latex/stacks_project.jsonl.gz", 0.3, LATEX_GATES
             ),
             tinystories=source(f"{directory}/tinystories/tinystories_a.txt.gz", 0.1),
         )
@@ -54,4 +45,14 @@ def get_config(directory: str) -> ConfigDict:
 
 def source(path: str, weight: float, gates: tuple[str, ...] = ALL_GATES) -> ConfigDict:
     """One domain."""
-    return ConfigDict(dict(path=path, text_field="text", weight=weight, gates=gates))
+    return ConfigDict(
+        dict(
+            path=path,
+            kind="auto",
+            markup="auto",
+            extract="main",
+            text_field="text",
+            weight=weight,
+            gates=gates,
+        )
+    )

@@ -7,19 +7,7 @@ Two CPU cores, no accelerator, no network. Every key of every stage stands here,
 
 from ml_collections import ConfigDict
 
-PROSE_GATES = (
-    "length",
-    "language",
-    "word_count",
-    "mean_word_length",
-    "symbol_ratio",
-    "bullet_lines",
-    "ellipsis_lines",
-    "lorem_ipsum",
-    "alphabetic_words",
-    "stop_words",
-    "top_ngrams",
-)
+from configs import _data
 
 
 def get_config() -> ConfigDict:
@@ -39,7 +27,8 @@ def get_config() -> ConfigDict:
         "report",
     )
     config.start = ""  # a run of `seedbed import` to start from; configs/tune.py fills in the rest
-    config.data = data()
+    config.data = _data.data()
+    config.mixture = _data.mixture()
     config.tokenizer = tokenizer()
     config.instruct = instruct()
     config.model = model()
@@ -74,6 +63,7 @@ def get_config() -> ConfigDict:
             num_samples=8,  # dialogues shown in the report
             num_pretrain_documents=8,  # held-out documents a domain scored while pretraining
             ngram_order=5,  # bytes, of the n-gram baseline
+            sets="",  # files of evaluation sets that no training document may share words with
         )
     )
     config.cost = ConfigDict(dict(machine_watts=30.0))  # W under load, an estimate
@@ -84,6 +74,8 @@ def tokenizer() -> ConfigDict:
     """What is trained, or with `start` what is made of an imported one."""
     return ConfigDict(
         dict(
+            kind="bpe",  # bpe, unigram (SentencePiece) or wordpiece
+            path="",  # a tokenizer's file or folder to take instead; "": one is trained
             vocab_size=4096,  # ids, control tokens and 256 bytes included
             sample_bytes=6_000_000,  # UTF-8 bytes of text to train on, domains in turn
             max_piece_chars=16,  # longest piece, characters
@@ -187,57 +179,6 @@ def mesh() -> ConfigDict:
             **axes,
             slices=axes,
             max_replicated=0.02,  # share of weight bytes that may be stored more than planned
-        )
-    )
-
-
-def data() -> ConfigDict:
-    """Sources and curation; thresholds are Gopher's (arXiv 2112.11446) where nothing is said."""
-    return ConfigDict(
-        dict(
-            sources=dict(
-                docs=dict(
-                    path="python:docs",  # docstrings and reference manual of the running Python
-                    text_field="",  # key or column that holds the text; unused by this kind
-                    weight=1.0,  # share in training, relative to the other domains'
-                    gates=PROSE_GATES,  # names from data.gates
-                ),
-                code=dict(
-                    path="python:code",  # standard library sources, without tests
-                    text_field="",
-                    weight=1.0,
-                    gates=("length",),  # rules for prose make no sense on code
-                ),
-            ),
-            gates=dict(
-                min_chars=200,  # characters
-                max_chars=1_000_000,  # characters
-                languages=("en",),  # ISO 639 codes that may stay; () for all
-                min_language_score=0.3,  # probability of lid.176; CCNet: 0.5, without code in it
-                min_words=50,  # words
-                max_words=100_000,  # words
-                min_mean_word_chars=3.0,  # characters a word
-                max_mean_word_chars=10.0,  # characters a word
-                max_symbol_to_word_ratio=0.1,  # hashes, or ellipses, a word
-                max_bullet_lines=0.9,  # ratio of lines
-                max_ellipsis_lines=0.3,  # ratio of lines
-                min_alphabetic_words=0.8,  # ratio of words with a letter
-                min_stop_words=2,  # of the, be, to, of, and, that, have, with
-                max_javascript_lines=0.1,  # ratio of lines; after C4 (arXiv 1910.10683)
-                max_policy_lines=0.1,  # ratio of lines; after C4
-                max_duplicate_lines=0.3,  # ratio of lines
-                max_duplicate_line_chars=0.2,  # ratio of characters
-                max_top_ngram_chars=(0.20, 0.18, 0.16),  # ratio of word characters; n = 2, 3, 4
-                max_duplicate_ngram_chars=(0.15, 0.14, 0.13, 0.12, 0.11, 0.10),  # n = 5 .. 10
-            ),
-            dedup=dict(
-                num_bands=14,  # bands of the MinHash signature
-                band_rows=8,  # permutations a band; 14 x 8 finds half the pairs at 0.68
-                ngram_words=5,  # words an n-gram
-                seed=1,  # of the permutations
-            ),
-            heldout_fraction=0.05,  # share of source files held out; 0 to 0.5
-            max_document_bytes=65_536,  # longer texts are cut at paragraph or line ends
         )
     )
 

@@ -235,7 +235,8 @@ def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
         generation = described.get("generation", ids)
         if generation:
             (part / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-        kind = described.get("format", "own")
+        taken = described.get("config", {}).get("tokenizer", {}).get("path")
+        kind = described.get("format", "hf" if taken else "own")
         checked = _export_tokenizer(run.stage("tokenizer"), kind, stage, part)
     progress.note(f"{stage} of {run.path} is in {out} as {name}, {dtype}; tokenizer: {checked}")
     return {"stage": stage, "model_type": name, "dtype": dtype, "tokenizer": checked}
@@ -323,6 +324,8 @@ def _export_tokenizer(folder: Path, kind: str, stage: str, out: Path) -> str:
     """
     tokenizer_files.copy_tokenizer(folder, out)
     model = out / "tokenizer.model"
+    if kind == "own" and not model.exists():
+        model = out / "tokenizer.json"  # WordPiece
     if kind == "hf" or not model.exists():
         return "as it was imported"
     config = tokenizer_files.read_object(out / tokenizer_files.CONFIG)
@@ -332,6 +335,7 @@ def _export_tokenizer(folder: Path, kind: str, stage: str, out: Path) -> str:
         config |= {"add_bos_token": True}
         config |= {} if stage == "pretrain" else {"chat_template": CHAT_TEMPLATE}
     bos = config["bos_token"] if config.get("add_bos_token") else None
+    plain = _plain_encoder(model, kind)
     try:
         fast = fast_tokenizer.to_fast(model, bos)
     except BadInput as error:
@@ -340,10 +344,17 @@ def _export_tokenizer(folder: Path, kind: str, stage: str, out: Path) -> str:
     # Llama's class of transformers 5 would rebuild what stands in tokenizer.json.
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     write_json(out / tokenizer_files.CONFIG, config)
-    ids = SentencePieceProcessor(model_file=str(model)).encode(list(SAMPLES))
+    ids = plain(list(SAMPLES))
     found = [fast.encode(text, add_special_tokens=False).ids for text in SAMPLES]
     same = sum(a == b for a, b in zip(ids, found, strict=True))
-    return f"tokenizer.json made of tokenizer.model, same ids for {same} of {len(ids)} samples"
+    return f"tokenizer.json made of {model.name}, same ids for {same} of {len(ids)} samples"
+
+
+def _plain_encoder(model: Path, kind: str) -> Callable[[list[str]], list[list[int]]]:
+    """What encodes texts as the run itself does."""
+    if kind == "own":
+        return tokenizer.Tokenizer(model).encode_batch
+    return SentencePieceProcessor(model_file=str(model)).encode
 
 
 @contextlib.contextmanager

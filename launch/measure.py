@@ -6,12 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from alignment import rollout
-from data import instruct
-from data.errors import BadInput
+from data import curated, instruct
 from data.instruct import Example
 from eval import baseline, dialog, rater
 from eval.dialog import Response
@@ -27,13 +24,8 @@ POLICIES = {"base": "pretrain", "sft": "sft", "dpo": "dpo", "ppo": "ppo"}
 
 def read_documents(run: RunDir, split: str) -> dict[str, list[str]]:
     """Curated texts of 'train' or 'heldout' by domain, in the order of the file."""
-    path = run.stage("curate") / "documents.parquet"
-    try:
-        table = pq.read_table(path, columns=["domain", "split", "text"])
-    except (OSError, pa.ArrowInvalid) as error:
-        raise BadInput(f"{path}: absent or damaged; `seedbed curate --fresh` writes it") from error
     texts: dict[str, list[str]] = {}
-    for row in table.to_pylist():
+    for row in curated.read(run.stage("curate") / "documents", ["domain", "split", "text"]):
         texts.setdefault(row["domain"], [])
         if row["split"] == split:
             texts[row["domain"]].append(row["text"])
@@ -105,12 +97,13 @@ def headline(results: dict) -> dict:
 
 
 def _mixture(context: Context) -> dict:
-    weights = {name: source.weight for name, source in context.settings.data.sources.items()}
-    total = sum(weights.values())
-    return {
-        "asked": {name: weight / total for name, weight in weights.items()},
-        "realised": context.run.read_done("pretrain")["summary"]["realised"],
-    }
+    """Shares of the domains in all of pretraining: asked for, and read."""
+    shares: dict[str, dict[str, float]] = {"asked": {}, "realised": {}}
+    for row in context.run.read_done("pretrain")["summary"]["mixture"]:
+        for key, found in shares.items():
+            if not row["stage"]:
+                found[row["domain"]] = found.get(row["domain"], 0.0) + row[key]
+    return shares
 
 
 def _measure_text(context: Context, models: dict[str, Params]) -> dict:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from data import sources
+from data import curate, files
+from data.engine import Runner
 from data.errors import BadInput
+from launch import evaluation
 from launch.console import Progress
-from launch.rundir import RunDir, digest, hash_file, write_json
+from launch.rundir import RunDir, digest, hash_file, remove, write_json
 from launch.settings import to_dict
 
 
@@ -22,6 +24,7 @@ class Context:
     run: RunDir
     progress: Progress
     inputs: dict[str, str]
+    runner: Runner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,7 @@ def run_stages(
     progress: Progress,
     table: Mapping[str, Stage],
     devices: str,
+    runner: Runner,
     *,
     only: str | None,
     fresh: bool,
@@ -58,6 +62,7 @@ def run_stages(
       progress: where lines go.
       table: every stage.
       devices: what the stages run on, for config.json.
+      runner: where data is worked on.
       only: one stage's name, or None for the whole pipeline.
       fresh: throw away what the stages to run have left before.
 
@@ -80,7 +85,7 @@ def run_stages(
         _check_single(only, run, table, inputs, finished, fresh)
     if fresh or not finished.issuperset(names):
         run.write_config(to_dict(settings), devices)
-    context = Context(settings, run, progress, hashes)
+    context = Context(settings, run, progress, hashes, runner)
     outcome = {}
     for name in names:
         progress.stage(name)
@@ -88,6 +93,8 @@ def run_stages(
             progress.note("nothing to do, its inputs are unchanged")
             outcome[name] = {"status": "skipped", "secs": 0.0, **done[name]["summary"]}
             continue
+        if fresh:
+            remove(run.cache(name))
         run.begin(name, inputs[name], fresh=fresh or _changes(run, name, inputs) is not None)
         outcome[name] = _run_stage(context, name, table[name])
     return outcome
@@ -149,10 +156,14 @@ def describe_inputs(settings: Any, table: Mapping[str, Stage]) -> dict[str, dict
         stage = table[name]
         inputs = {section: to_dict(_section(settings, section)) for section in stage.sections}
         if name == "curate":
-            inputs["sources"] = sources.fingerprint(settings.data.sources)
+            inputs["files"] = curate.fingerprint(settings.data)
+            inputs["evaluation"] = evaluation.fingerprint(settings)
         if name == "tokenizer" and settings.start:
             # A run imported anew at the same place is another origin.
             inputs["origin"] = digest(RunDir(Path(settings.start)).read_config())
+        if name == "tokenizer" and settings.tokenizer.path:
+            found = files.find(settings.tokenizer.path)
+            inputs["files"] = [[file.name, files.hash_content(file.path)] for file in found]
         if name == "sft" and settings.instruct.path:
             inputs["own"] = hash_file(Path(settings.instruct.path))
         upstream = {need: digest(described[need]) for need in stage.needs if need in described}

@@ -14,7 +14,7 @@ import jinja2
 
 from data.errors import BadInput
 from data.instruct import FACT_KINDS
-from launch import plot, rundir
+from launch import funnel_page, plot, rundir
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -24,6 +24,10 @@ PARENT = {"sft": "base", "dpo": "sft", "ppo": "sft"}
 SYSTEMS = {"base": "base model", "ngram": "byte n-gram", "xz": "xz", "gzip": "gzip"}
 LENGTH = "response_tokens"
 DOCS = "docs"  # all FACT_KINDS together
+FUNNEL_KEYS = (
+    *("read", "stages", "kept", "heldout", "dropped", "languages"),
+    *("broken", "num_broken", "samples", "largest_cluster"),
+)
 # What a stage's answers are judged by: key of eval/results.json, title, is more of it better.
 RATES = (
     ("verifiable", "Exact match, verifiable tasks", True),
@@ -59,7 +63,8 @@ def write_report(run_dir: Path) -> Path:
 
     Args:
       run_dir: a directory with config.json and, as far as the run went, metrics.jsonl,
-        <stage>/done.json, curate/funnel.json and eval/results.json.
+        <stage>/done.json, curate/funnel.json, curate/score.json, tokenizer/shards.json and
+        eval/results.json.
 
     Returns:
       The path of the page.
@@ -76,7 +81,9 @@ def write_report(run_dir: Path) -> Path:
         for stage in STAGES
         if (found := _read_json(run_dir / stage / "done.json", ("secs", "cpu_secs", "energy_wh")))
     }
-    funnel = _read_json(run_dir / "curate" / "funnel.json", ("read", "stages", "kept", "broken"))
+    funnel = _read_json(run_dir / "curate" / "funnel.json", FUNNEL_KEYS)
+    score = _read_json(run_dir / "curate" / "score.json", ("rows",))
+    shards = _read_json(run_dir / "tokenizer" / "shards.json", ("groups", "fertility"))
     results = _read_json(run_dir / "eval" / "results.json", ()) or {}
     page = _render(
         identity=identity,
@@ -85,7 +92,10 @@ def write_report(run_dir: Path) -> Path:
         headline=_headline(results),
         kinds=_kinds(results),
         reward_model=results.get("reward_model"),
-        funnel=_funnel(funnel) if funnel else None,
+        curation=funnel_page.curation(funnel, shards) if funnel else None,
+        tokens=funnel_page.tokens(shards) if shards else None,
+        plan=funnel_page.mixture(shards["mixture"]) if shards and shards.get("mixture") else None,
+        score=score["rows"] if score else None,
         mixture=_mixture(results.get("mixture")),
         curves=[_curves(stage, metrics[stage]) for stage in STAGES if stage in metrics],
         text=_text(results.get("text")),
@@ -233,36 +243,6 @@ def _kinds(results: Mapping) -> dict | None:
     return {"titles": list(models.values()), "rows": rows}
 
 
-def _funnel(funnel: Mapping) -> dict:
-    """Documents left after each gate by domain, and what the gate took.
-
-    A gate that does not apply to a domain has no count there, and took nothing.
-    """
-    domains = sorted(funnel["read"])
-    left = {domain: funnel["read"][domain]["documents"] for domain in domains}
-    rows = [{"gate": "read", "dropped": None, "left": left}]
-    for gate in dict.fromkeys(stage["gate"] for stage in funnel["stages"]):
-        counts = {
-            stage["domain"]: stage["documents"]
-            for stage in funnel["stages"]
-            if stage["gate"] == gate
-        }
-        before, left = left, {**left, **counts}
-        dropped = {domain: before[domain] - left[domain] for domain in domains}
-        rows.append({"gate": gate, "dropped": dropped, "left": left})
-    totals = {
-        name: {
-            unit: sum(found[unit] for found in funnel[name].values())
-            for unit in ("documents", "bytes")
-        }
-        for name in ("read", "kept", "heldout")
-        if name in funnel
-    }
-    most = max(1, sum(rows[0]["left"].values()))
-    broken = funnel["broken"]
-    return {"domains": domains, "rows": rows, "most": most, "totals": totals, "broken": broken}
-
-
 def _mixture(mixture: Mapping | None) -> list[dict]:
     if not mixture:
         return []
@@ -329,6 +309,26 @@ def _percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}%"
 
 
+def _share(part: float, whole: float) -> str:
+    percent = 100 * part / whole if whole else 0.0
+    if percent <= 0 or percent >= 1:
+        return f"{percent:.1f}%"
+    return f"{percent:.2f}%" if percent >= 0.005 else "<0.01%"
+
+
+def _width(part: float, whole: float) -> str:
+    return f"width: {100 * part / whole if whole else 0:.3f}%"
+
+
+def _heat(part: float, whole: float) -> str:
+    """How dark a cell is; the root keeps small shares apart from none."""
+    return _percent(0.1 + 0.6 * math.sqrt(part / whole))
+
+
+def _amount(count: float, unit: str) -> str:
+    return _size(count) if unit == "bytes" else f"{count:,}"
+
+
 def _duration(secs: float) -> str:
     """60 s and over in minutes, an hour and over in hours."""
     if secs < 60:
@@ -341,12 +341,22 @@ def _duration(secs: float) -> str:
     )
 
 
+def _short(count: float) -> str:
+    """Four digits of a million and more."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
+        if count >= size:
+            return f"{count / size:#.4g} {unit}"
+    return f"{count:,.0f}"
+
+
 def _size(num_bytes: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.4g} {unit}"
+    if abs(num_bytes) < 1000:
+        return f"{num_bytes:.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
         num_bytes /= 1000
-    return f"{num_bytes:.4g} TB"
+        if abs(num_bytes) < 999.95:
+            return f"{num_bytes:#.4g} {unit}"
+    return f"{num_bytes / 1000:#.4g} TB"
 
 
 def _pretty(found: Mapping) -> str:
@@ -361,5 +371,7 @@ def _render(**sections) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=_percent, duration=_duration, size=_size, pretty=_pretty)
+    environment.filters.update(percent=_percent, share=_share, width=_width, heat=_heat)
+    environment.filters.update(amount=_amount, short=_short, size=_size)
+    environment.filters.update(duration=_duration, pretty=_pretty)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**sections)

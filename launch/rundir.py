@@ -4,6 +4,7 @@ config.json             the resolved configuration, code and package versions
 metrics.jsonl           one object a line; the only thing that other tools read
 tensorboard/<stage>/    the same numbers as TensorBoard events
 checkpoints/<stage>/    Orbax checkpoints
+cache/<stage>/          finished pieces of a stage, by the hash of their content
 <stage>/done.json       the stage is finished: hash of its inputs, seconds, summary
 <stage>/...             what else the stage writes
 report.html             the page to look at
@@ -23,7 +24,7 @@ from typing import Any
 
 from data.errors import BadInput
 
-PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "daft", "sentencepiece", "numpy")
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numba", "sentencepiece", "numpy")
 ROOT = Path(__file__).resolve().parent.parent
 # In tokenizer/, where the tokenizer is an imported run's: that run's config.json.
 ORIGIN = "origin.json"
@@ -38,6 +39,10 @@ class RunDir:
     def stage(self, name: str) -> Path:
         """Directory of a stage's own files."""
         return self.path / name
+
+    def cache(self, stage: str) -> Path:
+        """Directory of what a stage keeps to go on from; named by content, safe to remove."""
+        return self.path / "cache" / stage
 
     def checkpoints(self, stage: str) -> Path:
         """Directory of a stage's checkpoints."""

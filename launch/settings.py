@@ -1,15 +1,13 @@
 """From a ConfigDict to frozen dataclasses, key by key, with one clear message for each mistake."""
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
-from data.curate import CurateConfig
 from data.errors import BadInput
-from data.instruct import InstructConfig
-from data.tokenizer import TokenizerConfig
 
 STAGES = ("curate", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "eval", "report")
 TRAINED = ("pretrain", "sft", "reward", "dpo", "ppo")
@@ -22,6 +20,7 @@ STANDS_ON = {
     "dpo": "reward",
     "ppo": "reward",
     "eval": "pretrain",
+    "report": "curate",
 }
 
 
@@ -47,6 +46,7 @@ class EvalConfig:
     num_samples: int
     num_pretrain_documents: int
     ngram_order: int
+    sets: str
 
     def __post_init__(self):
         for key in ("batch_size", "max_new_tokens", "num_duels", "ngram_order"):
@@ -75,6 +75,7 @@ def parse(config: Any) -> Any:
         raise BadInput(f"seed is {settings.seed}; it must be in [0, 2**31)")
     _check_stages(settings.stages)
     _check_schedules(settings)
+    _check_mixture(settings)
     model_config(settings)
     longest = settings.eval.max_new_tokens
     for path, room in (("sft", settings.sft.seq_len), ("reward", settings.reward.seq_len)):
@@ -97,6 +98,22 @@ def _check_stages(stages: tuple[str, ...]) -> None:
         raise BadInput(f"stages is {stages}; it must be some of {STAGES}, each once, in this order")
 
 
+def _check_mixture(settings: Any) -> None:
+    """Refuses domains that no source has, where the configuration names its sources."""
+    if isinstance(settings.data.sources, str):
+        return
+    named = {"mixture.domain_max_epochs": settings.mixture.domain_max_epochs}
+    named |= {
+        f"mixture.stages[{number}].weights": stage.weights
+        for number, stage in enumerate(settings.mixture.stages)
+    }
+    for path, domains in named.items():
+        for domain in domains:
+            if domain not in settings.data.sources:
+                allowed = ", ".join(settings.data.sources)
+                raise BadInput(f"{path} has {domain!r}; allowed: {allowed}")
+
+
 def _check_schedules(settings: Any) -> None:
     from train.optimizer import make_schedule
 
@@ -112,10 +129,14 @@ def _check_schedules(settings: Any) -> None:
 
 
 def settings_class() -> type:
-    """The Settings dataclass; jax is imported here and no sooner."""
+    """The Settings dataclass; jax and the data room are imported here and no sooner."""
     from alignment.dpo import DPOConfig
     from alignment.ppo import PPOConfig
     from alignment.reward import RewardConfig
+    from data.curate import CurateConfig
+    from data.instruct import InstructConfig
+    from data.mixture import MixtureConfig
+    from data.tokenizer import TokenizerConfig
     from model.config import TransformerConfig
     from model.sharding import MeshConfig
     from train.lm import LMConfig
@@ -130,6 +151,7 @@ def settings_class() -> type:
         "start": str,
         "stages": tuple[str, ...],
         "data": CurateConfig,
+        "mixture": MixtureConfig,
         "tokenizer": TokenizerConfig,
         "instruct": InstructConfig,
         "model": dataclasses.make_dataclass("ModelConfig", model, frozen=True),
@@ -218,6 +240,16 @@ def _check_lengths(settings: Any, model: Any) -> None:
             model.check_length(f"a row by {key}", length)
 
 
+class Frozen(dict):
+    """A mapping that stays as it is, and that other processes can be sent."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise TypeError(f"{key!r}: settings cannot be changed")
+
+    def __reduce__(self):
+        return Frozen, (dict(self),)
+
+
 def to_dataclass(cls: type, section: Any, path: str) -> Any:
     """Builds `cls` from a mapping with exactly its fields, checking types on the way."""
     if not isinstance(section, Mapping) and not hasattr(section, "items"):
@@ -232,17 +264,20 @@ def to_dataclass(cls: type, section: Any, path: str) -> Any:
     values = {key: _convert(hints[key], given[key], _join(path, key)) for key in hints}
     try:
         return cls(**values)
-    except BadInput:
-        raise
     except ValueError as error:
         named = not path or str(error).startswith(path)
-        raise BadInput(str(error) if named else f"{path}: {error}") from error
+        # A message that begins with a key goes on with the path to it.
+        begins = re.match(r"\w+", str(error))
+        joint = "." if begins and begins[0] in hints else ": "
+        raise BadInput(str(error) if named else f"{path}{joint}{error}") from error
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return to_dataclass(hint, value, path)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:  # a string, or a section
+        return _convert(str if isinstance(value, str) else arguments[1], value, path)
     if origin is tuple:
         if not isinstance(value, tuple | list):
             raise BadInput(f"{path} is {value!r}; it must be a tuple")
@@ -251,7 +286,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if not hasattr(value, "items"):
             raise BadInput(f"{path} is {value!r}; it must be a section with keys")
         items = {key: _convert(arguments[1], item, _join(path, key)) for key, item in value.items()}
-        return types.MappingProxyType(items)
+        return Frozen(items)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
@@ -268,7 +303,7 @@ def to_dict(value: Any) -> Any:
         return {name: to_dict(getattr(value, name)) for name in names}
     if isinstance(value, Mapping):
         return {key: to_dict(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    return [to_dict(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _join(path: str, key: str) -> str:

@@ -3,19 +3,19 @@
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from alignment import dpo, ppo, preference, reward, rollout, sft
-from data import chat, curate, instruct, shards, tokenizer
+from data import chat, curate, engine, instruct, packing
 from data.loader import Batch
 from eval import tasks
 from eval.text import bits_per_byte
-from launch import measure, training
+from launch import evaluation, measure, mixing, training
 from launch.pipeline import Context, Stage
+from launch.rundir import write_json
 from model.config import TransformerConfig
 from model.transformer import Params, init
 from train import loop
@@ -24,58 +24,76 @@ from train.lm import lm_loss
 
 
 def run_curate(context: Context) -> dict:
-    """Sources to documents.parquet and the funnel."""
-    out = context.run.stage("curate")
-    funnel = curate.curate(context.settings.data, out, context.progress.log)
+    """Sources to tables of documents, and the funnel."""
+    with engine.start(context.runner) as workers:
+        counted = curate.curate(
+            context.settings.data,
+            context.run.stage("curate"),
+            context.run.cache("curate"),
+            workers,
+            evaluation.texts(context.settings),
+            context.progress.log,
+        )
     sums = {
-        f"{key}_{unit}": sum(domain[unit] for domain in funnel[key].values())
+        f"{key}_{unit}": sum(domain[unit] for domain in counted[key].values())
         for key in ("read", "kept", "heldout")
         for unit in ("documents", "bytes")
     }
-    return {**sums, "broken_records": len(funnel["broken"])}
+    return {**sums, "broken_records": counted["num_broken"]}
 
 
 def run_tokenizer(context: Context) -> dict:
-    """Documents to a tokenizer (or that of `start`) and a folder of packed shards a domain."""
-    config, out = context.settings.tokenizer, context.run.stage("tokenizer")
-    texts = measure.read_documents(context.run, "train")
-    if context.settings.start:
-        training.take_tokenizer(context, out)
-    else:
-        tokenizer.train(_interleave(list(texts.values())), config, out / "tokenizer.model")
-        context.progress.log("tokenizer trained; packing shards")
-    model = training.load_tokenizer(context.run)
-    dtype, seq_len = shards.token_dtype(config.vocab_size), context.settings.pretrain.seq_len
-    summary: dict[str, Any] = {"vocab_size": model.vocab_size}
-    for domain, documents in texts.items():
-        ids = model.encode_batch(documents)
-        rows = shards.pack_documents(ids, seq_len, model.bos_id, model.eos_id)
-        folder = out / "shards" / domain
-        counts = shards.write_shards(rows, folder, domain.lower(), seq_len, dtype)
-        num_bytes = sum(len(text.encode()) for text in documents)
-        summary[f"{domain}_tokens"] = counts["num_tokens"]
-        summary[f"{domain}_bytes_per_token"] = round(num_bytes / sum(map(len, ids)), 4)
+    """Documents to a tokenizer (or one that is there) and a folder of packed shards a group."""
+    settings, out = context.settings, context.run.stage("tokenizer")
+    documents, cache = context.run.stage("curate") / "documents", context.run.cache("tokenizer")
+    with engine.start(context.runner) as workers:
+        if settings.start or settings.tokenizer.path:
+            training.take_tokenizer(context, out)
+        else:
+            packing.learn(documents, out, cache, workers, settings.tokenizer, context.progress.log)
+        made = packing.make_shards(
+            documents,
+            out / "shards",
+            cache,
+            workers,
+            training.tokenizer_loader(context.run),
+            training.tokenizer_hash(context.run),
+            settings.pretrain.seq_len,
+            settings.mixture.by_language,
+            context.progress.log,
+        )
+    # One epoch of all, unless the section says how much.
+    total = sum(group["tokens"] for group in made["groups"].values())
+    planned = mixing.plan(settings, made["groups"], total, context.progress.note)
+    write_json(out / mixing.SHARDS, {**made, "mixture": planned.table()})
+    return {"vocab_size": settings.tokenizer.vocab_size, **_fertility(made)}
+
+
+def _fertility(made: Mapping) -> dict:
+    """Tokens, and bytes a token, of each domain; shards.json has them by language."""
+    counts: dict[str, list[int]] = {}
+    for domain, _, _, num_bytes, num_tokens in made["fertility"]:
+        known = counts.setdefault(domain, [0, 0])
+        counts[domain] = [known[0] + num_bytes, known[1] + num_tokens]
+    summary: dict[str, float] = {}
+    for domain, (num_bytes, num_tokens) in counts.items():
+        summary[f"{domain}_tokens"] = num_tokens
+        summary[f"{domain}_bytes_per_token"] = round(num_bytes / max(1, num_tokens), 4)
     return summary
-
-
-def _interleave(groups: Sequence[Sequence[str]]):
-    """One of each group in turn, so that a sample of the beginning holds every domain."""
-    for index in range(max(map(len, groups))):
-        for group in groups:
-            if index < len(group):
-                yield group[index]
 
 
 def run_pretrain(context: Context) -> dict:
     """Shards to a base model."""
     config, model_config = context.settings.pretrain, training.language_model(context)
-    folder = context.run.stage("tokenizer") / "shards"
-    mixture = {
-        domain: (shards.open_shards(folder / domain), source.weight)
-        for domain, source in context.settings.data.sources.items()
-    }
-    transform = training.lm_rows(context.settings.mesh, config.seq_len)
-    loader = training.make_loader(context, mixture, config.loop.batch_size, transform)
+    budget_tokens = config.loop.num_steps * config.loop.batch_size * config.seq_len
+    planned = mixing.of_run(context.settings, context.run, budget_tokens, context.progress.note)
+    loader = training.make_loader(
+        context,
+        planned.sources(context.run),
+        config.loop.batch_size,
+        training.lm_rows(context.settings.mesh, config.seq_len),
+        planned.stage_rows(config.seq_len, config.loop.num_steps * config.loop.batch_size),
+    )
     mesh = training.device_mesh(context)
     state = training.fit_stage(
         context,
@@ -88,7 +106,10 @@ def run_pretrain(context: Context) -> dict:
         seq_len=config.seq_len,
         evaluators=_heldout_evaluator(context),
     )
-    return {"realised": loader.realised(), "params_sha256": params_hash(state.params)}
+    return {
+        "mixture": planned.table(loader.realised_rows()),
+        "params_sha256": params_hash(state.params),
+    }
 
 
 def _first_params(context: Context, model_config: TransformerConfig, mesh: Mesh) -> Params:
@@ -308,12 +329,14 @@ def run_report(context: Context) -> dict:
 
 TABLE: Mapping[str, Stage] = {
     "curate": Stage(("data",), (), run_curate),
-    "tokenizer": Stage(("tokenizer", "start", "pretrain.seq_len"), ("curate",), run_tokenizer),
+    "tokenizer": Stage(
+        ("tokenizer", "start", "mixture", "pretrain.seq_len"), ("curate",), run_tokenizer
+    ),
     "pretrain": Stage(("seed", "model", "start", "pretrain"), ("tokenizer",), run_pretrain),
     "sft": Stage(("sft", "instruct"), ("pretrain",), run_sft),
     "reward": Stage(("reward", "eval.max_new_tokens", "eval.batch_size"), ("sft",), run_reward),
     "dpo": Stage(("dpo",), ("reward",), run_dpo),
     "ppo": Stage(("ppo",), ("reward",), run_ppo),
     "eval": Stage(("eval", "stages"), ("pretrain", "sft", "dpo", "ppo"), measure.run_eval),
-    "report": Stage(("cost",), ("eval",), run_report),
+    "report": Stage(("cost",), ("curate", "tokenizer", "eval"), run_report),
 }

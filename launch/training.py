@@ -1,5 +1,6 @@
 """Glue between a run directory and the training rooms: checkpoints, loaders, metrics."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from data import pretrained
+from data import pretrained, tokenizer, tokenizer_source
 from data.errors import BadInput
 from data.loader import Batch, Loader, lm_batch
 from data.pretrained import Pretrained
@@ -16,9 +17,9 @@ from data.tokenizer import Tokenizer
 from data.tokenizer_files import copy_tokenizer
 from launch import settings
 from launch.pipeline import Context
-from launch.rundir import ORIGIN, MetricsWriter, RunDir, write_json
+from launch.rundir import ORIGIN, MetricsWriter, RunDir, digest, hash_file, write_json
 from launch.settings import to_dict
-from model import ring, sharding
+from model import gguf, ring, sharding
 from model.config import TransformerConfig
 from model.families import COMPUTED, TRAINED
 from model.transformer import Params, declare
@@ -86,9 +87,10 @@ def with_checkpoints(
 
 def make_loader(
     context: Context,
-    sources: Mapping[str, tuple[Sequence[Batch], float]],
+    sources: Mapping[str, tuple[Sequence[Batch], float | Sequence[float]]],
     batch_size: int,
     transform: Callable[[Batch], Batch],
+    stage_rows: Sequence[int] = (),
 ) -> Loader:
     """This process's loader over the sources, seeded by the run."""
     return Loader(
@@ -98,6 +100,7 @@ def make_loader(
         transform,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        stage_rows=stage_rows,
     )
 
 
@@ -118,37 +121,58 @@ def device_mesh(context: Context) -> Mesh:
 
 def load_tokenizer(run: RunDir) -> Tokenizer | Pretrained:
     """The run's tokenizer: trained here, or that of the model it started from."""
-    folder, described = run.stage("tokenizer"), run.read_config()
+    described = run.read_config()
     if "model_type" in described:  # an imported run
-        return pretrained.load(folder, described["model"]["vocab_size"])
-    if not described["start"]:
-        return Tokenizer(folder / "tokenizer.model")
+        return pretrained.load(run.stage("tokenizer"), described["model"]["vocab_size"])
+    return tokenizer_loader(run)()
+
+
+def tokenizer_loader(run: RunDir) -> Callable[[], Tokenizer | Pretrained]:
+    """What gives the run's tokenizer in any process, jax or no."""
+    folder, described = run.stage("tokenizer").resolve(), run.read_config()
     config = described["tokenizer"]
-    return _complete(folder, config["vocab_size"], tuple(config["control"]))
+    if not described["start"] and (not config["path"] or _is_own(folder)):
+        return functools.partial(tokenizer.load, folder)
+    return functools.partial(
+        pretrained.load_for_training, folder, config["vocab_size"], tuple(config["control"])
+    )
 
 
-def _complete(folder: Path, vocab_size: int, control: tuple[str, ...]) -> Pretrained:
-    """An imported tokenizer with every role that training needs: the end of a text fills in."""
-    tokenizer = pretrained.load(folder, vocab_size, control)
-    if tokenizer.eos_id is None:
-        raise BadInput(f"{folder}: this tokenizer names no eos_token; training needs one")
-    for role in ("bos_id", "pad_id"):
-        if getattr(tokenizer, role) is None:
-            setattr(tokenizer, role, tokenizer.eos_id)
-    return tokenizer
+def tokenizer_hash(run: RunDir) -> str:
+    """What the files of the run's tokenizer hash to."""
+    paths = sorted(path for path in run.stage("tokenizer").iterdir() if path.is_file())
+    marks = ("started.json", "done.json", "shards.json")
+    return digest([[path.name, hash_file(path)] for path in paths if path.name not in marks])
 
 
 def take_tokenizer(context: Context, folder: Path) -> None:
-    """Copies the tokenizer of the run that `start` names, and what is known of its origin.
+    """Copies the tokenizer of the run that `start` names, or that of `tokenizer.path`.
 
     Raises:
       BadInput: it does not fit the configuration, or training.
     """
-    start = RunDir(Path(context.settings.start))
     config = context.settings.tokenizer
-    _complete(start.stage("tokenizer"), config.vocab_size, config.control)
-    copy_tokenizer(start.stage("tokenizer"), folder)
-    write_json(folder / ORIGIN, {"config": start.read_config()})
+    if context.settings.start:
+        start = RunDir(Path(context.settings.start))
+        copy_tokenizer(start.stage("tokenizer"), folder)
+        write_json(folder / ORIGIN, {"config": start.read_config()})
+    else:
+        tokenizer_source.take(Path(config.path), folder, _read_gguf)
+    if not _is_own(folder):
+        pretrained.load_for_training(folder, config.vocab_size, config.control)
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether the tokenizer in a folder is one that was trained here."""
+    try:
+        tokenizer.load(folder)
+    except BadInput:
+        return False
+    return True
+
+
+def _read_gguf(path: Path) -> dict[str, Any]:
+    return gguf.open_gguf(path)[1]
 
 
 def load_start(context: Context, config: TransformerConfig, mesh: Mesh) -> Params:

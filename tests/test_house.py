@@ -28,7 +28,7 @@ ARROWS = {
     "tests": ALL,
 }
 STRANGERS = {"data": {"jax", "jaxlib", "flax", "optax", "orbax"}, "configs": {"jax", "flax"}}
-ONE_IMPORTER = {"daft": "data/engine.py"}
+ONE_IMPORTER = {"ray": "data/engine.py"}
 SHAPELESS = {"util", "utils", "common", "core", "helper", "helpers", "misc"}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -304,7 +304,7 @@ BROKEN: list[tuple[Callable[[Files], list[str]], Files, str]] = [
     ),
     (find_wrong_arrows, {"configs/a.py": "from data.errors import BadInput"}, "itself"),
     (find_strangers, {"data/a.py": "import jax.numpy as jnp"}, "without"),
-    (find_strangers, {"data/dedup.py": "import daft"}, "data/engine.py"),
+    (find_strangers, {"data/dedup.py": "import ray"}, "data/engine.py"),
     (find_bare_eval, {"launch/a.py": "import eval"}, "launch/a.py:1"),
     (find_bare_eval, {"launch/a.py": "import eval.tasks"}, "from eval import tasks"),
     (find_circles, {"data/a.py": "from data import b", "data/b.py": "from . import a"}, "circle"),

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from configs import quickstart
+from data.engine import Runner
 from data.errors import BadInput
 from launch import rundir, settings
 from launch.console import Progress
@@ -47,7 +48,8 @@ class Pipeline:
         }
         parsed = settings.parse(config)
         self.outcome = run_stages(
-            parsed, self.run, Progress(), table, "1 x cpu", only=only, fresh=fresh
+            *(parsed, self.run, Progress(), table, "1 x cpu", Runner(workers=1)),
+            **dict(only=only, fresh=fresh),
         )
         return self.called
 

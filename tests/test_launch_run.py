@@ -138,38 +138,6 @@ def test_a_mistake_is_one_line(arguments, words, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir()), "nothing is written"
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("def get_config(:\n", "SyntaxError: invalid syntax (mine.py, line 1)"),
-        ("import nowhere\n", "mine.py, line 1: ModuleNotFoundError: No module named 'nowhere'"),
-        ("\n\ndef get_config():\n    return 1 / 0\n", "mine.py, line 4: ZeroDivisionError"),
-        ("def get_config():\n    raise OSError('no disk')\n", "mine.py, line 2: OSError: no disk"),
-        ("raise ValueError('two\\n  lines')\n", "mine.py, line 1: ValueError: two lines"),
-        ("x = 1\n", "mine.py must have a function get_config()"),
-        ("def get_config():\n    pass\n", "it gives NoneType"),
-        ("def get_config():\n    return {'seed': 1}\n", "it gives dict"),
-        (
-            "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n",
-            "name: missing; the section needs name, seed",
-        ),
-        ("\0", "mine.py: "),
-    ],
-)
-def test_a_config_file_that_does_not_work_is_named_with_its_line(text, words, tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text(text)
-    assert words in refusal("run", f"--config={path}")
-
-
-def test_flags_and_overrides_come_in_any_form_and_order():
-    code, _, err = door("run", "--config.seed", "x", "--config", f"{ROOT}/configs/quickstart.py")
-    assert code == 2 and "--config.seed=x" in err
-    assert "model.num_layers is 0" in refusal("run", "--config.model.num_layers=0", QUICKSTART)
-    again = [QUICKSTART, "--config.seed=abc", "--config.seed=1", "--config.model.num_layers=0"]
-    assert "seed=abc" in refusal("run", *again), "an earlier value is checked too"
-
-
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in WITHOUT_CONFIG])
 def test_every_verb_reads_its_config(verb):
     assert "model.num_layers is 0" in refusal(verb, QUICKSTART, "--config.model.num_layers=0")
@@ -196,7 +164,10 @@ def write_corpus(folder, *broken):
     """Two domains of 20 documents that are no copies of each other, and broken lines after two."""
     rng = random.Random(0)
     for domain in DOMAINS:
+        # Letters, for digits count as equal.
+        names = str.maketrans("0123456789", "abcdefghij")
         texts = [" ".join(f"word{rng.randrange(999)}" for _ in range(60)) for _ in range(20)]
+        texts = [text.translate(names) for text in texts]
         lines = [json.dumps({"text": text}).encode() for text in texts]
         lines[2:2] = broken
         (folder / domain / "a.jsonl").write_bytes(b"\n".join(lines))
@@ -233,7 +204,7 @@ def test_a_corpus_without_a_document_is_refused(small, tmp_path, content):
 
 
 def test_an_empty_folder_is_refused(small, tmp_path):
-    assert "no file found; allowed: a file, folder or glob" in refusal(*small("run"))
+    assert "no file found; a file, folder or glob" in refusal(*small("run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -312,7 +283,13 @@ def finished(tmp_path):
     """A run that says sft is finished: configuration and tokenizer, no checkpoint."""
     run = RunDir(tmp_path / "run")
     run.write_config(
-        {"start": "", "sft": {"seq_len": 64}, "eval": {"max_new_tokens": 8}}, "1 x cpu"
+        {
+            "start": "",
+            "tokenizer": {"path": ""},
+            "sft": {"seq_len": 64},
+            "eval": {"max_new_tokens": 8},
+        },
+        "1 x cpu",
     )
     for stage in ("tokenizer", "sft"):
         run.begin(stage, {}, fresh=True)
@@ -344,7 +321,7 @@ def test_a_damaged_config_json_is_named(finished, verb, content):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (None, "tokenizer.model: no such tokenizer model"),
+        (None, "holds no tokenizer of our own"),
         (b"other", "tokenizer.model: not a SentencePiece model"),
         (288, "its model has 288 ids and that of sft 999"),
     ],

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from configs import quickstart
+from configs import _data, quickstart
 from data.errors import BadInput
 from launch import settings
 
@@ -61,7 +61,7 @@ def dotted(path: tuple[str, ...]) -> str:
 def test_quickstart_parses_to_frozen_values_of_the_declared_types():
     parsed = settings.parse(quickstart.get_config())
     assert parsed.pretrain.loop.num_steps == quickstart.get_config().pretrain.loop.num_steps
-    assert parsed.data.sources["docs"].gates == quickstart.PROSE_GATES
+    assert parsed.data.sources["docs"].gates == _data.PROSE_GATES
     with pytest.raises(dataclasses.FrozenInstanceError):
         parsed.seed = 1
     with pytest.raises(TypeError):
@@ -140,7 +140,7 @@ def test_a_value_for_a_section_is_refused():
         ("name", 3, "name is 3; it must be of type str"),
         ("data.sources.docs.weight", -1.0, "weight: -1.0 must be a number above 0"),
         ("data.sources.docs.weight", math.nan, "data.sources.docs.weight is not a number"),
-        ("data.sources.docs.gates", ("length", "lenght"), "'lenght' is not one of length"),
+        ("data.sources.docs.gates", ("length", "lenght"), "'lenght' is not one of gopher"),
         ("data.sources.docs.gates", ("length", 3), "data.sources.docs.gates[1] is 3"),
         ("data.sources", {}, "sources: empty"),
         ("data.heldout_fraction", 0.9, "heldout_fraction: 0.9 must be above 0 and at most 0.5"),
@@ -150,11 +150,11 @@ def test_a_value_for_a_section_is_refused():
         ("ppo.optimizer.warmup_steps", 10**6, "ppo.optimizer: warmup_steps is 1000000"),
         ("ppo.critic_optimizer.warmup_steps", 10**6, "ppo.critic_optimizer: warmup_steps is"),
         ("ppo.num_minibatches", 999, "a divisor of loop.batch_size = "),
-        ("ppo.temperature", 0.0, "ppo: temperature is 0.0"),
+        ("ppo.temperature", 0.0, "ppo.temperature is 0.0"),
         ("dpo.kind", "hinge", "'hinge'"),
         ("eval.max_new_tokens", 999, "eval.max_new_tokens is 999; it must be below sft.seq_len"),
         ("reward.seq_len", 1, "it must be below reward.seq_len = 1"),
-        ("cost.machine_watts", 0.0, "cost: machine_watts is 0.0; it must be above 0"),
+        ("cost.machine_watts", 0.0, "cost.machine_watts is 0.0; it must be above 0"),
         ("stages", (), "stages is (); it must be some of"),
         ("stages", ("curate", "tokenize"), "stages has 'tokenize'; allowed: curate, tokenizer"),
         ("stages", ("curate", "curate"), "each once, in this order"),
@@ -233,7 +233,7 @@ def test_rows_longer_than_learned_positions_are_refused(stages, words):
 
 
 def test_mesh_axis_below_one_is_refused_at_the_config():
-    with pytest.raises(BadInput, match="mesh: tensor is 0; it must be at least 1"):
+    with pytest.raises(BadInput, match="mesh.tensor is 0; it must be at least 1"):
         shrunk(tensor=0)
 
 

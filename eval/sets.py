@@ -1,0 +1,66 @@
+"""The texts of evaluation sets, from the files that tasks read: what training may not hold."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from data import files
+from data.errors import BadInput
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+
+
+def texts(path: str) -> Iterator[tuple[str, str]]:
+    """Yields every text of every evaluation set below a path.
+
+    Args:
+        path: files of JSON lines, JSON, CSV or TSV, packed or not; a folder or glob of them, local
+            or on an object store; '' for none.
+
+    Yields:
+        (set, text): the set is the folder below `path`, or the file's first name where there is
+        none; a text is one string of a row, however deep.
+
+    Raises:
+        BadInput: nothing of these kinds there, or a file that is not what its name says.
+    """
+    found = [file for file in files.find(path) if _stem(file.name).endswith(SUFFIXES)]
+    if path and not found:
+        allowed = ", ".join(SUFFIXES)
+        raise BadInput(f"eval.sets: {path}: no file of {allowed} found; packed ones count")
+    for file in found:
+        folder, slash, name = file.name.partition("/")
+        label = folder if slash else name.partition(".")[0] or folder.partition(".")[0]
+        for row in _rows(file):
+            yield from ((label, text) for text in _strings(row))
+
+
+def _stem(name: str) -> str:
+    for packing in (".gz", ".zst", ".bz2", ".xz"):
+        name = name.removesuffix(packing)
+    return name
+
+
+def _rows(file: files.File) -> Iterator[Any]:
+    name = _stem(file.name)
+    try:
+        with files.open_plain(file.path) as stream:
+            if name.endswith(".jsonl"):
+                yield from (json.loads(line) for line in stream if line.strip())
+            elif name.endswith(".json"):
+                yield json.load(stream)
+            else:
+                lines = io.TextIOWrapper(stream, "utf-8-sig", newline="")
+                yield from csv.reader(lines, delimiter="\t" if name.endswith(".tsv") else ",")
+    except (OSError, EOFError, ValueError, csv.Error) as error:
+        raise BadInput(f"eval.sets: {file.path}: cannot be read: {error}") from error
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)

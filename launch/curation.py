@@ -1,0 +1,114 @@
+"""What `seedbed curate` says and does besides curating: its JSON, one document's story, models."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from data import classifier, curated, repair, score, score_table, sources, toxicity
+from data.curate import CurateConfig
+from data.errors import BadInput
+from eval import sets
+from launch.console import Progress
+from launch.rundir import RunDir, read_json, write_json
+
+# Gates that go by a family's name in the JSON, with the rest of their name as the reason.
+FAMILIES = ("gopher", "c4", "fineweb")
+
+
+def headline(run: RunDir) -> dict:
+    """What `curate --json` prints of a finished curation.
+
+    Returns:
+        read, kept: documents. dropped: {gate: {reason: documents}}. broken: the first records
+        passed over in each part, {file, record, why}, and num_broken of all.
+    """
+    counted = read_json(run.stage("curate") / "funnel.json")
+    dropped: dict[str, dict[str, int]] = {}
+    for gate, found in counted["dropped"].items():
+        family, _, rule = gate.partition("_")
+        if family in FAMILIES:
+            dropped.setdefault(family, {})[rule] = found["documents"]
+        else:
+            dropped[gate] = {reason or gate: count for reason, count in found["reasons"].items()}
+    return {
+        **{
+            key: sum(domain["documents"] for domain in counted[key].values())
+            for key in ("read", "kept", "heldout")
+        },
+        "dropped": dropped,
+        "broken": counted["broken"],
+        "num_broken": counted["num_broken"],
+    }
+
+
+def explain(run: RunDir, key: str) -> dict:
+    """The story of one document, of a finished curation."""
+    if run.read_done("curate") is None:
+        raise BadInput(f"{run.path}: curation is not finished; `seedbed curate` first")
+    found = curated.explain(run.stage("curate"), key)
+    for name in ("meta", "edits"):
+        found[name] = json.loads(found[name]) if found[name] else {}
+    return found
+
+
+def fit(kind: str, config: CurateConfig, progress: Progress) -> dict:
+    """Fits the quality or the toxicity model from the examples that the configuration names.
+
+    Args:
+        kind: quality or toxicity.
+        config: the section `data`; `gates.KIND.model` says where the model goes.
+        progress: takes lines.
+
+    Returns:
+        {model, examples of each class}.
+    """
+    section = getattr(config.gates, kind)
+    if not section.model:
+        raise BadInput(f"data.gates.{kind}.model: '' is no path; it says where the model goes")
+    if kind == "toxicity":
+        model = toxicity.fit(section)
+    else:
+        good = _texts("good", section.good, config.max_document_bytes)
+        bad = _texts("bad", section.bad, config.max_document_bytes)
+        progress.log(f"{len(good)} good and {len(bad)} bad texts")
+        model = classifier.train(good + bad, [True] * len(good) + [False] * len(bad), section.train)
+    model.save(Path(section.model))
+    return {
+        "model": section.model,
+        "positive": model.num_positive,
+        "negative": model.num_negative,
+    }
+
+
+def _texts(key: str, path: str, max_bytes: int) -> list[str]:
+    """Every text of the files at a path, repaired as gates see it."""
+    if not path:
+        raise BadInput(f"data.gates.quality.{key}: '' is no path; texts to learn from are needed")
+    found = sources.survey(path)
+    return [
+        repair.repair(row["text"])
+        for unit in found.units
+        for row in sources.read(unit, found.sources[unit.domain], max_bytes, [])
+    ]
+
+
+def measure(settings: Any, root: Path, run: RunDir, progress: Progress) -> dict:
+    """Measures the gates on labelled sets; of a finished curation its page shows the table.
+
+    Args:
+        settings: of the configuration.
+        root: a folder of labelled sets, as data.score finds them.
+        run: gets curate/score.json if it is curated.
+        progress: takes lines.
+
+    Returns:
+        {scores: by measure, rows: [measure, figure, remark]}.
+    """
+    if not root.is_dir():
+        raise BadInput(f"--score={root}: no such folder; one of labelled sets is needed")
+    texts = list(sets.texts(settings.eval.sets))  # none, unless the configuration names some
+    scores = score.score(root, settings.data.gates, settings.data.dedup, texts, progress.log)
+    found = {"scores": scores, "rows": score_table.rows(scores)}
+    if run.read_done("curate"):
+        write_json(run.stage("curate") / "score.json", found)
+    return found

@@ -1,0 +1,39 @@
+"""What is evaluated, as texts: handed to curation, so that training never holds it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from data import files, instruct
+from eval import sets
+from launch.rundir import digest
+from launch.settings import to_dict
+
+
+def texts(settings: Any) -> Iterator[tuple[str, str]]:
+    """Yields (set, text) of all that this configuration evaluates.
+
+    The held-out conversations of the eval stage, and the files of `eval.sets`.
+    """
+    if not _is_wanted(settings):
+        return
+    if "sft" in settings.stages and "eval" in settings.stages:
+        for example in instruct.build(settings.instruct)["heldout"]:
+            yield "instruct", example.reference
+            yield from (("instruct", message["content"]) for message in example.messages)
+    yield from sets.texts(settings.eval.sets)
+
+
+def _is_wanted(settings: Any) -> bool:
+    sources = settings.data.sources
+    given = [] if isinstance(sources, str) else [source.gates for source in sources.values()]
+    return not given or any("contamination" in names or "auto" in names for names in given)
+
+
+def fingerprint(settings: Any) -> str:
+    """What all of these hash to; '' where no document is held against them."""
+    if not _is_wanted(settings):
+        return ""
+    found = files.find(settings.eval.sets)
+    hashes = [[file.name, files.hash_content(file.path)] for file in found]
+    dialog = "sft" in settings.stages and "eval" in settings.stages
+    return digest([hashes, to_dict(settings.instruct) if dialog else None])

@@ -1,0 +1,96 @@
+"""What a run reads of its shards: the plan of the mixture, and what became of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data import mixture, shards
+from data.errors import BadInput
+from data.mixture import PlannedStage
+from launch.rundir import RunDir, read_json
+
+# In tokenizer/: what the shards hold, by group.
+SHARDS = "shards.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A planned mixture over the groups of a run's shards.
+
+    Attributes:
+        stages: as data.mixture plans them.
+        groups: by name of the group, as data.packing makes them.
+    """
+
+    stages: tuple[PlannedStage, ...]
+    groups: Mapping[str, Mapping[str, Any]]
+
+    def sources(self, run: RunDir) -> dict[str, tuple[shards.Shards, list[float]]]:
+        """Shards of each group that is read, with its share in each stage."""
+        folder = run.stage("tokenizer") / "shards"
+        weights = {
+            name: [stage.tokens[_key(group)] for stage in self.stages]
+            for name, group in self.groups.items()
+        }
+        return {
+            name: (shards.open_shards(folder / name), shares)
+            for name, shares in weights.items()
+            if any(shares)
+        }
+
+    def stage_rows(self, seq_len: int, num_rows: int) -> list[int]:
+        """Rows of each stage; of a single one none, for it has no end.
+
+        Raises:
+          BadInput: the caps leave the stages short of `num_rows`, and the run would exceed them.
+        """
+        rows = mixture.count_rows(self.stages, seq_len)
+        if sum(rows) < num_rows:
+            raise BadInput(
+                f"mixture: max_epochs leaves {sum(rows)} rows of the {num_rows} that pretraining "
+                "reads; allowed: fewer pretrain.loop.num_steps, or more epochs"
+            )
+        return rows if len(self.stages) > 1 else []
+
+    def table(self, realised: Sequence[Mapping[str, int]] = ()) -> list[dict]:
+        """Asked, planned and, from rows by stage and group, realised shares."""
+        found = [
+            {_key(self.groups[name]): rows for name, rows in stage.items()} for stage in realised
+        ]
+        return mixture.tabulate(self.stages, _sizes(self.groups), found)
+
+
+def _key(group: Mapping[str, Any]) -> mixture.Group:
+    return group["domain"], group["language"]
+
+
+def _sizes(groups: Mapping[str, Mapping[str, Any]]) -> dict[mixture.Group, int]:
+    return {_key(group): group["tokens"] for group in groups.values()}
+
+
+def plan(
+    settings: Any,
+    groups: Mapping[str, Mapping[str, Any]],
+    budget_tokens: int,
+    note: Callable[[str], None],
+) -> Plan:
+    """Plans what is read of each group; says where caps leave a stage short of its budget."""
+    domains = {group["domain"] for group in groups.values()}
+    sources = settings.data.sources
+    weights = dict.fromkeys(domains, 1.0)
+    if not isinstance(sources, str):
+        weights = {domain: source.weight for domain, source in sources.items()}
+    stages = mixture.plan(settings.mixture, weights, _sizes(groups), budget_tokens)
+    for stage in stages:
+        if short := stage.short_tokens():
+            note(f"mixture: stage {stage.name!r} is {short:,.0f} tokens short, by max_epochs")
+    return Plan(stages, groups)
+
+
+def of_run(settings: Any, run: RunDir, budget_tokens: int, note: Callable[[str], None]) -> Plan:
+    """Plans the mixture of a run whose shards are there."""
+    path = run.stage("tokenizer") / SHARDS
+    made = read_json(path, ("groups",))
+    if made is None:
+        raise BadInput(f"{path}: absent; `seedbed tokenizer` writes it")
+    return plan(settings, made["groups"], budget_tokens, note)

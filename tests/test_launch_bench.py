@@ -1,0 +1,19 @@
+"""The verb bench answers with speeds, on every config that is made for it."""
+
+import pytest
+
+from launch import bench
+from tests.test_launch_stages import ROOT, SMALL, SPEED, door, parse
+
+
+@pytest.mark.parametrize("name", sorted(SPEED))
+def test_bench_answers_with_speeds(name, monkeypatch):
+    for constant, value in dict(NUM_ROUNDS=2, STEPS_PER_ROUND=2, NEW_TOKENS=4).items():
+        monkeypatch.setattr(bench, constant, value)
+    overrides = {key: value for key, value in SMALL.items() if not key.startswith("instruct")}
+    code, out, err = door("bench", f"--config={ROOT}/configs/{name}.py", "--json", **overrides)
+    assert code == 0, err
+    result = parse(out)
+    assert result["tokens_per_sec"] > 0 and result["num_params"] > 600 * 16
+    assert result["num_compilations"] == 1, "the second step must not compile again"
+    assert set(result["decode_tokens_per_sec"]) == {"batch_1", "batch_16"}
