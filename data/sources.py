@@ -17,23 +17,12 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from data import (
-    books,
-    code,
-    files,
-    forums,
-    gates,
-    latex,
-    mail,
-    python_library,
-    tables,
-    web,
-    wikitext,
-)
+from data import code, files, gates, python_library
 from data.document import Record
 from data.errors import BadInput
 
 AUTO = "auto"
+EXTRACTORS = ("main", "page", "trafilatura")
 MARKUPS = (AUTO, "plain", "html", "latex", "wikitext", "book")
 # What a cut-off or damaged file raises in the middle of reading it.
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
@@ -98,7 +87,7 @@ class SourceConfig:
         for key, allowed in (
             ("kind", (AUTO, *KINDS)),
             ("markup", MARKUPS),
-            ("extract", web.EXTRACTORS),
+            ("extract", EXTRACTORS),
         ):
             if getattr(self, key) not in allowed:
                 raise ValueError(
@@ -176,9 +165,7 @@ def _recognise(key: str, source: SourceConfig) -> list[tuple[files.File, str]]:
     """Files and their kinds; what takes the place of a kind says why a file has none."""
     if source.path in python_library.KINDS:
         return [(file, source.path) for file in python_library.list_files(source.path)]
-    found = files.find(source.path)
-    if not found:
-        raise BadInput(f"{key}: {source.path}: no file found; a file, folder or glob is needed")
+    found = _find(key, source)
     if source.kind != AUTO:
         return [(file, source.kind) for file in found]
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
@@ -255,6 +242,21 @@ def _identity(file: files.File) -> str:
         raise BadInput(f"{file.path}: {error.strerror}") from error
 
 
+def refuse_missing(sources: str | Mapping[str, SourceConfig]) -> None:
+    """Raises BadInput for a local path at which nothing is; nothing is read, nor any store asked."""
+    given = {"": _from_path(sources)} if isinstance(sources, str) else sources
+    for domain, source in sorted(given.items()):
+        if source.path not in python_library.KINDS and "://" not in source.path:
+            _find(f"sources.{domain}.path" if domain else "sources", source)
+
+
+def _find(key: str, source: SourceConfig) -> list[files.File]:
+    found = files.find(source.path)
+    if not found:
+        raise BadInput(f"{key}: {source.path}: no file found; a file, folder or glob is needed")
+    return found
+
+
 def fingerprint(sources: str | Mapping[str, SourceConfig]) -> str:
     """Hashes the sources' settings and the content of every input file.
 
@@ -306,6 +308,9 @@ def read(
 
 
 def _records(unit: Unit, source: SourceConfig) -> Iterator[Record]:
+    # Late, for a command that only reads its configuration answers sooner without them.
+    from data import forums, latex, mail, tables, web, wikitext
+
     path, kind = unit.file.path, unit.kind
     fields = tables.Fields(source.text_field, "", "", "")
     if kind in python_library.KINDS:
@@ -356,6 +361,8 @@ def _documents(unit: Unit, source: SourceConfig, record: Record, max_bytes: int,
 
 
 def _plain(text: str, markup: str, extract: str) -> str:
+    from data import books, latex, web, wikitext
+
     if markup == "html":
         return web.extract(text, extract)
     if markup == "latex":

@@ -112,6 +112,10 @@ def _run_config(verb: str, given: flags.FlagValues, config: ConfigDict) -> dict:
     from launch import settings
 
     parsed = settings.parse(config)
+    if verb == "run" and "curate" in parsed.stages:
+        from data import sources
+
+        sources.refuse_missing(parsed.data.sources)
     trains = {*settings.TRAINED, "eval"} & set(parsed.stages)
     if trains and verb not in ("curate", "tokenizer"):  # text has no devices
         settings.check_mesh(parsed)
@@ -211,8 +215,10 @@ def _convert(verb: str, given: flags.FlagValues) -> dict:
 
 
 def _chat(given: flags.FlagValues) -> dict:
-    from launch.chat import run_chat
     from launch.rundir import RunDir
+
+    RunDir(Path(given.run)).read_config()  # said at once, before anything heavy is imported
+    from launch.chat import run_chat
 
     answered = run_chat(
         RunDir(Path(given.run)), given.stage, given.prompt, given.tokens, given.json
