@@ -10,7 +10,6 @@ from data import kernel
 
 # A text of an evaluation set shorter than an n-gram is looked for whole, if it has so many words.
 MIN_WORDS = 8
-MAX_DIGITS = 32
 
 
 class Hit(NamedTuple):
@@ -98,8 +97,7 @@ def build(texts: Iterable[tuple[str, str]], ngram_words: int) -> Index:
 
     Returns:
         Every n-gram of every text, and texts of MIN_WORDS words up to that as a whole. An n-gram
-        of several sets counts for the first; one that is numbers for the most part is left out,
-        for digits count as equal.
+        of several sets counts for the first.
 
     Source: Brown et al. 2020 (GPT-3), appendix C: 13-grams, lower case, without punctuation;
         digits count as equal here, and a document that shares one is dropped whole.
@@ -111,22 +109,13 @@ def build(texts: Iterable[tuple[str, str]], ngram_words: int) -> Index:
     data = np.frombuffer(b"".join(text for _, text in listed), np.uint8)
     words = kernel.words(data, np.cumsum([0, *(len(text) for _, text in listed)]))
     sizes = np.diff(words.offsets)
-    num_spelled = np.concatenate(([0], np.cumsum(~np.isin(words.hashes, _numbers()))))
     lengths, hashes, sets = [], [], []
     for n in range(min(MIN_WORDS, ngram_words), ngram_words + 1):
         all_hashes, firsts = kernel.ngrams(words, n)
         of_hash = np.repeat(np.arange(len(sizes)), np.diff(firsts))
-        first_words = words.offsets[of_hash] + np.arange(len(all_hashes)) - firsts[of_hash]
-        in_words = num_spelled[first_words + n] - num_spelled[first_words]
-        wanted = ((sizes[of_hash] == n) | (n == ngram_words)) & (2 * in_words >= n)
+        wanted = (sizes[of_hash] == n) | (n == ngram_words)
         unique, where = np.unique(all_hashes[wanted], return_index=True)
         lengths.append(np.full(len(unique), n, np.int32))
         hashes.append(unique)
         sets.append(of_text[of_hash[wanted][where]])
     return Index(list(names), np.concatenate(lengths), np.concatenate(hashes), np.concatenate(sets))
-
-
-def _numbers() -> np.ndarray:
-    """Hashes of words of digits, up to MAX_DIGITS of them."""
-    data = np.frombuffer(" ".join("0" * n for n in range(1, MAX_DIGITS + 1)).encode(), np.uint8)
-    return kernel.words(data, np.array([0, len(data)])).hashes

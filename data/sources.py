@@ -53,7 +53,7 @@ KINDS = {
     "python:docs": Kind("docs", gates.FOR_PROSE),
     "python:code": Kind("code", gates.FOR_CODE),
 }
-# A file of these is one document, so that its number in the file says nothing.
+# A file of these is one document: its number in the file says nothing.
 WHOLE_FILES = ("html", "code", "python:code")
 
 
@@ -109,7 +109,7 @@ class Unit(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What the sources hold: domains, gates of each resolved; files; and those that are unknown."""
+    """What the sources hold: domains with their gates; files; and those that are unknown."""
 
     sources: Mapping[str, SourceConfig]
     units: list[Unit]
@@ -127,7 +127,7 @@ def survey(sources: str | Mapping[str, SourceConfig]) -> Survey:
         Domains in order of their names, files in order of domain and name.
 
     Raises:
-        BadInput: a path at which nothing is.
+        BadInput: a path at which nothing is that we read.
     """
     given = {"": _from_path(sources)} if isinstance(sources, str) else sources
     found, units, broken = {}, [], []
@@ -243,9 +243,9 @@ def _identity(file: files.File) -> str:
 
 
 def refuse_missing(sources: str | Mapping[str, SourceConfig]) -> None:
-    """Raises BadInput for a local path at which nothing is; nothing is read, nor any store asked."""
+    """Refuses a local path at which nothing is; no store is asked."""
     given = {"": _from_path(sources)} if isinstance(sources, str) else sources
-    for domain, source in sorted(given.items()):
+    for domain, source in given.items():
         if source.path not in python_library.KINDS and "://" not in source.path:
             _find(f"sources.{domain}.path" if domain else "sources", source)
 
@@ -258,7 +258,7 @@ def _find(key: str, source: SourceConfig) -> list[files.File]:
 
 
 def fingerprint(sources: str | Mapping[str, SourceConfig]) -> str:
-    """Hashes the sources' settings and the content of every input file.
+    """Hashes the sources' settings and the content of every input file, not where they are.
 
     Returns:
         32 hexadecimal digits; equal exactly when settings and files are.
@@ -267,13 +267,9 @@ def fingerprint(sources: str | Mapping[str, SourceConfig]) -> str:
         BadInput: a path that is missing or has no file of a kind we read.
     """
     found = survey(sources)
-    # Not where they are: what they are.
-    settings = [
-        (domain, {key: value for key, value in vars(source).items() if key != "path"})
-        for domain, source in found.sources.items()
-    ]
+    plain = {name: dataclasses.asdict(one) | {"path": ""} for name, one in found.sources.items()}
     units = [(unit.domain, unit.kind, unit.file.name, unit.identity) for unit in found.units]
-    text = json.dumps([settings, units, [row["file"] for row in found.broken]])
+    text = json.dumps([plain, units, [row["file"] for row in found.broken]])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -291,11 +287,11 @@ def read(
     Yields:
         Rows of data.document.SCHEMA, and the `markup` that the text was in.
     """
+    last = 0
 
     def pass_over(number: int, why: str):
         broken.append({"file": unit.file.path, "record": number, "why": why})
 
-    last = 0
     try:
         for record in _records(unit, source):
             last = record.number

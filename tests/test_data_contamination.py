@@ -99,12 +99,3 @@ def test_planted_texts_are_all_found_and_nothing_else():
         len(words(text)) >= contamination.MIN_WORDS for _, text in sets
     )
     assert not any(found[300:])
-
-
-def test_numbers_alone_are_no_evaluation_text():
-    sets = [
-        ("sums", "7 + 5 - 12 + 8 - 9 + 31 - 4 + 8 - 2 + 6 - 5 + 1 - 3 + 99"),
-        ("quiz", QUESTION),
-    ]
-    texts = ["6-3 7-5 6-4 2-6 1-6 3-2 6-1 7-6 6-2 6-3 4-4", QUESTION]
-    assert [hit and hit.name for hit in hits(contamination.build(sets, N), texts)] == [None, "quiz"]

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -16,9 +16,11 @@ from model import flop
 from model.config import TransformerConfig
 from model.sharding import batch_sharding
 from model.transformer import Params
-from train.checkpoint import Checkpointer
 from train.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from train.step import LossFn, TrainState, init_state, make_step, state_shardings
+
+if TYPE_CHECKING:  # Orbax is slow to import, and a mistake in a configuration is to be said soon
+    from train.checkpoint import Checkpointer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,7 @@ def fit(
     params: Params,
     loader: Any,
     mesh: Mesh,
-    checkpointer: Checkpointer,
+    checkpointer: "Checkpointer",
     watch: Watch,
     *,
     step_tokens: int,
@@ -109,7 +111,7 @@ def run(
     step_fn: Callable[[TrainState, Any], tuple[TrainState, dict]],
     loader: Any,
     mesh: Mesh,
-    checkpointer: Checkpointer,
+    checkpointer: "Checkpointer",
     watch: Watch,
     *,
     step_tokens: int,
@@ -255,7 +257,7 @@ def listen_for_sigterm() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _resume(state: TrainState, loader: Any, checkpointer: Checkpointer) -> tuple[TrainState, int]:
+def _resume(state: TrainState, loader: Any, checkpointer: "Checkpointer") -> tuple[TrainState, int]:
     found = checkpointer.restore(state.params, _rest(state))
     if found is None:
         return state, 0
