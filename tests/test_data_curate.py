@@ -85,9 +85,9 @@ def rows_of(folder):
     return [row for path in sorted(folder.iterdir()) for row in pq.read_table(path).to_pylist()]
 
 
-def run(config, folder, evaluation=(), workers=1, log=silent):
+def run(config, folder, evaluation=(), workers=1, log=silent, kind="native"):
     """The funnel of a curation into a folder."""
-    with start(Runner(workers=workers)) as engine:
+    with start(Runner(kind, workers)) as engine:
         return curate(config, folder / "out", folder / "cache", engine, evaluation, log)
 
 
@@ -168,6 +168,12 @@ def test_runs_workers_and_order_of_domains_give_the_same_bytes(corpus, tmp_path)
     expected = digests(tmp_path / "one" / "out")
     assert len(expected) == 5
     assert digests(tmp_path / "two" / "out") == expected
+
+
+def test_ray_gives_the_same_bytes(corpus, tmp_path):
+    run(corpus, tmp_path / "here")
+    run(corpus, tmp_path / "ray", workers=2, kind="ray")
+    assert digests(tmp_path / "ray" / "out") == digests(tmp_path / "here" / "out")
 
 
 def test_parts_of_one_record_and_equal_sources_stay_on_one_side(tmp_path):
