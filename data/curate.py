@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import contamination, dedup, funnel, gates, passes, sources, split
+from data import contamination, dedup, funnel, gates, passes, ranges, sources, split
 from data.engine import Engine, Task, key_of
 from data.errors import BadInput
 from data.passes import Part
@@ -259,7 +259,7 @@ def _over_ranges(
     arguments = {"parts": str(list_path), "alive": str(path)}
     tasks = [
         Task(body, key_of(*content, low, high), {**arguments, "low": low, "high": high}, way)
-        for low, high in dedup.ranges(num_keys)
+        for low, high in ranges.cut(num_keys, dedup.KEYS_PER_RANGE)
     ]
     done = engine.run(cache / way, tasks, lambda _: None)
     return [empty, *(np.load(folder / result) for folder, _ in done)]

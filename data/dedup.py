@@ -5,13 +5,14 @@ that memory is bounded by the range, not by the corpus; ranges are independent t
 key is linked; a cluster is a connected component of links, and one document of it stays.
 """
 
-import bisect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from data import ranges
 
 URL, EXACT, NEAR, PARAGRAPHS = (
     "url_duplicate",
@@ -92,13 +93,6 @@ def write_parts(path: Path, key_files: Sequence[Path], starts: Sequence[int]) ->
     path.write_text(json.dumps(pairs))
 
 
-def ranges(num_keys: int) -> list[tuple[int, int]]:
-    """Cuts the space of 64-bit hashes into equal ranges [low, high) of KEYS_PER_RANGE keys each."""
-    count = max(1, -(-num_keys // KEYS_PER_RANGE))
-    edges = [2**64 * i // count for i in range(count + 1)]
-    return list(zip(edges, edges[1:], strict=False))
-
-
 def find_links(out: Path, parts: str, low: int, high: int, alive: str) -> dict:
     """Links documents that share a key of a range to the first one with it; a task's body.
 
@@ -141,7 +135,7 @@ def _read_range(parts: str, low: int, high: int, alive: str) -> tuple[np.ndarray
     found, docs = [np.empty(0, KEY)], [np.empty(0, np.int64)]
     for path, start in json.loads(Path(parts).read_text()):
         keys = np.load(path, mmap_mode="r")
-        begin, end = (_place(keys, edge) for edge in (low, high))
+        begin, end = ranges.find(keys["hash"], low, high)
         part = np.array(keys[begin:end])
         numbers = part["row"].astype(np.int64) + start
         living = is_alive[numbers]
@@ -150,11 +144,6 @@ def _read_range(parts: str, low: int, high: int, alive: str) -> tuple[np.ndarray
     keys, numbers = np.concatenate(found), np.concatenate(docs)
     order = np.lexsort((keys["part"], numbers, keys["check"], keys["hash"]))
     return keys[order], numbers[order]
-
-
-def _place(keys: np.ndarray, edge: int) -> int:
-    """Where hashes of at least `edge` begin; touches a few pages of the file only."""
-    return bisect.bisect_left(range(len(keys)), edge, key=lambda i: int(keys["hash"][i]))
 
 
 def _firsts(keys: np.ndarray) -> np.ndarray:

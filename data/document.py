@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 NO_META: Mapping[str, Any] = MappingProxyType({})
-MARKUPS = ("plain", "html", "latex", "wikitext", "code")
+# Ways to take the text out of HTML: the main content, the whole page, or what trafilatura finds.
+EXTRACTORS = ("main", "page", "trafilatura")
 
 
 class Record(NamedTuple):
@@ -20,7 +21,7 @@ class Record(NamedTuple):
         url: where it was found, '' if nowhere.
         date: ISO 8601 date or time, '' if unknown.
         language: ISO 639 code that the source itself states, '' if none. Of code: its language.
-        markup: what `text` is written in, one of MARKUPS.
+        markup: what `text` is written in: plain, html, latex, wikitext or code.
         meta: whatever else is known, of JSON types.
     """
 

@@ -4,6 +4,7 @@ Each gate is a pure function of a document and the configuration. Some only edit
 pii); the others say what is wrong: the gate, a reason to be counted, a detail to be read.
 """
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
@@ -66,7 +67,6 @@ GOPHER_QUALITY = tuple(rule for rule in GOPHER if rule not in REPETITION)
 FOR_WEB = (*READ, "boilerplate", *GOPHER, *C4, *FINEWEB)
 FOR_TEXT = (*READ, *GOPHER, "c4_lorem_ipsum", "c4_javascript_lines", "c4_policy_lines")
 FOR_PROSE = (*READ, *GOPHER_QUALITY, "c4_lorem_ipsum")
-FOR_TALK = (*READ, *GOPHER_QUALITY, "c4_lorem_ipsum")
 FOR_LATEX = (*READ, "gopher_word_count", "c4_lorem_ipsum")
 FOR_CODE = (*ANYWHERE, "generated")
 
@@ -225,7 +225,7 @@ class Gates:
         self._quality = (
             classifier.load(Path(config.quality.model)) if config.quality.model else None
         )
-        self._evaluation = contamination.Index.load(evaluation) if evaluation else None
+        self._evaluation = _load_index(evaluation) if evaluation else None
 
     def decide(self, rows: list[Mapping[str, Any]]) -> Batch:
         """Sends documents through all gates."""
@@ -351,6 +351,12 @@ class Gates:
             text = batch.texts[index][:DROPPED_CHARS] if why else batch.texts[index]
             batch.texts[index], counts = pii.replace(text, self._config.pii)
             batch.edits[index] |= {f"pii_{kind}": count for kind, count in counts.items()}
+
+
+@functools.lru_cache(maxsize=1)
+def _load_index(path: Path) -> contamination.Index:
+    """Loads an index once a worker; its file is named after its content."""
+    return contamination.Index.load(path)
 
 
 def _read_list(path: str, key: str) -> set[str]:

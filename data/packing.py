@@ -6,7 +6,6 @@ shard. The order follows from the documents' ids alone, so neither parts nor wor
 show in the shards; memory is bounded by a part and by a shard.
 """
 
-import bisect
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from data import curated, files, passes, shards, tokenizer
+from data import curated, files, passes, ranges, shards, tokenizer
 from data.encode import Encoder, check
 from data.engine import SUMMARY, Engine, Task, key_of
 
@@ -135,10 +134,7 @@ def pack(
     for stream in streams:
         docs = np.load(f"{stream}.docs.npy", mmap_mode="r")
         ids = np.load(f"{stream}.npy", mmap_mode="r")
-        first, last = (
-            bisect.bisect_left(range(len(docs)), edge, key=lambda i: int(docs["key"][i]))
-            for edge in (low, high)
-        )
+        first, last = ranges.find(docs["key"], low, high)
         for key, start, size in docs[first:last].tolist():
             keys.append(key)
             texts.append(np.array(ids[start : start + size]))
@@ -254,8 +250,6 @@ def _sum_groups(encoded: list[tuple[Path, Mapping]]) -> dict[str, dict]:
 
 def _pack_group(name, streams, num_tokens, cache, engine, seq_len, model, dtype):
     """Packs a group's shards; the files and the records in each."""
-    count = max(1, -(-num_tokens // SHARD_TOKENS))
-    edges = [2**64 * i // count for i in range(count + 1)]
     content = [name, [folder.name for folder in streams], seq_len, model.bos_id, model.eos_id]
     arguments = {
         "streams": [str(folder / name) for folder in streams],
@@ -268,7 +262,7 @@ def _pack_group(name, streams, num_tokens, cache, engine, seq_len, model, dtype)
         Task(
             pack, key_of("pack", *content, low, high), {**arguments, "low": low, "high": high}, name
         )
-        for low, high in zip(edges, edges[1:], strict=False)
+        for low, high in ranges.cut(num_tokens, SHARD_TOKENS)
     ]
     done = engine.run(cache / "packed", tasks, lambda _: None)
     return [(folder / "shard", summary["num_records"]) for folder, summary in done]

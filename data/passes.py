@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import dedup, gates, minhash, sources, urls
+from data import dedup, gates, kernel, minhash, sources, urls
 from data.document import SCHEMA
 
 # Read, judged and written at once.
@@ -165,17 +165,14 @@ def _keys(batch: gates.Batch, config: dedup.DedupConfig) -> dict[str, np.ndarray
     alive = batch.alive()
     view = gates.View(batch.texts, alive)
     rows = np.array(alive, np.int64)
-    bands, has_words = minhash.bands(
-        view.words, config.num_bands, config.band_rows, config.ngram_words, config.seed
-    )
-    near = np.zeros((has_words.sum() * config.num_bands, 2), np.uint64)
-    near[:, 0] = bands[has_words].reshape(-1)
     keys = {
-        dedup.EXACT: _key_array(minhash.content_hashes(view.data, view.offsets), rows),
-        dedup.NEAR: _key_array(near, np.repeat(rows[has_words], config.num_bands)),
+        dedup.EXACT: exact_keys(view),
+        dedup.NEAR: near_keys(view.words, config),
         dedup.URL: np.empty(0, dedup.KEY),
         dedup.PARAGRAPHS: np.empty(0, dedup.KEY),
     }
+    for found in keys.values():
+        found["row"] = rows[found["row"]]
     if config.urls:
         pages = [(row, urls.plain(batch.urls[row])) for row in alive if batch.urls[row]]
         # The parts of a long page have its URL, and each its own rival.
@@ -184,6 +181,22 @@ def _keys(batch: gates.Batch, config: dedup.DedupConfig) -> dict[str, np.ndarray
     if config.paragraph_chars:
         keys[dedup.PARAGRAPHS] = _paragraph_keys(batch, alive, config.paragraph_chars)
     return keys
+
+
+def exact_keys(view: gates.View) -> np.ndarray:
+    """A key of data.dedup for the content of each text, which is its row."""
+    hashes = minhash.content_hashes(view.data, view.offsets)
+    return _key_array(hashes, np.arange(len(hashes)))
+
+
+def near_keys(words: kernel.Words, config: dedup.DedupConfig) -> np.ndarray:
+    """A key of data.dedup for each band of each text that has words; texts are rows."""
+    bands, has_words = minhash.bands(
+        words, config.num_bands, config.band_rows, config.ngram_words, config.seed
+    )
+    hashes = np.zeros((has_words.sum() * config.num_bands, 2), np.uint64)
+    hashes[:, 0] = bands[has_words].reshape(-1)
+    return _key_array(hashes, np.repeat(np.flatnonzero(has_words), config.num_bands))
 
 
 def _part_of(key: str) -> str:
@@ -263,7 +276,7 @@ def write(
                     row["detail"] = row["duplicate_of"]
                 elif number in gone:
                     _take_out(row, gone[number])
-                _tally(counts, samples, row)
+                _tally(counts, samples, row, facts["own"][number])
             first += len(rows)
             kept.write_table(_table([row for row in rows if not row["why"]], KEPT_COLUMNS))
             lost.write_table(_table([row for row in rows if row["why"]], DROPPED_COLUMNS))
@@ -305,16 +318,14 @@ def _take_out(row: dict, paragraphs: set[int]) -> None:
     row["edits"] = json.dumps({**edits, dedup.PARAGRAPHS: len(paragraphs)})
 
 
-def _tally(counts: Counter, samples: dict[str, list], row: dict) -> None:
+def _tally(counts: Counter, samples: dict[str, list], row: dict, own: float) -> None:
     key = (row["why"], row["reason"], row["language"], "" if row["why"] else row["split"])
     num_bytes = row["bytes_read"] if row["why"] else len(row["text"].encode())
     counts[(*key, "documents")] += 1
     counts[(*key, "bytes")] += num_bytes
     counts[(*key, "bytes_read")] += row["bytes_read"]
     shown = samples.setdefault(row["why"] or "kept", [])
-    shown.append(
-        [place(row["id"]), row["id"], row["reason"], row["detail"], row["text"][:SAMPLE_CHARS]]
-    )
+    shown.append([float(own), row["id"], row["reason"], row["detail"], row["text"][:SAMPLE_CHARS]])
     if len(shown) > SAMPLES:  # the same ones whatever the order
         shown.sort()
         shown.pop()

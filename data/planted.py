@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import contamination, dedup, gates, kernel, minhash
+from data import contamination, dedup, gates, kernel, passes, ranges
 from data.passes import place
 
 NUM_ORIGINALS = 1000
@@ -66,18 +66,18 @@ def measure_duplicates(documents: Documents, config: dedup.DedupConfig) -> dict:
     """
     ids, texts = [key for key, _ in documents], [text for _, text in documents]
     others = sorted({word.lower() for text in texts for word in WORD.findall(text)})
-    words, near = _words(texts), []
+    words, near = _seen(texts).words, []
     for share in SHARES:
         found, similar, merged = [], [], set()
         for seed in SEEDS:
-            both = _words(texts + _replace_words(texts, others, share, seed))
-            found += _look(_near_keys(both, config), len(texts), merged)
+            both = _seen(texts + _replace_words(texts, others, share, seed)).words
+            found += _look(passes.near_keys(both, config), len(texts), merged)
             similar += [_similarity(both, i, len(texts) + i, config) for i in range(len(texts))]
         expected = 1 - (1 - np.array(similar) ** config.band_rows) ** config.num_bands
         row = {"share": share, "expected": _mean(expected), "similarity": _mean(similar)}
         near.append(row | _tell(found, merged, ids, words, config))
     merged = set()
-    found = _look(_exact_keys(texts * 2), len(texts), merged)
+    found = _look(passes.exact_keys(_seen(texts * 2)), len(texts), merged)
     exact = _tell(found, merged, ids, words, config)
     return {"originals": len(texts), "exact": exact, "near": near}
 
@@ -103,30 +103,8 @@ def _replace_words(
     return changed
 
 
-def _view(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    view = gates.View(texts, list(range(len(texts))))
-    return view.data, view.offsets
-
-
-def _words(texts: Sequence[str]) -> kernel.Words:
-    return kernel.words(*_view(texts))
-
-
-def _near_keys(words: kernel.Words, config: dedup.DedupConfig) -> np.ndarray:
-    bands, has_words = minhash.bands(
-        words, config.num_bands, config.band_rows, config.ngram_words, config.seed
-    )
-    keys = np.zeros(has_words.sum() * config.num_bands, dedup.KEY)
-    keys["hash"] = bands[has_words].reshape(-1)
-    keys["row"] = np.repeat(np.flatnonzero(has_words), config.num_bands)
-    return keys
-
-
-def _exact_keys(texts: Sequence[str]) -> np.ndarray:
-    keys = np.zeros(len(texts), dedup.KEY)
-    keys["hash"], keys["check"] = minhash.content_hashes(*_view(texts)).T
-    keys["row"] = np.arange(len(texts))
-    return keys
+def _seen(texts: Sequence[str]) -> gates.View:
+    return gates.View(texts, list(range(len(texts))))
 
 
 def _look(keys: np.ndarray, num_originals: int, merged: set[tuple[int, int]]) -> list[bool]:
@@ -167,7 +145,7 @@ def _stays(keys: np.ndarray, count: int) -> np.ndarray:
         dedup.write_keys(folder / "keys.npy", keys)
         dedup.write_parts(parts, [folder / "keys.npy"], [0])
         links = []
-        for low, high in dedup.ranges(len(keys)):
+        for low, high in ranges.cut(len(keys), dedup.KEYS_PER_RANGE):
             dedup.find_links(folder, str(parts), low, high, alive)
             links.append(np.load(folder / "links.npy"))
     gone, kept = dedup.resolve(np.concatenate(links), {}, ())
@@ -258,7 +236,7 @@ def _plant(host: str, text: str) -> str:
 
 def _choose_texts(evaluation: Documents) -> list[tuple[str, str]]:
     """Texts that are long enough: of each set in turn the one whose hash comes next."""
-    sizes = np.diff(_words([text for _, text in evaluation]).offsets)
+    sizes = np.diff(_seen([text for _, text in evaluation]).words.offsets)
     by_set: dict[str, list[str]] = {}
     for (name, text), size in zip(evaluation, sizes, strict=True):
         if size >= contamination.MIN_WORDS:

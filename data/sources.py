@@ -18,11 +18,10 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from data import code, files, gates, python_library
-from data.document import Record
+from data.document import EXTRACTORS, Record
 from data.errors import BadInput
 
 AUTO = "auto"
-EXTRACTORS = ("main", "page", "trafilatura")
 MARKUPS = (AUTO, "plain", "html", "latex", "wikitext", "book")
 # What a cut-off or damaged file raises in the middle of reading it.
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
@@ -46,9 +45,9 @@ KINDS = {
     "tfds": Kind("text", gates.FOR_TEXT),
     "wikipedia": Kind("encyclopedia", gates.FOR_PROSE),
     "latex": Kind("papers", gates.FOR_LATEX),
-    "stackexchange": Kind("forum", gates.FOR_TALK),
-    "threads": Kind("forum", gates.FOR_TALK),
-    "mail": Kind("mail", gates.FOR_TALK),
+    "stackexchange": Kind("forum", gates.FOR_PROSE),
+    "threads": Kind("forum", gates.FOR_PROSE),
+    "mail": Kind("mail", gates.FOR_PROSE),
     "code": Kind("code", gates.FOR_CODE),
     "python:docs": Kind("docs", gates.FOR_PROSE),
     "python:code": Kind("code", gates.FOR_CODE),

@@ -18,10 +18,9 @@ from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 from resiliparse.parse.html import HTMLTree
 
 from data import fields, files, warc
-from data.document import Record
+from data.document import EXTRACTORS, Record
 from data.errors import BadInput
 
-EXTRACTORS = ("main", "page", "trafilatura")
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 TEXT_TYPES = ("text/plain",)
 MAX_PAGE_BYTES = 1 << 26

@@ -4,15 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data import classifier, curated, repair, score, score_table, sources, toxicity
+from data import classifier, curated, gates, repair, score, score_table, sources, toxicity
 from data.curate import CurateConfig
 from data.errors import BadInput
 from eval import sets
 from launch.console import Progress
 from launch.rundir import RunDir, read_json, write_json
-
-# Gates that go by a family's name in the JSON, with the rest of their name as the reason.
-FAMILIES = ("gopher", "c4", "fineweb")
 
 
 def headline(run: RunDir) -> dict:
@@ -26,7 +23,7 @@ def headline(run: RunDir) -> dict:
     dropped: dict[str, dict[str, int]] = {}
     for gate, found in counted["dropped"].items():
         family, _, rule = gate.partition("_")
-        if family in FAMILIES:
+        if family in gates.FAMILIES:  # the rest of its name is the reason
             dropped.setdefault(family, {})[rule] = found["documents"]
         else:
             dropped[gate] = {reason or gate: count for reason, count in found["reasons"].items()}

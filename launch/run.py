@@ -129,6 +129,13 @@ def _run_config(verb: str, given: flags.FlagValues, config: ConfigDict) -> dict:
     return _run_pipeline(verb, given, parsed)
 
 
+def _place(given: flags.FlagValues, parsed: Any) -> Path:
+    """The run directory: --run, for `curate` also called --out."""
+    if given.run and given.out:
+        raise BadInput(f"--run={given.run}, --out={given.out}: the same thing; give one of them")
+    return Path(given.run or given.out or f"runs/{parsed.name}")
+
+
 def _curate_aside(asked: list[str], given: flags.FlagValues, parsed: Any) -> dict:
     """What `curate` does besides curating."""
     from launch import curation
@@ -139,7 +146,7 @@ def _curate_aside(asked: list[str], given: flags.FlagValues, parsed: Any) -> dic
         raise BadInput(f"{' '.join(f'--{name}' for name in asked)}: one of them at a time")
     progress = Progress()
     progress.stage("curate")
-    run = RunDir(Path(given.run or given.out or f"runs/{parsed.name}"))
+    run = RunDir(_place(given, parsed))
     try:
         if asked == ["explain"]:
             return curation.explain(run, given.explain)
@@ -160,7 +167,7 @@ def _run_pipeline(verb: str, given: flags.FlagValues, parsed: Any) -> dict:
     from launch.console import Progress
     from launch.rundir import RunDir
 
-    run = RunDir(Path(given.run or given.out or f"runs/{parsed.name}"))
+    run = RunDir(_place(given, parsed))
     run.check()
     runner = Runner(given.runner or "native", given.workers, given["ray-address"].value)
     from launch.pipeline import run_stages

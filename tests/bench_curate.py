@@ -23,7 +23,20 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from configs import web
-from data import curate, dedup, engine, files, kernel, minhash, packing, sources, tokenizer, warc
+from data import (
+    curate,
+    dedup,
+    engine,
+    files,
+    kernel,
+    minhash,
+    packing,
+    passes,
+    ranges,
+    sources,
+    tokenizer,
+    warc,
+)
 from data import web as pages
 from launch import settings
 
@@ -101,15 +114,9 @@ def _extract(_out: Path, path: str) -> dict:
 def _sign(out: Path, path: str, config: dedup.DedupConfig) -> dict:
     """Keys of one file: words, bands, sorted."""
     texts = pq.read_table(path, columns=["text"]).column(0).combine_chunks()
-    texts = texts.cast("large_string")
-    _, offsets, data = texts.buffers()
+    _, offsets, data = texts.cast("large_string").buffers()
     words = kernel.words(np.frombuffer(data, np.uint8), np.frombuffer(offsets, np.int64))
-    bands, has_words = minhash.bands(
-        words, config.num_bands, config.band_rows, config.ngram_words, config.seed
-    )
-    keys = np.zeros(int(has_words.sum()) * config.num_bands, dedup.KEY)
-    keys["hash"] = bands[has_words].reshape(-1)
-    keys["row"] = np.repeat(np.flatnonzero(has_words), config.num_bands)
+    keys = passes.near_keys(words, config)
     dedup.write_keys(out / "keys.npy", keys)
     return {"documents": len(texts), "keys": len(keys)}
 
@@ -126,10 +133,10 @@ def _deduplicate(
     np.save(out / "alive.npy", np.ones(starts[-1], bool))
     dedup.write_parts(out / "parts", [folder / "keys.npy" for folder, _ in signed], starts[:-1])
     shared = {"parts": str(out / "parts"), "alive": str(out / "alive.npy")}
-    ranges = dedup.ranges(sum(summary["keys"] for _, summary in signed))
+    edges = ranges.cut(sum(summary["keys"] for _, summary in signed), dedup.KEYS_PER_RANGE)
     tasks = [
         engine.Task(dedup.find_links, f"links{i}", {**shared, "low": low, "high": high}, "")
-        for i, (low, high) in enumerate(ranges)
+        for i, (low, high) in enumerate(edges)
     ]
     found = [np.load(folder / "links.npy") for folder, _ in workers.run(out, tasks, _silent)]
     gone, _ = dedup.resolve(np.concatenate(found), {}, ())

@@ -1,11 +1,12 @@
 """Deduplication: planted duplicates are found, different documents are not merged."""
 
+import dataclasses
 import random
 
 import numpy as np
 import pytest
 
-from data import dedup, kernel, minhash
+from data import dedup, gates, passes
 
 NUM_PAIRS = 1000
 REPLACED = 0.02
@@ -15,7 +16,16 @@ MIN_NEAR_RECALL = 0.95
 # The same at s = 1/3, for documents with one half in common, is 0.002.
 MAX_HALF_MERGED = 0.008 * NUM_PAIRS
 LETTERS = str.maketrans("0123456789", "abcdefghij")
-BANDS, ROWS, NGRAM, SEED = 14, 8, 5, 1
+CONFIG = dedup.DedupConfig(
+    num_bands=14,
+    band_rows=8,
+    ngram_words=5,
+    seed=1,
+    urls=True,
+    paragraph_chars=0,
+    min_left=0.5,
+    prefer=("longest",),
+)
 
 
 def random_words(source, num_words):
@@ -30,26 +40,15 @@ def replace_words(words, source):
 
 
 def view(texts):
-    encoded = [text.encode() for text in texts]
-    data = np.frombuffer(b"".join(encoded), np.uint8)
-    return data, np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-
-
-def keys_of(hashes, rows):
-    keys = np.zeros(len(hashes), dedup.KEY)
-    keys["hash"], keys["check"], keys["row"] = hashes[:, 0], hashes[:, 1], rows
-    return keys
+    return gates.View(texts, list(range(len(texts))))
 
 
 def near_keys(texts):
-    data, offsets = view(texts)
-    bands, has_words = minhash.bands(kernel.words(data, offsets), BANDS, ROWS, NGRAM, SEED)
-    rows = np.repeat(np.flatnonzero(has_words), BANDS)
-    return keys_of(np.stack([bands[has_words].reshape(-1), np.zeros(len(rows), "u8")], 1), rows)
+    return passes.near_keys(view(texts).words, CONFIG)
 
 
 def exact_keys(texts):
-    return keys_of(minhash.content_hashes(*view(texts)), np.arange(len(texts)))
+    return passes.exact_keys(view(texts))
 
 
 def find(folder, texts, keys_from, num_parts=1, num_ranges=1, prefer=("longest",)):
@@ -168,15 +167,6 @@ def test_repeated_paragraphs_are_all_but_the_first(tmp_path):
     assert sorted(found) == [[11, 0, 9], [12, 0, 9], [12, 1, 9]]
 
 
-def test_ranges_cover_every_hash_once(monkeypatch):
-    monkeypatch.setattr(dedup, "KEYS_PER_RANGE", 10)
-    for num_keys in (0, 1, 10, 11, 95):
-        edges = dedup.ranges(num_keys)
-        assert len(edges) == max(1, -(-num_keys // 10))
-        assert edges[0][0] == 0 and edges[-1][1] == 2**64
-        assert all(left[1] == right[0] for left, right in zip(edges, edges[1:], strict=False))
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_components_agree_with_a_walk(seed):
     source = np.random.default_rng(seed)
@@ -221,7 +211,5 @@ def test_preferences_come_in_their_order():
     ],
 )
 def test_config_refuses(change, message):
-    values = {"num_bands": 14, "band_rows": 8, "ngram_words": 5, "seed": 1}
-    values |= {"urls": True, "paragraph_chars": 0, "min_left": 0.5, "prefer": ("longest",)}
     with pytest.raises(ValueError, match=message):
-        dedup.DedupConfig(**values | change)
+        dataclasses.replace(CONFIG, **change)

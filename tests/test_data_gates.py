@@ -243,7 +243,7 @@ def test_families_expand_to_their_rules_in_order():
 
 def test_presets_name_gates():
     for preset in (
-        *(gates.FOR_WEB, gates.FOR_TEXT, gates.FOR_PROSE, gates.FOR_TALK),
+        *(gates.FOR_WEB, gates.FOR_TEXT, gates.FOR_PROSE),
         *(gates.FOR_LATEX, gates.FOR_CODE),
     ):
         assert set(preset) <= set(gates.NAMES)
