@@ -10,16 +10,20 @@ imports ray.
 import ctypes
 import functools
 import hashlib
+import importlib.util
+import itertools
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +33,8 @@ RUNNERS = ("native", "ray")
 # Tasks handed out at once for each worker: enough that none waits, few enough to bound memory.
 TASKS_IN_FLIGHT = 2
 SUMMARY = "summary.json"
+# How long the head of a Ray cluster may take to accept a connection.
+REACH_SECS = 5
 # prctl(2): the signal that a process gets when its parent is gone.
 PR_SET_PDEATHSIG = 1
 ROOT = Path(__file__).resolve().parent.parent
@@ -212,34 +218,85 @@ def _first_results(futures: list[Future]) -> list[Future]:
 
 @contextmanager
 def _start_ray(runner: Runner) -> Iterator[Engine]:
+    """Ray's driver in a process of its own: it forks, and JAX's threads here forbid that."""
+    if not importlib.util.find_spec("ray"):
+        raise BadInput("--runner=ray: Ray is missing; pip install -e '.[ray]'")
+    if runner.address not in ("", "auto"):
+        _reach(runner.address)
+    manager = _DriverManager(ctx=multiprocessing.get_context("spawn"))
+    manager.start(_end_with)
+    with manager:
+        driver = manager.Driver()
+        try:
+            yield Engine(driver.submit, driver.wait_any, driver.connect(runner))
+        finally:
+            driver.close()
+
+
+def _reach(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise BadInput(f"--ray-address={address}: must be HOST:PORT, ray://HOST:PORT or auto")
     try:
+        socket.create_connection((host, int(port)), REACH_SECS).close()
+    except (OSError, OverflowError) as error:
+        raise BadInput(f"--ray-address={address}: no Ray there ({error})") from error
+
+
+class _Driver:
+    """Hands tasks to Ray; named by number where Ray's own references cannot go."""
+
+    def __init__(self):
+        self._references: dict[int, Any] = {}
+        self._numbers = itertools.count()
+
+    def connect(self, runner: Runner) -> int:
+        """Starts Ray, or finds the cluster; returns the number of workers."""
         import ray
-    except ImportError as error:
-        raise BadInput("--runner=ray: Ray is missing; pip install -e '.[ray]'") from error
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    try:
-        ray.init(
-            address=runner.address or "local",
-            num_cpus=None if runner.address else runner.workers or None,
-            include_dashboard=None if runner.address else False,
-            log_to_driver=False,
-            logging_level="error",
-            runtime_env={"env_vars": {"PYTHONPATH": path}},
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise BadInput(f"--ray-address={runner.address or 'local'}: {error}") from error
-    try:
-        num_workers = runner.workers or int(ray.cluster_resources().get("CPU", 1))
-        perform = ray.remote(max_retries=1)(_call)
 
-        def wait_any(references: list) -> list:
-            done, _ = ray.wait(references, num_returns=1)
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        try:
+            ray.init(
+                address=runner.address or "local",
+                num_cpus=None if runner.address else runner.workers or None,
+                include_dashboard=None if runner.address else False,
+                log_to_driver=False,
+                logging_level="error",
+                runtime_env={"env_vars": {"PYTHONPATH": path}},
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise BadInput(f"--ray-address={runner.address or 'local'}: {error}") from error
+        self._perform = ray.remote(max_retries=1)(_call)
+        return runner.workers or int(ray.cluster_resources().get("CPU", 1))
+
+    def submit(self, function: Callable, *arguments: Any) -> int:
+        number = next(self._numbers)
+        self._references[number] = self._perform.remote(function, *arguments)
+        return number
+
+    def wait_any(self, numbers: list[int]) -> list[int]:
+        import ray
+
+        of = {self._references[number]: number for number in numbers}
+        done, _ = ray.wait(list(of), num_returns=1)
+        try:
             ray.get(done)
-            return done
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        return [of[reference] for reference in done]
 
-        yield Engine(perform.remote, wait_any, num_workers)
-    finally:
+    def close(self) -> None:
+        import ray
+
         ray.shutdown()
+
+
+class _DriverManager(BaseManager):
+    """The process that a _Driver lives in; Ray ends with it."""
+
+
+_DriverManager.register("Driver", _Driver)
 
 
 def _call(function: Callable, *arguments: Any) -> None:

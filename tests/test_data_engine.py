@@ -60,12 +60,15 @@ def test_what_is_there_is_not_done_again(tmp_path):
     assert lines == ["1 of 1 (3 were there before), number 3"]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_task_that_fails_leaves_nothing_and_ends_the_work(tmp_path, workers):
+@pytest.mark.parametrize(
+    "runner", [Runner(workers=1), Runner(workers=2), Runner("ray", 2)], ids=str
+)
+def test_a_task_that_fails_leaves_nothing_and_ends_the_work(tmp_path, runner, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where Ray finds `fail`
     tasks = [*squares(1), Task(fail, key_of("fail"), {"number": 5}, "bad")]
     with (
         pytest.raises(ValueError, match="number 5 is no good"),
-        engine.start(Runner(workers=workers)) as started,
+        engine.start(runner) as started,
     ):
         started.run(tmp_path, tasks, silent)
     assert not (tmp_path / tasks[1].key).exists()
@@ -147,3 +150,21 @@ def _wait_for(question, count):
 def test_runners_that_cannot_be_are_refused(arguments, message):
     with pytest.raises(BadInput, match=message):
         Runner(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:9", "no Ray there .*refused"),
+        ("ray://127.0.0.1:9", "no Ray there .*refused"),
+        ("127.0.0.1:99999", "no Ray there"),
+        ("nowhere", "must be HOST:PORT, ray://HOST:PORT or auto"),
+        ("auto", "Could not find any running Ray instance"),
+    ],
+)
+def test_a_ray_cluster_that_is_not_there_is_refused(address, message):
+    with (
+        pytest.raises(BadInput, match=f"--ray-address={address}: {message}"),
+        engine.start(Runner("ray", address=address)),
+    ):
+        pass
