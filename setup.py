@@ -1,6 +1,6 @@
 """Seedbed: names the rooms as packages and lists what they stand on. Nothing else."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOMS = ["configs", "model", "data", "train", "eval", "alignment", "launch"]
 
@@ -10,7 +10,7 @@ setup(
     description="Grows a language model from raw text to an aligned, evaluated assistant, in JAX.",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=ROOMS,
+    packages=find_packages(include=[*ROOMS, *(f"{room}.*" for room in ROOMS)]),
     package_data={"launch": ["*.jinja"]},
     install_requires=[
         # jax 0.12 may move the mesh and sharding API again; 0.10 and 0.11 are both tested.

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from alignment import gae, losses, rollout
 from alignment.reward import scalar_config, score
-from data.tokenizer import Tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 from model import decode
 from model.config import TransformerConfig
 from model.loss import token_logprobs

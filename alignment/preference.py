@@ -14,7 +14,7 @@ import numpy as np
 from data import chat
 from data.errors import BadInput
 from data.instruct import Example
-from data.tokenizer import Tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 from eval import rater
 from eval.dialog import Response
 

@@ -17,7 +17,7 @@ from alignment.reward import positions_of, scalar_config
 from data import chat
 from data.errors import BadInput
 from data.instruct import Example
-from data.tokenizer import Tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 from model.config import TransformerConfig
 from model.loss import token_logprobs
 from model.transformer import Params, forward

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from data import chat
 from data.instruct import Example
 from data.shards import Record, pack_examples
-from data.tokenizer import Tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 
 
 def pack_demonstrations(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from data.errors import BadInput
-from data.tokenizer import Tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant")
 

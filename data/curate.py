@@ -20,9 +20,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import contamination, dedup, funnel, gates, passes, ranges, sources, split
+from data import dedup, funnel, gates, passes, ranges, sources, split
 from data.engine import Engine, Task, key_of
 from data.errors import BadInput
+from data.filters import contamination
 from data.passes import Part
 from data.shards import link
 

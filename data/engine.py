@@ -90,7 +90,7 @@ def key_of(*parts: Any) -> str:
 def _code_hash() -> str:
     """What this room's code is: other code, other results."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -15,20 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from data import (
-    classifier,
-    code,
-    contamination,
-    files,
-    kernel,
-    language,
-    pii,
-    repair,
-    rules,
-    toxicity,
-    urls,
-)
+from data import files, kernel
 from data.errors import BadInput
+from data.filters import classifier, contamination, language, pii, repair, rules, toxicity, urls
+from data.readers import code
 
 EMPTY = "empty"
 # Of a dropped text, enough to see why.
@@ -107,7 +97,7 @@ class GateConfig:
         toxicity: `toxic_words` and `toxicity`.
         quality: `quality`.
         contamination_words: `contamination`, words of an n-gram that no evaluation set may share.
-        pii: `pii`, kinds of data.pii.KINDS to replace.
+        pii: `pii`, kinds of pii.KINDS to replace.
     """
 
     min_chars: int
@@ -205,7 +195,7 @@ class Gates:
     """The gates of one domain, with the lists and models that they read; loaded once a task."""
 
     def __init__(self, config: GateConfig, names: tuple[str, ...], evaluation: Path | None):
-        """`evaluation` is an index of data.contamination, or None where nothing is evaluated.
+        """`evaluation` is an index of contamination, or None where nothing is evaluated.
 
         Raises:
             BadInput: a list or model that is missing or not what it should be.

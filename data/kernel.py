@@ -64,7 +64,7 @@ def _cache_apart() -> None:
     Numba notices that the file of a function has changed, but not that the files of the functions
     it calls have: it would go on with old hashes in one module and new ones in another.
     """
-    sources = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    sources = (path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
     state = hashlib.blake2b(b"".join(s for s in sources if b"njit" in s), digest_size=8)
     folder = Path(numba.config.CACHE_DIR or Path(__file__).parent / "__pycache__")
     numba.config.CACHE_DIR = str(folder / state.hexdigest())

@@ -9,7 +9,7 @@ import numpy as np
 
 from data.errors import BadInput
 from data.schedule import Schedule
-from data.tokenizer import BOS_ID, PAD_ID
+from data.tokenizers.tokenizer import BOS_ID, PAD_ID
 
 # Batches read ahead, and the threads that read them: more gained nothing.
 NUM_READ_THREADS = 2

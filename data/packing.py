@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from data import curated, files, passes, ranges, shards, tokenizer
-from data.encode import Encoder, check
+from data import curated, files, passes, ranges, shards
 from data.engine import SUMMARY, Engine, Task, key_of
+from data.tokenizers import tokenizer
+from data.tokenizers.encode import Encoder, check
 
 BATCH_DOCUMENTS = 1024
 # Texts on which the fast way to encode is held against the plain one, before it is taken.
@@ -42,7 +43,7 @@ def encode(
             begins) for each group.
         documents: a parquet file of curated documents.
         load: gives the tokenizer.
-        cached: whether data.encode.check has allowed to remember parts of texts.
+        cached: whether encode.check has allowed to remember parts of texts.
         by_language: whether languages of a domain are groups of their own.
         dtype: of the token ids.
 

@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import dedup, gates, kernel, minhash, sources, urls
+from data import dedup, gates, kernel, minhash, sources
 from data.document import SCHEMA
+from data.filters import urls
 
 # Read, judged and written at once.
 BATCH_BYTES = 4 << 20
@@ -70,7 +71,7 @@ def judge(
         units: the files.
         source: their source.
         config, dedup_config, max_document_bytes: as of data.curate.CurateConfig.
-        evaluation: path of a data.contamination index, or ''.
+        evaluation: path of a contamination index, or ''.
 
     Returns:
         {documents, broken (how many), named (the first BROKEN_NAMED of them), keys: {way: count}}.

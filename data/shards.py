@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import BadInput
-from data.tokenizer import PAD_ID
+from data.tokenizers.tokenizer import PAD_ID
 
 SPLIT = "train"
 BLOCK_TOKENS = 1 << 20

@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from data import code, files, gates, python_library
+from data import files, gates
 from data.document import EXTRACTORS, Record
 from data.errors import BadInput
+from data.readers import code, python_library
 
 AUTO = "auto"
 MARKUPS = (AUTO, "plain", "html", "latex", "wikitext", "book")
@@ -304,7 +305,7 @@ def read(
 
 def _records(unit: Unit, source: SourceConfig) -> Iterator[Record]:
     # Late, for a command that only reads its configuration answers sooner without them.
-    from data import forums, latex, mail, tables, web, wikitext
+    from data.readers import forums, latex, mail, tables, web, wikitext
 
     path, kind = unit.file.path, unit.kind
     fields = tables.Fields(source.text_field, "", "", "")
@@ -356,7 +357,7 @@ def _documents(unit: Unit, source: SourceConfig, record: Record, max_bytes: int,
 
 
 def _plain(text: str, markup: str, extract: str) -> str:
-    from data import books, latex, web, wikitext
+    from data.readers import books, latex, web, wikitext
 
     if markup == "html":
         return web.extract(text, extract)

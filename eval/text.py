@@ -9,7 +9,7 @@ import numpy as np
 
 from data.loader import Batch, lm_batch
 from data.shards import pack_documents
-from data.tokenizer import Tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 from model.config import TransformerConfig
 from model.loss import token_logprobs
 from model.transformer import Params, forward

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.tokenizer import BOS_ID
+from data.tokenizers.tokenizer import BOS_ID
 from launch.settings import model_config
 from launch.training import lm_rows
 from model import decode, flop

@@ -12,7 +12,7 @@ import numpy as np
 
 from data import chat
 from data.errors import BadInput
-from data.tokenizer import Tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 from eval import dialog
 from launch import training
 from launch.rundir import RunDir

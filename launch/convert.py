@@ -18,9 +18,9 @@ import jax
 import numpy as np
 from sentencepiece import SentencePieceProcessor
 
-from data import fast_tokenizer, pretrained, tokenizer, tokenizer_files
 from data.errors import BadInput
-from data.gguf_tokenizer import from_gguf
+from data.tokenizers import fast_tokenizer, pretrained, tokenizer, tokenizer_files
+from data.tokenizers.gguf_tokenizer import from_gguf
 from launch.console import Progress
 from launch.newdir import appear
 from launch.rundir import ORIGIN, RunDir, digest, write_json

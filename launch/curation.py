@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data import classifier, curated, gates, repair, score, score_table, sources, toxicity
+from data import curated, gates, sources
 from data.curate import CurateConfig
 from data.errors import BadInput
+from data.filters import classifier, repair, toxicity
+from data.scoring import score, score_table
 from eval import sets
 from launch.console import Progress
 from launch.rundir import RunDir, read_json, write_json

@@ -136,7 +136,7 @@ def settings_class() -> type:
     from data.curate import CurateConfig
     from data.instruct import InstructConfig
     from data.mixture import MixtureConfig
-    from data.tokenizer import TokenizerConfig
+    from data.tokenizers.tokenizer import TokenizerConfig
     from model.config import TransformerConfig
     from model.sharding import MeshConfig
     from train.lm import LMConfig

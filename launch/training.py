@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from data import pretrained, tokenizer, tokenizer_source
 from data.errors import BadInput
 from data.loader import Batch, Loader, lm_batch
-from data.pretrained import Pretrained
-from data.tokenizer import Tokenizer
-from data.tokenizer_files import copy_tokenizer
+from data.tokenizers import pretrained, tokenizer, tokenizer_source
+from data.tokenizers.pretrained import Pretrained
+from data.tokenizers.tokenizer import Tokenizer
+from data.tokenizers.tokenizer_files import copy_tokenizer
 from launch import settings
 from launch.pipeline import Context
 from launch.rundir import ORIGIN, MetricsWriter, RunDir, digest, hash_file, write_json

@@ -23,21 +23,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from configs import web
-from data import (
-    curate,
-    dedup,
-    engine,
-    files,
-    kernel,
-    minhash,
-    packing,
-    passes,
-    ranges,
-    sources,
-    tokenizer,
-    warc,
-)
-from data import web as pages
+from data import curate, dedup, engine, files, kernel, minhash, packing, passes, ranges, sources
+from data.readers import warc
+from data.readers import web as pages
+from data.tokenizers import tokenizer
 from launch import settings
 
 VOCAB_SIZE, SAMPLE_BYTES, SEQ_LEN = 16_384, 10_000_000, 1024

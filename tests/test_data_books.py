@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data import books
+from data.readers import books
 
 BOOKS = Path(__file__).resolve().parents[2] / "shared/data/pretrain/books/books.jsonl.gz"
 PROSE = (

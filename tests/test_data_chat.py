@@ -7,7 +7,7 @@ import pytest
 
 from data.chat import render, render_prompt
 from data.errors import BadInput
-from data.tokenizer import CONTROL_PIECES, Tokenizer, TokenizerConfig, train
+from data.tokenizers.tokenizer import CONTROL_PIECES, Tokenizer, TokenizerConfig, train
 
 TEXT = "what does it do? it returns the list. no: it does not, at line 3\n"
 CONTENTS = (

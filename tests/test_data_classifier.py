@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from data import classifier, kernel
+from data import kernel
 from data.errors import BadInput
+from data.filters import classifier
 
 DATA = Path("../shared/data/filters")
 MASK = 2**64 - 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data import code, python_library
+from data.readers import code, python_library
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 DEBIAN_LICENCES = Path("/usr/share/common-licenses")

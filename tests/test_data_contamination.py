@@ -5,7 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from data import contamination, kernel
+from data import kernel
+from data.filters import contamination
 
 QUESTION = "What is the capital of the country whose flag shows a red maple leaf on white ground?"
 N = 13

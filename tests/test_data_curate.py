@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import web
-from data import dedup, python_library
+from data import dedup
 from data.curate import CurateConfig, curate
 from data.engine import Runner, start
 from data.errors import BadInput
+from data.readers import python_library
 from data.sources import SourceConfig
 from launch import settings
 

@@ -11,10 +11,17 @@ import pyarrow as pa
 import pytest
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from data import encode
-from data.encode import PROBE_BITS, Cuts, Encoder, check, joined_in_pieces, joined_in_words
 from data.errors import BadInput
-from data.tokenizer import FILES, TokenizerConfig, load, train
+from data.tokenizers import encode
+from data.tokenizers.encode import (
+    PROBE_BITS,
+    Cuts,
+    Encoder,
+    check,
+    joined_in_pieces,
+    joined_in_words,
+)
+from data.tokenizers.tokenizer import FILES, TokenizerConfig, load, train
 
 MULTILINGUAL = Path(__file__).parents[2] / "shared" / "data" / "multilingual"
 WORDS = ("walk", "walking", "über", "return", "self.value", "x1", "(a)", "##", "漢字", "-->", "мир")

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from test_data_tables import TEXTS, USUAL
 
-from data import tables
 from data.document import Record
-from data.fields import Fields
+from data.readers import tables
+from data.readers.fields import Fields
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 from test_data_tables import USUAL, json_lines, read_json, read_table
 
-from data import fields
 from data.document import Record
-from data.fields import Fields
+from data.readers import fields
+from data.readers.fields import Fields
 
 
 def test_named_fields_are_taken_and_missing_ones_named(tmp_path):

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 import zstandard
 
-from data import forums
+from data.readers import forums
 
 SHARED = Path(__file__).resolve().parents[2] / "shared/data"
 DUMPS = SHARED / "qa/stackexchange"

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from configs import web
-from data import classifier, contamination, gates, rules, urls
+from data import gates
 from data.curate import CurateConfig
 from data.errors import BadInput
+from data.filters import classifier, contamination, rules, urls
 from launch import settings
 
 CONFIG = settings.to_dataclass(CurateConfig, web.get_config().data, "data").gates

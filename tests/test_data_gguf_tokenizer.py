@@ -6,9 +6,9 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from data import pretrained
 from data.errors import BadInput
-from data.gguf_tokenizer import PREFIX, from_gguf
+from data.tokenizers import pretrained
+from data.tokenizers.gguf_tokenizer import PREFIX, from_gguf
 from tests.test_data_byte_level import BEGIN, END, TEMPLATE, THINK, TURN, byte_vocab, write_json
 
 # A small vocabulary, trained on languages of Latin and Cyrillic script.

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from data import kernel, lines, rules, stop_words
+from data import kernel
+from data.filters import lines, rules, stop_words
 from tests.test_data_rules import MANY, PUBLISHED, STRICT, judge, loose
 
 DATA = Path("../shared/data")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from data import latex
-from data.latex import to_text
+from data.readers import latex
+from data.readers.latex import to_text
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "pretrain" / "math_latex"
 

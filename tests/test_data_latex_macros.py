@@ -2,8 +2,8 @@
 
 import pytest
 
-from data import latex_macros
-from data.latex import to_text
+from data.readers import latex_macros
+from data.readers.latex import to_text
 
 MACROS = [
     (r"\newcommand{\R}{\mathbb{R}} $x \in \R, y$", r"$x \in \mathbb{R}, y$"),

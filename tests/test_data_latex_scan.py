@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from data.latex import to_text
+from data.readers.latex import to_text
 
 MAX_SECS_PER_MEGABYTE = 10
 

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 import zstandard
 
-from data import mail
+from data.readers import mail
 
 DUMPS = Path(__file__).resolve().parents[2] / "shared/data/qa/stackexchange"
 HEADERS = (

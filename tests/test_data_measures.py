@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from data import language, latex, measures
+from data.filters import language
+from data.readers import latex
+from data.scoring import measures
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from data import pii, pii_checks
 from data.errors import BadInput
-from data.pii import KINDS, Span
+from data.filters import pii, pii_checks
+from data.filters.pii import KINDS, Span
 
 SHARED = Path(__file__).resolve().parents[2] / "shared/data"
 GOLD = SHARED / "filters/pii_presidio/pii_a.jsonl.gz"

@@ -6,9 +6,10 @@ import re
 import pytest
 
 from configs import quickstart
-from data import contamination, planted
 from data.curate import CurateConfig
+from data.filters import contamination
 from data.passes import place
+from data.scoring import planted
 from launch import settings
 
 CONFIG = settings.to_dataclass(CurateConfig, quickstart.get_config().data, "data")

@@ -13,8 +13,8 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from data import pretrained
-from data import tokenizer as own
+from data.tokenizers import pretrained
+from data.tokenizers import tokenizer as own
 from model.gguf import open_gguf
 from tests.test_data_byte_level import (
     BEGIN,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from data import pretrained
-from data.encode import Encoder, check
+from data.tokenizers import pretrained
+from data.tokenizers.encode import Encoder, check
 from tests.test_data_pretrained import SPELLED, TEXTS, WRITERS, folders, random_texts
 
 __all__ = ["folders"]  # the fixture

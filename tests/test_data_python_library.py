@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data import python_library
 from data.errors import BadInput
+from data.readers import python_library
 
 
 def read(kind, name):

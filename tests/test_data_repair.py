@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data import repair
+from data.filters import repair
 
 DATA = Path("../shared/data")
 BOILERPLATE = """

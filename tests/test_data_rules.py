@@ -6,7 +6,8 @@ import unicodedata
 import numpy as np
 import pytest
 
-from data import kernel, rules, stop_words
+from data import kernel
+from data.filters import rules, stop_words
 
 PUBLISHED = rules.RuleConfig(
     gopher=rules.GopherConfig(

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from data import classifier, score, score_table
 from data.errors import BadInput
+from data.filters import classifier
 from data.passes import place
+from data.scoring import score, score_table
 from eval import sets
 from tests.test_data_measures import PII_ROWS
 from tests.test_data_planted import CONFIG, prose, quiz

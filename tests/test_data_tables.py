@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from data import tables
 from data.document import Record
-from data.tables import Fields
+from data.readers import tables
+from data.readers.tables import Fields
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="the data sets are not beside the checkout")

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from test_data_tables import ROWS, TEXTS, USUAL, check_rows, read_table, write
 
-from data import tables
-from data.fields import Fields
+from data.readers import tables
+from data.readers.fields import Fields
 
 
 def test_parquet_gives_the_rows(tmp_path):

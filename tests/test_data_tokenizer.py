@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import BadInput
-from data.tokenizer import (
+from data.tokenizers.tokenizer import (
     CONTROL_PIECES,
     FILES,
     NUM_FIXED_PIECES,
@@ -199,7 +199,7 @@ import os, sys
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 from pathlib import Path
 from tests.test_data_tokenizer import SIZES, config, corpus
-from data.tokenizer import train
+from data.tokenizers.tokenizer import train
 kind = sys.argv[1]
 train(corpus(), config(kind=kind, vocab_size=SIZES[kind]), Path(sys.argv[2]))
 """

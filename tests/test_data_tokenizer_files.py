@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
-from data import pretrained
 from data.errors import BadInput
-from data.tokenizer_files import FILES, blame, copy_tokenizer
+from data.tokenizers import pretrained
+from data.tokenizers.tokenizer_files import FILES, blame, copy_tokenizer
 from tests.test_data_byte_level import (
     BEGIN,
     END,

@@ -8,12 +8,12 @@ import shutil
 
 import pytest
 
-from data import pretrained, tokenizer_source
-from data.byte_level import LLAMA_3
-from data.encode import ALPHABET
 from data.errors import BadInput
-from data.tokenizer import FILES, TokenizerConfig, load, train
-from data.tokenizer_source import take
+from data.tokenizers import pretrained, tokenizer_source
+from data.tokenizers.byte_level import LLAMA_3
+from data.tokenizers.encode import ALPHABET
+from data.tokenizers.tokenizer import FILES, TokenizerConfig, load, train
+from data.tokenizers.tokenizer_source import take
 from tests.test_data_byte_level import write_gpt2, write_llama3
 from tests.test_data_gguf_tokenizer import byte_metadata, write_llama
 

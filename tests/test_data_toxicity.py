@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import classifier, kernel, toxicity
+from data import kernel
 from data.errors import BadInput
+from data.filters import classifier, toxicity
 
 DATA = Path("../shared/data")
 TRAIN = classifier.ClassifierConfig(

@@ -11,7 +11,7 @@ import brotli
 import pytest
 import zstandard
 
-from data import warc, web
+from data.readers import warc, web
 
 WARCS = Path(__file__).parents[2] / "shared" / "data" / "web" / "warc"
 real = pytest.mark.skipif(not WARCS.is_dir(), reason="the WARC files are not beside the checkout")

@@ -7,8 +7,8 @@ import types
 import pytest
 from test_data_warc import WARCS, page, read, read_page, real, response, warc_record
 
-from data import web
 from data.errors import BadInput
+from data.readers import web
 
 ARTICLE = "<p>" + "A paragraph of some length that anybody would call content. " * 4 + "</p>"
 

@@ -8,8 +8,8 @@ from xml.sax.saxutils import escape
 import pytest
 import zstandard
 
-from data import wikitext
-from data.wikitext import to_text
+from data.readers import wikitext
+from data.readers.wikitext import to_text
 
 MAX_SECS = 10
 

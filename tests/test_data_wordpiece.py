@@ -6,9 +6,9 @@ import unicodedata
 
 import pytest
 
-from data.encode import ALPHABET, BYTES
 from data.errors import BadInput
-from data.wordpiece import PREFIX, WordPieces, train
+from data.tokenizers.encode import ALPHABET, BYTES
+from data.tokenizers.wordpiece import PREFIX, WordPieces, train
 
 CONTROL = ("<|pad|>", "<|unk|>")
 NUM_FIXED = len(CONTROL) + 2 * 256

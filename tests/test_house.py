@@ -205,7 +205,7 @@ def find_false_tree(files: Files) -> list[str]:
     ):
         for line in block.splitlines() if re.search(r"^launch/", block, re.MULTILINE) else ():
             entry = re.match(
-                r"(?P<indent>[\s│├└─|`]*)(?P<name>[\w.-]+/?)(\s+(?P<clause>\S.*))?$", line
+                r"(?P<indent>[\s│├└─|`]*)(?P<name>[\w./-]+)(\s+(?P<clause>\S.*))?$", line
             )
             if entry and entry["name"].endswith("/"):
                 room = entry["name"]

@@ -18,8 +18,9 @@ from jax.sharding import NamedSharding
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models
 
-from data import chat, pretrained
-from data.tokenizer import CONTROL_PIECES, Tokenizer, TokenizerConfig, train
+from data import chat
+from data.tokenizers import pretrained
+from data.tokenizers.tokenizer import CONTROL_PIECES, Tokenizer, TokenizerConfig, train
 from launch import convert
 from launch.run import run_command
 from launch.rundir import RunDir, write_json

@@ -10,7 +10,7 @@ import pytest
 from test_launch_convert import TINY, VOCAB_SIZE, assert_same, door, make_params
 from tokenizers import Tokenizer as FastTokenizer
 
-from data import pretrained
+from data.tokenizers import pretrained
 from launch import convert
 from launch.rundir import RunDir
 from launch.training import load_model

@@ -9,8 +9,8 @@ import jax
 import pytest
 from test_launch_convert import assert_same, door, make_source
 
-from data import pretrained
 from data.errors import BadInput
+from data.tokenizers import pretrained
 from launch.rundir import RunDir, write_json
 from launch.training import load_model
 from model import hf

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from data.tokenizer import TokenizerConfig, train
+from data.tokenizers.tokenizer import TokenizerConfig, train
 from launch import bench, chat, rundir, settings, stages
 from launch.pipeline import Stage
 from launch.run import VERBS, run_command

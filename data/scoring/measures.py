@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data import files, forums, language, latex, pii, warc, web
+from data import files
+from data.filters import language, pii
+from data.readers import forums, latex, warc, web
 
 # Types of the labelled set that are one of ours; the others have no form to be found by.
 PII_KINDS = {
@@ -103,7 +105,7 @@ def measure_pii(
     Args:
         rows: (text, its spans (type, first character, character after the last)); types are those
             of the labelled set.
-        kinds: of data.pii.KINDS, those looked for.
+        kinds: of pii.KINDS, those looked for.
 
     Returns:
         {texts, kinds: {kind or 'all': {gold, found, overlapping, exact}}, others: {type without a

@@ -13,7 +13,7 @@ import numpy as np
 
 from data import files
 from data.document import Record
-from data.fields import TALK_NAMES, Fields, lay_out, to_record
+from data.readers.fields import TALK_NAMES, Fields, lay_out, to_record
 
 FEATURES_FILE = "features.json"
 BATCH_EXAMPLES = 256

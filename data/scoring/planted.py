@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data import contamination, dedup, gates, kernel, passes, ranges
+from data import dedup, gates, kernel, passes, ranges
+from data.filters import contamination
 from data.passes import place
 
 NUM_ORIGINALS = 1000
@@ -188,7 +189,7 @@ def measure_contamination(
         config: of the gates.
 
     Returns:
-        {sets, texts (of at least data.contamination.MIN_WORDS words, the shorter ones are not
+        {sets, texts (of at least contamination.MIN_WORDS words, the shorter ones are not
         looked for), planted, recall: {form of the text: share found}, missed: the first SHOWN,
         [form, set], unplanted (documents before planting), hits: what was found in these,
         {id, set, shared}, which may be true}.

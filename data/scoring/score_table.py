@@ -12,7 +12,7 @@ def rows(result: dict) -> list[tuple[str, str, str]]:
     """Lays out measures.
 
     Args:
-        result: of data.score.score.
+        result: of score.score.
 
     Returns:
         (measure, figure, remark), in the order of the measures; those that are absent last.

@@ -17,9 +17,10 @@ from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 from resiliparse.parse.html import HTMLTree
 
-from data import fields, files, warc
+from data import files
 from data.document import EXTRACTORS, Record
 from data.errors import BadInput
+from data.readers import fields, warc
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 TEXT_TYPES = ("text/plain",)

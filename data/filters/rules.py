@@ -7,7 +7,7 @@ them apply to a text is the caller's choice. C4 removes single lines; here a tex
 lines fails as a whole.
 
 Words are those of `data.kernel`: a word of Chinese is one character, so that its texts fail
-`gopher_mean_word_length`. Lines are those of `data.lines`.
+`gopher_mean_word_length`. Lines are those of `lines`.
 """
 
 from collections import namedtuple
@@ -15,7 +15,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from data import judge, kernel, lines, repetition, stop_words
+from data import kernel
+from data.filters import judge, lines, repetition, stop_words
 
 RULES = judge.RULES
 PASSES = judge.PASSES

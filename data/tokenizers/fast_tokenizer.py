@@ -23,7 +23,7 @@ from tokenizers import (
 from tokenizers.models import BPE, Unigram
 
 from data.errors import BadInput
-from data.tokenizer import CONTROL_PIECES
+from data.tokenizers.tokenizer import CONTROL_PIECES
 
 SPACE_MARK = "\u2581"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
@@ -36,7 +36,7 @@ def to_fast(path: Path, bos: str | None) -> Tokenizer:
 
     Args:
         path: a SentencePiece BPE or unigram model that leaves text as it is but for spaces, or a
-            tokenizer.json that data.wordpiece gave.
+            tokenizer.json that wordpiece gave.
         bos: a token that transformers is to put before every text, or None.
 
     Raises:

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from data.encode import ALPHABET, DIGITS, LETTERS, SIGNS, Cuts, joined_in_words
 from data.errors import BadInput
+from data.tokenizers.encode import ALPHABET, DIGITS, LETTERS, SIGNS, Cuts, joined_in_words
 
 PREFIX = "##"
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from data import latex_words
+from data.readers import latex_words
 
 GROUP_DEPTH = 8
 

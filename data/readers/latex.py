@@ -20,9 +20,9 @@ from typing import BinaryIO
 
 from data import files
 from data.document import Record
-from data.latex_macros import Macro, define, expand
-from data.latex_scan import GROUP, OPTION, Scanner, environment
-from data.latex_words import THEOREMS
+from data.readers.latex_macros import Macro, define, expand
+from data.readers.latex_scan import GROUP, OPTION, Scanner, environment
+from data.readers.latex_words import THEOREMS
 
 MAX_TEX_BYTES = 64 << 20
 MAX_INPUT_DEPTH = 20

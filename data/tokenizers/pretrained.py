@@ -29,10 +29,10 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
 
-from data import byte_level
-from data.encode import Cuts, joined_in_pieces, joined_in_words
 from data.errors import BadInput
-from data.tokenizer_files import CONFIG, ROLES, Description, blame, describe, read_object
+from data.tokenizers import byte_level
+from data.tokenizers.encode import Cuts, joined_in_pieces, joined_in_words
+from data.tokenizers.tokenizer_files import CONFIG, ROLES, Description, blame, describe, read_object
 
 # No published vocabulary has a tenth of it; what decoding looks up is as long as the highest id.
 MAX_VOCAB_SIZE = 1 << 23
@@ -46,7 +46,7 @@ CLASSES = {
 
 
 class Pretrained:
-    """A tokenizer that others have trained; it stands where data.tokenizer.Tokenizer does.
+    """A tokenizer that others have trained; it stands where tokenizer.Tokenizer does.
 
     Attributes:
         vocab_size: the highest id + 1; a model may have more rows, for padding, never fewer.
@@ -82,7 +82,7 @@ class Pretrained:
     def encode_batch(
         self, texts: Sequence[str], num_threads: int = -1, *, special: bool = False
     ) -> list[list[int]]:
-        """Ids of many texts, equal to `encode` of each; data.encode.Encoder is for a corpus.
+        """Ids of many texts, equal to `encode` of each; encode.Encoder is for a corpus.
 
         Args:
             texts: any Unicode text.
@@ -117,7 +117,7 @@ class Pretrained:
         return self._backend.decode(ids[self._is_shown[ids]].tolist())
 
     def cuts(self) -> Cuts:
-        """Where data.encode.Encoder may cut texts.
+        """Where encode.Encoder may cut texts.
 
         Raises:
             BadInput: nowhere; the message says why.
@@ -263,7 +263,7 @@ def load(folder: Path, vocab_size: int | None = None, control: Sequence[str] = (
     """Reads the tokenizer of a folder.
 
     Args:
-        folder: holds some of data.tokenizer_files.FILES.
+        folder: holds some of tokenizer_files.FILES.
         vocab_size: rows of the model's embedding. Special tokens with ids beyond it are left out,
             so that their text is text (Gemma 3 publishes one that its text models lack).
         control: four tokens, unused so far, to mark system, user, assistant and end of a turn.

@@ -17,8 +17,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from data import pii_checks
 from data.errors import BadInput
+from data.filters import pii_checks
 
 # In order of precedence: where two overlap, the earlier kind stays, and of one kind the first.
 KINDS = ("key", "mail", "iban", "card", "national_number", "ip", "phone")

@@ -1,7 +1,7 @@
 """The order in which rules are tried, and what each compares, compiled.
 
-What the thresholds mean stands with the configs in `data.rules`; what is measured, in `data.lines`
-and `data.repetition`.
+What the thresholds mean stands with the configs in `rules`; what is measured, in `lines`
+and `repetition`.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from data import kernel, lines, repetition
+from data import kernel
+from data.filters import lines, repetition
 
 # Cheap to dear: the first that fails is the one named.
 RULES = (

@@ -1,7 +1,7 @@
 """Tables and lists of texts: JSON, parquet, CSV, plain text, and TFDS data sets, as records.
 
 All are streamed. A row that cannot be used is a broken record that says why; damage to a file ends
-it with one. Dates, languages and the rest of a row are treated as data/fields.py says.
+it with one. Dates, languages and the rest of a row are treated as data/readers/fields.py says.
 """
 
 import csv
@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from data import examples, files
+from data import files
 from data.document import Record
-from data.fields import MAX_META_CHARS, MAX_META_FIELDS, TALK_NAMES, Fields, lay_out, to_record
+from data.readers import examples
+from data.readers.fields import META_CHARS, META_FIELDS, TALK_NAMES, Fields, lay_out, to_record
 
 SEPARATOR = b"<|endoftext|>"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -321,10 +322,10 @@ def _small_columns(file: pq.ParquetFile, names: tuple[str, ...], text: str) -> l
     small = [
         name
         for name, kind in kinds.items()
-        if sizes.get(name, 0) <= MAX_META_CHARS
+        if sizes.get(name, 0) <= META_CHARS
         if _is_text(kind) or pa.types.is_primitive(kind)
     ]
-    return small[:MAX_META_FIELDS]
+    return small[:META_FIELDS]
 
 
 def _to_python(column: pa.Array) -> list[Any]:

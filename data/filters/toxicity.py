@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from data import classifier, files, kernel, language, repair
+from data import files, kernel
 from data.errors import BadInput
+from data.filters import classifier, language, repair
 
 ENGLISH = "en"
 MIN_LETTERS_ABROAD = 6  # of an English entry in texts of other languages
@@ -148,7 +149,7 @@ class Toxicity:
         Args:
             data, offsets: a batch of texts, as of data.kernel.
             words: its words.
-            languages: of each text, as of data.language.
+            languages: of each text, as of language.
 
         Returns:
             What was found.

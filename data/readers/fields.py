@@ -19,8 +19,8 @@ LANGUAGE_NAMES = ("language", "lang")
 TALK_NAMES = ("messages", "conversations")
 SPEAKER_NAMES, WORDS_NAMES = ("role", "from"), ("content", "value")
 
-MAX_META_FIELDS = 16
-MAX_META_CHARS = 200
+META_FIELDS = 16
+META_CHARS = 200
 MAX_NAMED_FIELDS = 20
 MAX_INTEGER = 1 << 63
 
@@ -102,7 +102,7 @@ def lay_out(names: tuple[str, ...], fields: Fields) -> Layout:
         wanted = repr(missing[0]) if missing else f"for a text ({', '.join(TEXT_NAMES)})"
         shown = sorted(names)[:MAX_NAMED_FIELDS]
         more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-        why = f"no field {wanted}; its fields are {[name[:MAX_META_CHARS] for name in shown]}{more}"
+        why = f"no field {wanted}; its fields are {[name[:META_CHARS] for name in shown]}{more}"
 
     def choose(name: str, usual: tuple[str, ...]) -> str:
         return name or next((name for name in usual if name in names), "")
@@ -126,8 +126,8 @@ def to_record(number: int, row: Mapping[str, Any], layout: Layout) -> Record:
         The record: the text, or a conversation's turns as 'role: content' with empty lines
         between; the date in ISO 8601, '' where it cannot be told; the language as its ISO 639
         code, '' where it is none. Other fields, and a date or language that says nothing, go to
-        meta if they are finite numbers, truth values or strings of 1 to MAX_META_CHARS, the
-        first MAX_META_FIELDS of them.
+        meta if they are finite numbers, truth values or strings of 1 to META_CHARS, the
+        first META_FIELDS of them.
     """
     if layout.why:
         return Record(number, "", layout.why)
@@ -147,7 +147,7 @@ def to_record(number: int, row: Mapping[str, Any], layout: Layout) -> Record:
     for other in rest:
         if other != name and (value := _to_meta(row[other])) is not None:
             meta[other] = value
-            if len(meta) == MAX_META_FIELDS:
+            if len(meta) == META_FIELDS:
                 break
     return Record(number, text, "", url, date, language, "plain", meta)
 
@@ -216,11 +216,11 @@ def _to_string(value: Any) -> str:
 def _to_meta(value: Any) -> str | float | None:
     """What is kept of a field for meta, None if nothing is."""
     if isinstance(value, bytes):
-        value = value[: 4 * MAX_META_CHARS + 1].decode(errors="replace")
+        value = value[: 4 * META_CHARS + 1].decode(errors="replace")
     elif isinstance(value, datetime.date):
         value = value.isoformat()
     if isinstance(value, str):
-        return value if 0 < len(value) <= MAX_META_CHARS and _is_sound(value) else None
+        return value if 0 < len(value) <= META_CHARS and _is_sound(value) else None
     if isinstance(value, int):
         return value if -MAX_INTEGER <= value < MAX_INTEGER else None
     return value if isinstance(value, float) and math.isfinite(value) else None

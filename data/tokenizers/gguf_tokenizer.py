@@ -1,8 +1,8 @@
-"""The tokenizer inside a GGUF file: from its metadata to files that data.pretrained reads.
+"""The tokenizer inside a GGUF file: from its metadata to files that pretrained reads.
 
 A GGUF keeps the vocabulary and, of all that is done to a text before, one name. What is rebuilt
 here gives the ids of the tokenizer that the model was published with, where that name tells enough
-(data.byte_level.SPLITS). A SentencePiece model is rebuilt as one, so that its own library runs it.
+(byte_level.SPLITS). A SentencePiece model is rebuilt as one, so that its own library runs it.
 """
 
 import json
@@ -15,9 +15,9 @@ from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import AddedToken
 
-from data import byte_level
 from data.errors import BadInput
-from data.tokenizer_files import CONFIG, blame, write
+from data.tokenizers import byte_level
+from data.tokenizers.tokenizer_files import CONFIG, blame, write
 
 PREFIX = "tokenizer.ggml."
 # tokenizer.ggml.token_type; the numbers are those of SentencePiece.

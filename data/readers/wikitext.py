@@ -19,8 +19,8 @@ from xml.parsers import expat
 from data import files
 from data.document import Record
 from data.errors import BadInput
-from data.wikitext_templates import SEPARATOR, show
-from data.wikitext_words import DROPPED_SECTIONS, HIDDEN_NAMESPACES, LANGUAGES, REDIRECTS
+from data.readers.wikitext_templates import SEPARATOR, show
+from data.readers.wikitext_words import DROPPED_SECTIONS, HIDDEN_NAMESPACES, LANGUAGES, REDIRECTS
 
 MAX_DEPTH = 60
 MAX_NESTED_NOTES = 3

@@ -9,11 +9,11 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from data import byte_level
-from data.encode import ALPHABET
 from data.errors import BadInput
-from data.gguf_tokenizer import from_gguf
-from data.tokenizer_files import (
+from data.tokenizers import byte_level
+from data.tokenizers.encode import ALPHABET
+from data.tokenizers.gguf_tokenizer import from_gguf
+from data.tokenizers.tokenizer_files import (
     ADDED_TOKENS,
     CONFIG,
     SPECIAL_TOKENS,
@@ -38,10 +38,10 @@ LLAMA_3_NAMED = {
 
 
 def take(path: Path, out: Path, read_gguf: Callable[[Path], dict[str, Any]]) -> None:
-    """Writes a tokenizer as files that data.pretrained reads, or data.tokenizer if it is our own.
+    """Writes a tokenizer as files that pretrained reads, or tokenizer if it is our own.
 
     Args:
-        path: a folder with some of data.tokenizer_files.FILES, or one file, known by its content:
+        path: a folder with some of tokenizer_files.FILES, or one file, known by its content:
             a tokenizer.json, a SentencePiece model, a vocab.json (merges.txt stands beside it),
             Llama 3's file of ranks, or a GGUF. What stands beside a file and names roles is taken
             with it.

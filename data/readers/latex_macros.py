@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from data.latex_scan import COMMANDS, GROUP, OPTION
+from data.readers.latex_scan import COMMANDS, GROUP, OPTION
 
 MAX_DEFINITIONS = 2000
 MAX_BODY_CHARS = 2000

@@ -16,9 +16,9 @@ import numpy as np
 import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from data import wordpiece
-from data.encode import Cuts, joined_in_pieces
 from data.errors import BadInput
+from data.tokenizers import wordpiece
+from data.tokenizers.encode import Cuts, joined_in_pieces
 
 CONTROL_PIECES = (
     "<|pad|>",
@@ -89,7 +89,7 @@ class TokenizerConfig:
             rest are spelled in bytes; WordPiece learns from bytes and does not look at it.
         control: of a tokenizer taken: four of its tokens to mark system, user, assistant and end.
         kind: bpe, unigram or wordpiece.
-        path: a tokenizer to take instead of training one: what data.tokenizer_source.take reads,
+        path: a tokenizer to take instead of training one: what tokenizer_source.take reads,
             or '' to train.
     """
 
@@ -139,7 +139,7 @@ def train(texts: Iterable[str], config: TokenizerConfig, path: Path) -> None:
 
     Source: Sennrich et al. 2016 (BPE); Kudo 2018 (unigram); Kudo and Richardson 2018
         (SentencePiece). Digits are split and unseen characters fall back to bytes, as in Llama
-        (Touvron et al. 2023). WordPiece: data/wordpiece.py.
+        (Touvron et al. 2023). WordPiece: data/tokenizers/wordpiece.py.
     """
     sentences = _sample_sentences(texts, config.sample_bytes)
     if config.kind == "wordpiece":
@@ -236,7 +236,7 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = -1) -> list[list[int]]:
-        """Ids of many texts, equal to `encode` of each; data.encode.Encoder is for a corpus.
+        """Ids of many texts, equal to `encode` of each; encode.Encoder is for a corpus.
 
         Args:
             texts: any Unicode text.
@@ -261,7 +261,7 @@ class Tokenizer:
         return self._model.decode(plain)
 
     def cuts(self) -> Cuts:
-        """Where data.encode.Encoder may cut texts.
+        """Where encode.Encoder may cut texts.
 
         Raises:
             BadInput: a unigram model: SentencePiece adds its scores up over a whole text in 32

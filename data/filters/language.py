@@ -17,9 +17,10 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from data import fasttext_model, kernel
-from data.alphabets import ALPHABETS, SCRIPTS
+from data import kernel
 from data.errors import BadInput
+from data.filters import fasttext_model
+from data.filters.alphabets import ALPHABETS, SCRIPTS
 
 MAX_CHARS = 1000  # that the model sees
 HEAD_CHARS = 4 * MAX_CHARS  # among which these are looked for

@@ -131,7 +131,7 @@ def joined_in_words(
         tokens: those that a text can give, spelled plainly, with U+2581 for a space, or in
             GPT-2's alphabet.
         added: those that are found in a text before it is split.
-        is_known: whether texts are split as data.byte_level.SPLITS has it.
+        is_known: whether texts are split as byte_level.SPLITS has it.
 
     Returns:
         `Cuts.joined`.
@@ -168,7 +168,7 @@ def check(tokenizer: Any, texts: Sequence[str]) -> str:
     """Compares the ids of parts with those of whole texts: texts given, and made to find faults.
 
     Args:
-        tokenizer: data.tokenizer.Tokenizer or data.pretrained.Pretrained.
+        tokenizer: tokenizer.Tokenizer or pretrained.Pretrained.
         texts: a sample of what is to be encoded.
 
     Returns:
@@ -199,7 +199,7 @@ class Encoder:
         """Takes a tokenizer.
 
         Args:
-            tokenizer: data.tokenizer.Tokenizer or data.pretrained.Pretrained.
+            tokenizer: tokenizer.Tokenizer or pretrained.Pretrained.
             cached: whether to cut texts and look the parts up, which `check` must have allowed;
                 else the tokenizer encodes them whole.
 

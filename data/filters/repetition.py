@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from data import kernel, lines
+from data import kernel
+from data.filters import lines
 
 TOP, DUPLICATE = 1, 2
 

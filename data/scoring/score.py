@@ -16,19 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data import (
-    classifier,
-    dedup,
-    files,
-    gates,
-    measures,
-    planted,
-    repair,
-    sources,
-    toxicity,
-)
+from data import dedup, files, gates, sources
 from data.errors import BadInput
+from data.filters import classifier, repair, toxicity
 from data.passes import place
+from data.scoring import measures, planted
 
 PII, TATOEBA, UDHR = "filters/pii_presidio", "multilingual/tatoeba", "multilingual/udhr2"
 ARCHIVES, FORUMS, PAPERS = "web/warc", "qa/stackexchange", "pretrain/math_latex"
@@ -71,7 +63,7 @@ def score(
         log: takes progress lines.
 
     Returns:
-        {measure: what data.measures and data.planted give, and `how` where a model was trained},
+        {measure: what measures and planted give, and `how` where a model was trained},
         of JSON types, rates rounded to DIGITS; and {absent: {measure: what is missing}}.
 
     Raises:

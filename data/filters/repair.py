@@ -13,7 +13,7 @@ from html.entities import name2codepoint
 import numba
 import numpy as np
 
-from data import mojibake
+from data.filters import mojibake
 
 # What a text may need, a bit each.
 CONTROL, BLANK, SURROGATE, GAP, INVISIBLE, SPACE, REFERENCE, TOKEN = (1 << np.arange(8)).tolist()

@@ -20,8 +20,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from data import files, mail
+from data import files
 from data.document import Record
+from data.readers import mail
 
 CACHE_BYTES = 64 << 20
 MAX_ROW_BYTES, MAX_ARRAY_BYTES = 16 << 20, 256 << 20
@@ -64,7 +65,7 @@ def read_stack_exchange(path: str) -> Iterator[Record]:
 
     Its text is the title, the question, and each answer under a line 'Answer:', with empty lines
     between: the accepted answer first, then the best-scored, among equals the older. Bodies are
-    text as data.mail.html_to_text makes it. Rows that are neither are passed over; an answer whose
+    text as mail.html_to_text makes it. Rows that are neither are passed over; an answer whose
     question is not in the file is broken.
 
     Args:

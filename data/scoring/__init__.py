@@ -1,0 +1,1 @@
+"""The gates measured on labelled and planted data."""

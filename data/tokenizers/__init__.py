@@ -1,0 +1,1 @@
+"""Text to ids: trained here, or of others."""
