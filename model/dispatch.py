@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import sequential_vmap
-from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 from jax.sharding import PartitionSpec
 
 from model import sharding
@@ -160,6 +159,9 @@ def contract_plainly(rows_PD: jax.Array, gradient_PF: jax.Array, sizes_E: jax.Ar
 def contract_blocks(block: int, rows_PD, gradient_PF, sizes_E, interpret: bool = False):
     """The same by a Pallas kernel (megablox) over square blocks; `interpret` runs it anywhere."""
     tiles = (block, block, block)
+    # Late: Pallas takes long to import, and only TPUs need it.
+    from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
+
     return tgmm(rows_PD.T, gradient_PF, sizes_E, rows_PD.dtype, tiling=tiles, interpret=interpret)
 
 

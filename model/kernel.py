@@ -26,7 +26,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from model import sharding
 from model.attention import Places, attend, visible
@@ -266,6 +265,9 @@ def _splash(request: Request, q_BLNH, k_BKMH, v_BKMH, queries, keys, sink_N) -> 
     block = next(size for size in BLOCKS if _chunk(request) % size == 0)
     sizes = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
     back = request.window - 1 if request.window else None
+    # Late: Pallas takes long to import, and only TPUs need it.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
     mask_LM = splash.LocalMask((length, length), (back, 0), offset=0)
     mask_LM.q_sequence = balanced_order(length, shards).astype(np.int32)
     kernel = splash.make_splash_mha(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
+from jax.experimental.pallas.ops.tpu import splash_attention
 
 from model import kernel, ring, sharding
 from model.attention import Places, attend, visible
@@ -100,8 +101,8 @@ def assert_same(found, wanted, **tolerance):
 @pytest.fixture
 def tpu(monkeypatch):
     """Makes this machine a TPU whose splash kernel is interpreted."""
-    make = functools.partial(kernel.splash.make_splash_mha, interpret=True)
-    monkeypatch.setattr(kernel.splash, "make_splash_mha", make)
+    make = functools.partial(splash_attention.make_splash_mha, interpret=True)
+    monkeypatch.setattr(splash_attention, "make_splash_mha", make)
     monkeypatch.setattr(kernel, "_platform", lambda: "tpu")
 
 
