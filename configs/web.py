@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.name = "web"
     config.stages = ("curate", "tokenizer")
     del config.data.sources
-    config.data.sources = "."  # a file, folder or glob, several with commas between; or stores
+    config.data.sources = ""  # files, folders, globs, with commas between; here or on a store
     config.data.heldout_fraction = 0.01
     config.data.dedup.paragraph_chars = 120
     config.tokenizer.vocab_size = 32_768

@@ -52,7 +52,7 @@ class CurateConfig:
     max_document_bytes: int
 
     def __post_init__(self):
-        if not self.sources:
+        if not self.sources and self.sources != "":  # a path may be given later
             raise ValueError("sources: empty; name at least one domain, or give a path")
         for domain in self.sources if not isinstance(self.sources, str) else ():
             if not domain.isidentifier():

@@ -50,24 +50,30 @@ class File:
     changed: int
 
 
-def find(pattern: str) -> list[File]:
+def find(key: str, pattern: str) -> list[File]:
     """Finds files, sorted by name.
 
     Args:
+        key: the setting that `pattern` is of, for messages.
         pattern: a file, a folder (read recursively), a glob with * ? [] and ** for any depth, or
             several of these with commas between; local or on an object store (s3://, gs://,
             hdfs:// and what else Arrow's file systems know).
 
     Returns:
-        The files, each once; none if nothing is there. Files and folders whose names begin with a
-        dot are passed over below a folder or glob.
+        The files, each once. Files and folders whose names begin with a dot are passed over below a
+        folder or glob.
 
     Raises:
-        BadInput: a store that is unknown or does not answer.
+        BadInput: one of several at which nothing is; a store that is unknown or does not answer.
     """
     found: dict[str, File] = {}
-    for part in pattern.split(","):
-        for file in _find_one(part.strip()):
+    parts = [pattern] if Path(pattern).is_file() else map(str.strip, pattern.split(","))
+    for part in parts:
+        files = list(_find_one(part))
+        if not files:
+            shown = part or "''"
+            raise BadInput(f"{key}: {shown}: no file found; a file, folder or glob is needed")
+        for file in files:
             found.setdefault(file.path, file)
     return sorted(found.values(), key=lambda file: (file.name, file.path))
 

@@ -132,7 +132,7 @@ def survey(sources: str | Mapping[str, SourceConfig]) -> Survey:
     given = {"": _from_path(sources)} if isinstance(sources, str) else sources
     found, units, broken = {}, [], []
     for domain, source in sorted(given.items()):
-        key = f"sources.{domain}.path" if domain else "sources"
+        key = f"data.sources.{domain}.path" if domain else "data.sources"
         recognised = _recognise(key, source)
         if not any(kind in KINDS for _, kind in recognised):
             file, why = recognised[0]
@@ -158,6 +158,8 @@ def survey(sources: str | Mapping[str, SourceConfig]) -> Survey:
 
 
 def _from_path(path: str) -> SourceConfig:
+    if not path:
+        raise BadInput("data.sources: '' is no path; give a file, folder or glob")
     return SourceConfig(path, AUTO, AUTO, "main", "", 1.0, (AUTO,))
 
 
@@ -165,7 +167,7 @@ def _recognise(key: str, source: SourceConfig) -> list[tuple[files.File, str]]:
     """Files and their kinds; what takes the place of a kind says why a file has none."""
     if source.path in python_library.KINDS:
         return [(file, source.path) for file in python_library.list_files(source.path)]
-    found = _find(key, source)
+    found = files.find(key, source.path)
     if source.kind != AUTO:
         return [(file, source.kind) for file in found]
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
@@ -247,14 +249,7 @@ def refuse_missing(sources: str | Mapping[str, SourceConfig]) -> None:
     given = {"": _from_path(sources)} if isinstance(sources, str) else sources
     for domain, source in given.items():
         if source.path not in python_library.KINDS and "://" not in source.path:
-            _find(f"sources.{domain}.path" if domain else "sources", source)
-
-
-def _find(key: str, source: SourceConfig) -> list[files.File]:
-    found = files.find(source.path)
-    if not found:
-        raise BadInput(f"{key}: {source.path}: no file found; a file, folder or glob is needed")
-    return found
+            files.find(f"data.sources.{domain}.path" if domain else "data.sources", source.path)
 
 
 def fingerprint(sources: str | Mapping[str, SourceConfig]) -> str:

@@ -26,8 +26,10 @@ def texts(path: str) -> Iterator[tuple[str, str]]:
     Raises:
         BadInput: nothing of these kinds there, or a file that is not what its name says.
     """
-    found = [file for file in files.find(path) if _stem(file.name).endswith(SUFFIXES)]
-    if path and not found:
+    if not path:
+        return
+    found = [file for file in files.find("eval.sets", path) if _stem(file.name).endswith(SUFFIXES)]
+    if not found:
         allowed = ", ".join(SUFFIXES)
         raise BadInput(f"eval.sets: {path}: no file of {allowed} found; packed ones count")
     for file in found:

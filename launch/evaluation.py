@@ -33,7 +33,8 @@ def fingerprint(settings: Any) -> str:
     """What all of these hash to; '' where no document is held against them."""
     if not _is_wanted(settings):
         return ""
-    found = files.find(settings.eval.sets)
+    sets = settings.eval.sets
+    found = files.find("eval.sets", sets) if sets else []
     hashes = [[file.name, files.hash_content(file.path)] for file in found]
     dialog = "sft" in settings.stages and "eval" in settings.stages
     return digest([hashes, to_dict(settings.instruct) if dialog else None])

@@ -162,7 +162,7 @@ def describe_inputs(settings: Any, table: Mapping[str, Stage]) -> dict[str, dict
             # A run imported anew at the same place is another origin.
             inputs["origin"] = digest(RunDir(Path(settings.start)).read_config())
         if name == "tokenizer" and settings.tokenizer.path:
-            found = files.find(settings.tokenizer.path)
+            found = files.find("tokenizer.path", settings.tokenizer.path)
             inputs["files"] = [[file.name, files.hash_content(file.path)] for file in found]
         if name == "sft" and settings.instruct.path:
             inputs["own"] = hash_file(Path(settings.instruct.path))

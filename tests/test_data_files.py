@@ -31,7 +31,7 @@ def tree(tmp_path):
 
 
 def names(pattern):
-    return [file.name for file in files.find(pattern)]
+    return [file.name for file in files.find("where", pattern)]
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
@@ -46,8 +46,6 @@ def names(pattern):
         ("/deep/?.txt", ["c.txt"]),
         ("/[ab]*", ["a.txt", "b.jsonl.gz"]),
         ("/d*", ["deep/c.txt", "deep/er/d.txt"]),
-        ("/nothing*", []),
-        ("/nowhere", []),
     ],
 )
 def test_files_folders_and_globs(tree, scheme, pattern, expected):
@@ -67,7 +65,7 @@ def test_relative_paths(tree, monkeypatch):
 
 
 def test_a_file_knows_its_size_and_place(tree):
-    (file,) = files.find(f"{tree}/deep/c.txt")
+    (file,) = files.find("where", f"{tree}/deep/c.txt")
     assert (file.num_bytes, file.root) == (len("deep/c.txt"), f"{tree}/deep")
     with files.open_raw(file.path) as stream:
         assert stream.read() == b"deep/c.txt"
@@ -97,10 +95,22 @@ def test_hashes_follow_the_content(tmp_path):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-@pytest.mark.parametrize("path", ["ftpx://host/file", "s3"])
-def test_stores_that_are_unknown_are_bad_input(path):
-    if "://" in path:
-        with pytest.raises(BadInput, match="ftpx://host/file: cannot be listed"):
-            files.find(path)
-    else:
-        assert files.find(path) == []
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("ftpx://host/file", "ftpx://host/file: cannot be listed"),
+        ("s3", "where: s3: no file found"),
+        ("", "where: '': no file found"),
+        ("{tree}/*.txt,{tree}/*.md", r"where: .*/\*.md: no file found; a file, folder or glob"),
+        ("{tree}/deep,", "where: '': no file found"),
+        ("file://{tree}/nowhere", "where: file://.*/nowhere: no file found"),
+    ],
+)
+def test_where_nothing_is_found_is_bad_input(tree, path, message):
+    with pytest.raises(BadInput, match=message):
+        files.find("where", path.format(tree=tree))
+
+
+def test_a_file_may_have_a_comma_in_its_name(tree):
+    (tree / "one, two.txt").write_text("x")
+    assert names(f"{tree}/one, two.txt") == ["one, two.txt"]

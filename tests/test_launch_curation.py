@@ -114,7 +114,8 @@ def test_a_quality_model_is_fitted_and_used(curated, tmp_path):
         (("--runner=spark",), "--runner=spark: must be one of native, ray"),
         (("--ray-address=host:1",), "--ray-address=host:1: needs --runner=ray"),
         (("--config.data.sources=nowhere",), "sources: nowhere: no file found"),
-        (("--config.data.sources=",), "sources: empty"),
+        ((), "data.sources: '' is no path; give a file, folder or glob"),
+        (("--config.data.sources=nowhere,.",), "sources: nowhere: no file found"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, flags, words):
