@@ -42,13 +42,13 @@ class Plan:
         """Rows of each stage; of a single one none, for it has no end.
 
         Raises:
-          BadInput: caps or budget leave the stages short of `num_rows`, and the run would exceed them.
+          BadInput: caps or budget leave less than `num_rows`, and the run would exceed them.
         """
         rows = mixture.count_rows(self.stages, seq_len)
         if sum(rows) < num_rows:
             raise BadInput(
-                f"mixture: max_epochs and budget_tokens leave {sum(rows)} rows of the {num_rows} that "
-                "pretraining reads; allowed: fewer pretrain.loop.num_steps, or more of them"
+                f"mixture: max_epochs and budget_tokens leave {sum(rows)} rows of the {num_rows} "
+                "that pretraining reads; allowed: fewer pretrain.loop.num_steps, or more of them"
             )
         return rows if len(self.stages) > 1 else []
 
