@@ -1,10 +1,11 @@
 """Speed of curation, run by hand: gates, deduplication, from parquet to shards, web archives.
 
-    python -m tests.bench_curate CORPUS OUT [WORKERS]
+    python -m tests.bench_curate CORPUS OUT [WORKERS [PEER_PYTHON]]
 
 CORPUS holds parquet/*.parquet with columns id, text and url, and raw.warc.gz. Prints a JSON line a
-measure: seconds of wall time and of processors, workers included, and MB of text (or HTML) for each
-of the former. Peak memory is of all processes together, shared pages counted once.
+measure: seconds of wall time and of the parent's processor, and MB of text (or HTML) for each of
+the former. Peak memory is of all processes together, shared pages counted once. PEER_PYTHON, an
+interpreter that has datatrove, is measured on the same documents and workers right after.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import json
 import os
 import resource
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -51,6 +53,12 @@ def main() -> None:
             curate._judge(config, found, out / "gates", workers, (Path(), ""), _silent)
     with engine.start(runner) as workers:
         _warm(workers, out)
+        peers = dataclasses.replace(config, sources={"text": _peers_rules(source)})
+        with _measured("rules of datatrove alone", megabytes):
+            found = sources.survey(peers.sources)
+            curate._judge(peers, found, out / "rules", workers, (Path(), ""), _silent)
+    with engine.start(runner) as workers:
+        _warm(workers, out)
         with _measured("whole MinHash deduplication", megabytes):
             _deduplicate(paths, config.dedup, out / "dedup", workers)
     with engine.start(runner) as workers:
@@ -67,6 +75,18 @@ def main() -> None:
                     for i in range(workers.num_workers)
                 ]
                 workers.run(out / "warc", tasks, _silent)
+    if len(sys.argv) > 4:
+        peer = Path(__file__).with_name("bench_datatrove.py")
+        command = [sys.argv[4], str(peer), f"{corpus}/parquet", f"{out}/peer", sys.argv[3]]
+        told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        for line in map(json.loads, told.stdout.splitlines()):
+            print(json.dumps({**line, "mb_per_sec": round(megabytes / line["secs"], 2)}))
+
+
+def _peers_rules(path: str) -> sources.SourceConfig:
+    return sources.SourceConfig(
+        path, "auto", "auto", "main", "text", 1.0, ("gopher", "c4", "fineweb")
+    )
 
 
 def _silent(_line: str) -> None:

@@ -214,7 +214,7 @@ def test_a_set_holds_many_hashes_and_those_that_crowd():
 def test_compiled_code_of_other_sources_is_not_used():
     """Its folder is named after the sources of all compiled functions."""
     room = Path(kernel.__file__).parent
-    sources = [path.read_bytes() for path in sorted(room.glob("*.py"))]
+    sources = [path.read_bytes() for path in sorted(room.rglob("*.py"))]
     compiled = b"".join(source for source in sources if b"njit" in source)
     wanted = hashlib.blake2b(compiled, digest_size=8).hexdigest()
     assert Path(numba.config.CACHE_DIR).name == wanted
