@@ -29,6 +29,8 @@ WILDCARD = re.compile(r"[*?\[]")
 URI = re.compile(r"[a-z][a-z0-9+.-]+://")
 # Not content: what version control and systems keep beside it.
 HIDDEN_FOLDERS = (".git", ".hg", ".svn", "__pycache__", "node_modules")
+# How long a store may take to answer at all; how much is told of why it did not.
+REACH_SECS, MAX_WHY_CHARS = 30, 400
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,9 @@ def _system(path: str) -> tuple[fs.FileSystem, str]:
 
 @functools.cache
 def _store(prefix: str) -> fs.FileSystem:
-    return fs.FileSystem.from_uri(prefix)[0]
+    # Google's client would try for a quarter of an hour to reach what cannot be reached.
+    limit = f"?retry_limit_seconds={REACH_SECS}" if prefix.startswith(("gs:", "gcs:")) else ""
+    return fs.FileSystem.from_uri(prefix + limit)[0]
 
 
 def _remote(path: str) -> tuple[fs.FileSystem, str]:
@@ -154,7 +158,8 @@ def _ask(path: str, question):
     try:
         return question()
     except (OSError, ValueError, NotImplementedError) as error:
-        raise BadInput(f"{path}: cannot be listed: {error}") from error
+        why = " ".join(str(error).split())[:MAX_WHY_CHARS]
+        raise BadInput(f"{path}: cannot be listed: {why}") from error
 
 
 def open_raw(path: str) -> BinaryIO:
