@@ -130,6 +130,7 @@ def survey(sources: str | Mapping[str, SourceConfig]) -> Survey:
         BadInput: a path at which nothing is that we read.
     """
     given = {"": _from_path(sources)} if isinstance(sources, str) else sources
+    code.forget_licences()
     found, units, broken = {}, [], []
     for domain, source in sorted(given.items()):
         key = f"data.sources.{domain}.path" if domain else "data.sources"
@@ -152,7 +153,7 @@ def survey(sources: str | Mapping[str, SourceConfig]) -> Survey:
             units.append(Unit(name, kind, file, ""))
     units.sort(key=lambda unit: (unit.domain, unit.file.name, unit.file.path))
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        identities = list(pool.map(lambda unit: _identity(unit.file), units))
+        identities = list(pool.map(_identity, units))
     units = [unit._replace(identity=key) for unit, key in zip(units, identities, strict=True)]
     return Survey(dict(sorted(found.items())), units, broken)
 
@@ -234,12 +235,14 @@ def _is_mail(start: bytes) -> bool:
     return header is not None and sum(name in header[0].lower() for name in names) >= 2
 
 
-def _identity(file: files.File) -> str:
+def _identity(unit: Unit) -> str:
     """What changes when the content does: its hash, or on an object store its size and time."""
+    file = unit.file
+    licence = f" {code.find_licence(file.path, file.root)}" if unit.kind == "code" else ""
     if "://" in file.path:
-        return f"{file.num_bytes}:{file.changed}"
+        return f"{file.num_bytes}:{file.changed}{licence}"
     try:
-        return files.hash_content(file.path)
+        return files.hash_content(file.path) + licence
     except OSError as error:
         raise BadInput(f"{file.path}: {error.strerror}") from error
 

@@ -277,3 +277,21 @@ def test_fingerprint_follows_content_names_and_settings(tmp_path):
     assert now() == before
     (tmp_path / "b.txt").rename(tmp_path / "c.txt")
     assert now() != before
+
+
+def test_fingerprint_follows_the_licence_of_code(tmp_path):
+    write(tmp_path / "src" / "a.py", "import os\n")
+    licence = tmp_path / "LICENSE"
+    write(
+        licence,
+        "MIT License\n\nPermission is hereby granted, free of charge, to any person obtaining a copy",
+    )
+
+    def now():
+        survey = sources.survey({"code": dataclasses.replace(SOURCE, path=str(tmp_path))})
+        return next(unit.identity for unit in survey.units if unit.kind == "code")
+
+    before = now()
+    assert "MIT" in before
+    write(licence, "Apache License, Version 2.0\n")
+    assert "Apache-2.0" in now()

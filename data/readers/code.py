@@ -273,10 +273,20 @@ def read(path: str, root: str) -> Iterator[Record]:
         return
     language = _language(re.sub(r"\.(gz|zst|bz2|xz)$", "", path), text)
     stated = SPDX.search(text[:HEADER_CHARS])
-    licence = stated[1] if stated else _licence(path.rpartition("/")[0], root.rstrip("/"))
+    licence = stated[1] if stated else find_licence(path, root)
     inside = path.removeprefix(root.rstrip("/") + "/")
     meta = {"language": language, "licence": licence, "path": inside}
     yield Record(1, text, language=language, markup="code", meta=meta)
+
+
+def find_licence(path: str, root: str) -> str:
+    """What the nearest licence file is, from the folder of a file up to the root; see `read`."""
+    return _licence(path.rpartition("/")[0], root.rstrip("/"))
+
+
+def forget_licences() -> None:
+    """Licence files that were read may have changed since."""
+    _licence.cache_clear()
 
 
 @functools.lru_cache(maxsize=1 << 16)
