@@ -46,6 +46,8 @@ def main() -> None:
     # Chunks of one page share its URL in this corpus: they are no rivals.
     section = dataclasses.replace(config.dedup, urls=False)
     config = dataclasses.replace(config, sources=source, dedup=section)
+    with engine.start(runner) as workers:  # compiles what has not been
+        _end_to_end(dataclasses.replace(config, sources=paths[0]), out / "compiled", workers)
     with engine.start(runner) as workers:
         _warm(workers, out)
         with _measured("gates with MinHash of survivors", megabytes):
