@@ -284,7 +284,7 @@ def test_fingerprint_follows_the_licence_of_code(tmp_path):
     licence = tmp_path / "LICENSE"
     write(
         licence,
-        "MIT License\n\nPermission is hereby granted, free of charge, to any person obtaining a copy",
+        "Permission is hereby granted, free of charge, to any person obtaining a copy",
     )
 
     def now():
