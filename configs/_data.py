@@ -52,7 +52,7 @@ def data() -> ConfigDict:
                 min_left=0.5,  # share of a document below which it goes with its paragraphs
                 prefer=("longest",),  # of near-duplicates: quality, longest, newest; then the first
             ),
-            heldout_fraction=0.05,  # share of source files held out; 0 to 0.5
+            heldout_fraction=0.05,  # share of source files held out; above 0, to 0.5
             max_document_bytes=65_536,  # longer texts are cut at paragraph or line ends
         )
     )
@@ -152,6 +152,6 @@ def mixture() -> ConfigDict:
             budget_tokens=0,  # of the whole run; 0: as many as pretraining reads
             max_epochs=float("inf"),  # times that a group may be read; 4 cost little
             domain_max_epochs=dict(),  # the same for single domains
-            stages=(),  # (name, fraction, {domain: weight}) in order: a curriculum, annealing
+            stages=(),  # dict(name=, fraction=, weights={domain: weight}) in order: a curriculum
         )
     )

@@ -9,7 +9,6 @@ counts them at every step.
 import dataclasses
 import json
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,6 @@ import pyarrow.parquet as pq
 
 from data import dedup, funnel, gates, passes, ranges, sources, split
 from data.engine import Engine, Task, key_of
-from data.errors import BadInput
 from data.filters import contamination
 from data.passes import Part
 from data.shards import link
@@ -114,23 +112,28 @@ def curate(
         out/documents/*.parquet and out/dropped/*.parquet.
 
     Raises:
-        BadInput: a source that cannot be read, or a domain of which nothing is left.
+        BadInput: a source that cannot be read; nothing is left, of all or of a domain that has a
+            name in the configuration: then the tables are there all the same.
     """
     found = sources.survey(config.sources)
     log(f"{len(found.units)} files in {', '.join(found.sources)}")
     if found.broken:
-        log(f"passed over {len(found.broken)} files, the first {_name(found.broken[0])}")
+        log(f"passed over {len(found.broken)} files, the first {funnel.name(found.broken[0])}")
     index = _index(config, found, cache, evaluation)
+    names = [name for source in found.sources.values() for name in source.gates]
+    if idle := gates.list_idle(names, config.gates, bool(index[1])):
+        log(f"without a list, model or set to go by, all pass: {', '.join(idle)}")
     parts = _judge(config, found, cache, engine, index, log)
     if broken := [row for part in parts for row in part.summary["named"]]:
         count = sum(part.summary["broken"] for part in parts)
-        log(f"passed over {count} broken records, the first {_name(broken[0])}")
-    _refuse_unread(found, parts)
+        log(f"passed over {count} broken records, the first {funnel.name(broken[0])}")
+    is_named = not isinstance(config.sources, str)
+    funnel.refuse_unread(is_named, found, parts, log)
     fates = _deduplicate(config.dedup, parts, cache, engine, log)
     written = _write(config, parts, fates, cache, engine, log)
     counted = funnel.count(found, parts, [summary for _, summary in written], fates.largest_cluster)
-    _refuse_lost(counted)
     _publish(out, [folder for folder, _ in written], counted)
+    funnel.refuse_lost(is_named, counted, out, log)
     total = sum(counts["documents"] for counts in counted["kept"].values())
     log(f"kept {total} documents")
     return counted
@@ -343,43 +346,6 @@ def _ids(docs: np.ndarray, parts: list[Part]) -> dict[int, str]:
             found = table.column("id").take(pa.array(mine - part.start)).to_pylist()
             ids |= dict(zip(mine.tolist(), found, strict=True))
     return ids
-
-
-def _refuse_unread(found: sources.Survey, parts: list[Part]) -> None:
-    """Refuses a domain in which there was not one document to read."""
-    for domain, source in found.sources.items():
-        mine = [part.summary for part in parts if part.domain == domain]
-        num_files = sum(unit.domain == domain for unit in found.units)
-        if not sum(summary["documents"] for summary in mine):
-            broken = [row for summary in mine for row in summary["named"]]
-            trouble = f"; first trouble: {_name(broken[0])}" if broken else ""
-            raise BadInput(
-                f"sources.{domain}.path: {source.path}: not one document in {num_files} file(s) "
-                f"with text_field {source.text_field!r}; a text or a text field with a string is "
-                f"needed{trouble}"
-            )
-
-
-def _name(row: Mapping) -> str:
-    return f"{row['file']} record {row['record']}: {row['why']}"
-
-
-def _refuse_lost(counted: Mapping) -> None:
-    for domain, read in counted["read"].items():
-        if not counted["kept"][domain]["documents"]:
-            took = Counter(
-                {
-                    row["gate"]: row["dropped"]
-                    for row in counted["stages"]
-                    if row["domain"] == domain
-                }
-            )
-            why, most = took.most_common(1)[0]
-            raise BadInput(
-                f"sources.{domain}: none of its {read['documents']} documents is left; {why!r} "
-                f"took most of them ({most}); allowed: a threshold that lets some pass, or "
-                f"sources.{domain}.gates without it"
-            )
 
 
 def _publish(out: Path, folders: list[Path], counted: dict) -> None:

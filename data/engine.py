@@ -196,6 +196,9 @@ def _end_with() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # It may have been killed before this was set.
+    if os.getppid() != multiprocessing.parent_process().pid:
+        os._exit(1)
 
 
 def _at_once(function: Callable, *arguments: Any) -> Future:

@@ -1,8 +1,10 @@
 """The funnel: what was read, what each gate took and why, and what is left."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from data import dedup, gates, passes, sources
+from data.errors import BadInput
 
 SHOWN = 8  # samples of each gate
 
@@ -110,3 +112,68 @@ def _stages(rows: list[tuple], read: Mapping, domains: Mapping[str, sources.Sour
                     {"gate": gate, "domain": domain, "dropped": gone["documents"], **left}
                 )
     return stages
+
+
+def refuse_unread(
+    is_named: bool, found: sources.Survey, parts: Sequence[passes.Part], log: Callable[[str], None]
+) -> None:
+    """Refuses a domain that the user named, and any corpus, in which there was no document.
+
+    Args:
+        is_named: whether the configuration names the domains, rather than one path.
+        found: the sources.
+        parts: what data.passes.judge left.
+        log: takes a line on each other such domain.
+
+    Raises:
+        BadInput: such a domain.
+    """
+    read = dict.fromkeys(found.sources, 0)
+    for part in parts:
+        read[part.domain] += part.summary["documents"]
+    for domain in (domain for domain in read if not read[domain]):
+        mine = [part.summary for part in parts if part.domain == domain]
+        num_files = sum(unit.domain == domain for unit in found.units)
+        broken = [row for summary in mine for row in summary["named"]]
+        why = f"not one document in {num_files} file(s)"
+        why += f"; first trouble: {name(broken[0])}" if broken else ""
+        if is_named or not any(read.values()):
+            source = found.sources[domain]
+            key = f"data.sources.{domain}.path" if is_named else "data.sources"
+            raise BadInput(
+                f"{key}: {source.path}: {why}; with text_field {source.text_field!r}, a text or a "
+                "text field with a string is needed"
+            )
+        log(f"{domain}: {why}")
+
+
+def name(row: Mapping) -> str:
+    """A broken record in a line."""
+    return f"{row['file']} record {row['record']}: {row['why']}"
+
+
+def refuse_lost(is_named: bool, counted: Mapping, out: Path, log: Callable[[str], None]) -> None:
+    """Refuses a domain that the user named, and any corpus, of which nothing is left.
+
+    Args:
+        is_named: whether the configuration names the domains, rather than one path.
+        counted: what `count` returns.
+        out: where the tables are.
+        log: takes a line on each other such domain.
+
+    Raises:
+        BadInput: such a domain.
+    """
+    kept = {domain: counts["documents"] for domain, counts in counted["kept"].items()}
+    for domain in (domain for domain in kept if not kept[domain]):
+        took = {row["gate"]: row["dropped"] for row in counted["stages"] if row["domain"] == domain}
+        gate = max(took, key=took.get)
+        why = f"none of its {counted['read'][domain]['documents']} documents is left"
+        why += f"; {gate!r} took most of them ({took[gate]})"
+        if is_named or not any(kept.values()):
+            key = f"data.sources.{domain}" if is_named else f"data.sources: {domain}"
+            raise BadInput(
+                f"{key}: {why}; {out}/dropped has them; allowed: a threshold that lets some pass, "
+                "or a source, named in a config file, whose gates do without it"
+            )
+        log(f"{domain}: {why}")

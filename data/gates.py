@@ -6,7 +6,6 @@ pii); the others say what is wrong: the gate, a reason to be counted, a detail t
 
 import functools
 import hashlib
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,6 +80,8 @@ class QualityConfig:
     def __post_init__(self):
         if not 0 <= self.min_score <= 1:
             raise ValueError(f"min_score: {self.min_score} must be from 0 to 1")
+        if self.min_score and not self.model:
+            raise ValueError(f"min_score: {self.min_score} needs a model, as --fit-quality writes")
 
 
 @dataclass(frozen=True)
@@ -205,12 +206,9 @@ class Gates:
         self._enabled = np.uint32(
             sum(1 << number for number, name in enumerate(rules.RULES) if name in names)
         )
-        self._blocked = {line.lower() for line in _read_list(config.blocked, "blocked")}
-        self._opt_out = {
-            line.lower() if _is_hash(line) else urls.plain(line)
-            for line in _read_list(config.opt_out, "opt_out")
-        }
-        self._hashes = any(map(_is_hash, self._opt_out))
+        self._blocked = urls.read_hosts(config.blocked, "data.gates.blocked")
+        self._opt_out = urls.read_opt_outs(config.opt_out, "data.gates.opt_out")
+        self._hashes = any(map(urls.is_hash, self._opt_out))
         self._toxicity = toxicity.Toxicity(config.toxicity)
         self._quality = (
             classifier.load(Path(config.quality.model)) if config.quality.model else None
@@ -349,32 +347,32 @@ def _load_index(path: Path) -> contamination.Index:
     return contamination.Index.load(path)
 
 
-def _read_list(path: str, key: str) -> set[str]:
-    """Lines of a file, without blank ones and those that begin with '#'."""
-    if not path:
-        return set()
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"data.gates.{key}: {path}: {error}; a text file is needed") from error
-    return {line.strip() for line in lines if line.strip() and not line.startswith("#")}
-
-
-def _is_hash(line: str) -> bool:
-    return re.fullmatch(r"(?i)[0-9a-f]{64}", line) is not None
-
-
 def fingerprint(config: GateConfig) -> str:
     """Hashes the files that gates read: lists, models.
 
     Raises:
         BadInput: one that is missing.
     """
-    paths = [config.blocked, config.opt_out, config.quality.model, *toxicity.paths(config.toxicity)]
+    paths = [("blocked", config.blocked), ("opt_out", config.opt_out)]
+    paths += [("quality.model", config.quality.model)]
+    paths += [("toxicity", path) for path in toxicity.paths(config.toxicity)]
     hashes = []
-    for path in filter(None, paths):
+    for key, path in paths:
         try:
-            hashes.append(files.hash_content(path))
+            hashes += [files.hash_content(path)] if path else []
         except OSError as error:
-            raise BadInput(f"data.gates: {path}: {error.strerror}") from error
+            raise BadInput(f"data.gates.{key}: {path}: {error.strerror}") from error
     return "-".join(hashes)
+
+
+def list_idle(names: Iterable[str], config: GateConfig, is_evaluated: bool) -> list[str]:
+    """Those of some gates that have nothing to go by: no list, no model, no evaluation set."""
+    stand_on = {
+        "blocked": config.blocked,
+        "opt_out": config.opt_out,
+        "toxic_words": config.toxicity.lists,
+        "toxicity": config.toxicity.model,
+        "quality": config.quality.model,
+        "contamination": is_evaluated,
+    }
+    return [name for name in dict.fromkeys(names) if not stand_on.get(name, True)]

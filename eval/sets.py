@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from data import files
@@ -12,12 +12,13 @@ from data.errors import BadInput
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 
 
-def texts(path: str) -> Iterator[tuple[str, str]]:
+def texts(path: str, note: Callable[[str], None]) -> Iterator[tuple[str, str]]:
     """Yields every text of every evaluation set below a path.
 
     Args:
         path: files of JSON lines, JSON, CSV or TSV, packed or not; a folder or glob of them, local
             or on an object store; '' for none.
+        note: takes a line on files there that are of no such kind.
 
     Yields:
         (set, text): the set is the folder below `path`, or the file's first name where there is
@@ -28,7 +29,11 @@ def texts(path: str) -> Iterator[tuple[str, str]]:
     """
     if not path:
         return
-    found = [file for file in files.find("eval.sets", path) if _stem(file.name).endswith(SUFFIXES)]
+    there = files.find("eval.sets", path)
+    found = [file for file in there if _stem(file.name).endswith(SUFFIXES)]
+    others = [file.name for file in there if file not in found]
+    if others:
+        note(f"eval.sets: {len(others)} files of other kinds are not read, as {others[0]}")
     if not found:
         allowed = ", ".join(SUFFIXES)
         raise BadInput(f"eval.sets: {path}: no file of {allowed} found; packed ones count")

@@ -1,6 +1,6 @@
 """What is evaluated, as texts: handed to curation, so that training never holds it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from data import files, instruct
@@ -9,10 +9,11 @@ from launch.rundir import digest
 from launch.settings import to_dict
 
 
-def texts(settings: Any) -> Iterator[tuple[str, str]]:
+def texts(settings: Any, note: Callable[[str], None]) -> Iterator[tuple[str, str]]:
     """Yields (set, text) of all that this configuration evaluates.
 
-    The held-out conversations of the eval stage, and the files of `eval.sets`.
+    The held-out conversations of the eval stage, and the files of `eval.sets`; `note` takes a line
+    on those that cannot be read.
     """
     if not _is_wanted(settings):
         return
@@ -20,7 +21,7 @@ def texts(settings: Any) -> Iterator[tuple[str, str]]:
         for example in instruct.build(settings.instruct)["heldout"]:
             yield "instruct", example.reference
             yield from (("instruct", message["content"]) for message in example.messages)
-    yield from sets.texts(settings.eval.sets)
+    yield from sets.texts(settings.eval.sets, note)
 
 
 def _is_wanted(settings: Any) -> bool:

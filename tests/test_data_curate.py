@@ -307,12 +307,27 @@ def test_few_documents_leave_one_for_training_and_one_held_out(tmp_path, num_doc
     assert num_heldout == 0 if num_documents == 1 else 1 <= num_heldout < num_documents
 
 
-def test_domain_that_loses_everything_is_bad_input_and_leaves_no_file(tmp_path):
+def test_domain_that_loses_everything_is_bad_input_and_says_why(tmp_path):
     write_json_lines(tmp_path / "a.jsonl", ["short", "brief", prose(1) * 4])
     config = config_of({"web": source_of(tmp_path / "a.jsonl")})
     with pytest.raises(BadInput, match=r"sources\.web: none of its 3 .*'length' took most .*\(2\)"):
         run(config, tmp_path)
-    assert not (tmp_path / "out").exists()
+    dropped = pq.read_table(tmp_path / "out" / "dropped").column("why").to_pylist()
+    assert sorted(dropped) == ["gopher_duplicate_ngrams", "length", "length"]
+
+
+def test_domain_found_by_its_kind_may_lose_everything(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_json_lines(folder / "a.jsonl", [prose(seed) for seed in range(9)])
+    (folder / "p.html").write_text("<html><body>Hello.</body></html>")
+    lines = []
+    funnel = run(dataclasses.replace(BASE, sources=str(folder)), tmp_path, log=lines.append)
+    assert funnel["kept"]["web"]["documents"] == 0 and funnel["kept"]["text"]["documents"] > 0
+    assert any("web: none of its 1 documents is left" in line for line in lines)
+    (folder / "a.jsonl").unlink()
+    with pytest.raises(BadInput, match=r"data\.sources: web: none of its 1 documents is left"):
+        run(dataclasses.replace(BASE, sources=str(folder)), tmp_path)
 
 
 def test_domain_that_is_a_copy_of_another_is_bad_input(tmp_path):

@@ -276,7 +276,7 @@ def test_fingerprint_follows_the_files_that_gates_read(tmp_path, model):
     before = gates.fingerprint(config)
     (tmp_path / "list").write_text("b.org\n")
     assert gates.fingerprint(config) != before
-    with pytest.raises(BadInput, match="data.gates: .*absent: No such file"):
+    with pytest.raises(BadInput, match="data.gates.opt_out: .*absent: No such file"):
         gates.fingerprint(dataclasses.replace(CONFIG, opt_out=f"{tmp_path}/absent"))
 
 
@@ -296,3 +296,49 @@ def test_config_refuses(change, message):
 def test_a_list_that_is_missing_is_bad_input(tmp_path):
     with pytest.raises(BadInput, match=r"data\.gates\.blocked: .*absent: .*a text file is needed"):
         decide([PROSE], ("blocked",), blocked=f"{tmp_path}/absent")
+
+
+@pytest.mark.parametrize(
+    ("key", "lines", "message"),
+    [
+        (
+            "blocked",
+            "a.org\nhttp://b.org/page\n",
+            "blocked: .*line 2: 'http://b.org/page' is no host",
+        ),
+        ("blocked", '{"url": "a.org"}\n', "line 1: .* is no host, such as example.org"),
+        (
+            "opt_out",
+            "# hosts\nnonsense line here\n",
+            "line 2: 'nonsense line here' is neither a URL",
+        ),
+        ("opt_out", f"{'0' * 63}\n", "opt_out: .*is neither a URL nor 64 hexadecimal"),
+    ],
+)
+def test_lines_of_lists_that_could_never_match_are_bad_input(tmp_path, key, lines, message):
+    (tmp_path / "list").write_text(lines)
+    with pytest.raises(BadInput, match=message):
+        decide([PROSE], (key,), **{key: f"{tmp_path}/list"})
+
+
+def test_hosts_are_blocked_in_whatever_form_they_are_listed(tmp_path):
+    (tmp_path / "list").write_text("HTTP://A.org/\n*.b.org\n10.0.0.1\n")
+    pages = ["https://a.org/1", "http://x.b.org", "http://10.0.0.1/x", "http://c.org"]
+    rows = [row(PROSE, url=url) for url in pages]
+    batch = decide(rows, ("blocked",), blocked=f"{tmp_path}/list")
+    assert batch.why == ["blocked", "blocked", "blocked", ""]
+
+
+def test_gates_that_have_nothing_to_go_by_are_listed(model):
+    names = ("blocked", "length", "quality", "toxicity", "contamination")
+    assert gates.list_idle(names, CONFIG, False) == [
+        "blocked",
+        "quality",
+        "toxicity",
+        "contamination",
+    ]
+    quality = dataclasses.replace(CONFIG.quality, model=model)
+    config = dataclasses.replace(CONFIG, quality=quality, blocked="list")
+    assert gates.list_idle(names, config, True) == ["toxicity"]
+    with pytest.raises(ValueError, match="min_score: 0.5 needs a model"):
+        dataclasses.replace(CONFIG.quality, min_score=0.5)

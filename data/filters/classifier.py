@@ -140,7 +140,9 @@ def load(path: Path) -> Model:
             raise ValueError("weights of another size")
         return Model(config, weights, **header)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise BadInput(f"{path}: not a classifier ({error}); allowed: {FORMAT}") from error
+        raise BadInput(
+            f"{path}: not a classifier; allowed: what --fit-quality or --fit-toxicity writes"
+        ) from error
 
 
 def train(

@@ -1,7 +1,15 @@
-"""URLs: their hosts, and one form for all that name one page."""
+"""URLs: their hosts, one form for all that name one page, and lists of what must go."""
 
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
+from data.errors import BadInput
+
+HOST = re.compile(r"[\w-]+(\.[\w-]+)*|[0-9a-f:]+")
+HASH = re.compile(r"(?i)[0-9a-f]{64}")
+MAX_SHOWN = 80
 TRACKING = ("utm_", "fbclid=", "gclid=", "mc_cid=", "mc_eid=")
 
 
@@ -31,3 +39,69 @@ def plain(url: str) -> str:
         pair for pair in parts.query.split("&") if pair and not pair.lower().startswith(TRACKING)
     )
     return place + parts.path.rstrip("/") + (f"?{query}" if query else "")
+
+
+def read_hosts(path: str, key: str) -> set[str]:
+    """Reads a list of hosts to block: one a line, alone, as *.host or as a URL without a page.
+
+    Args:
+        path: a text file; '' for none. Blank lines and those that begin with '#' say nothing.
+        key: of the configuration, for messages.
+
+    Returns:
+        The hosts, in lower case.
+
+    Raises:
+        BadInput: a file that cannot be read, or a line that is none of these.
+    """
+    hosts = set()
+    for place, line in _lines(path, key):
+        url = line if "://" in line else f"//{line.removeprefix('*.')}"
+        name = host(url)
+        if not HOST.fullmatch(name) or url.rstrip("/").count("/") > 2:
+            raise BadInput(f"{place}: {line[:MAX_SHOWN]!r} is no host, such as example.org")
+        hosts.add(name)
+    return hosts
+
+
+def read_opt_outs(path: str, key: str) -> set[str]:
+    """Reads a list of what has opted out: a URL or the SHA-256 of a text a line.
+
+    Args:
+        path: a text file; '' for none. Blank lines and those that begin with '#' say nothing.
+        key: of the configuration, for messages.
+
+    Returns:
+        URLs as `plain` gives them, and hashes in lower case.
+
+    Raises:
+        BadInput: a file that cannot be read, or a line that is neither.
+    """
+    found = set()
+    for place, line in _lines(path, key):
+        url = plain(line)
+        name = host(f"//{url}")
+        if not is_hash(line) and not (HOST.fullmatch(name) and "." in name):
+            raise BadInput(
+                f"{place}: {line[:MAX_SHOWN]!r} is neither a URL nor 64 hexadecimal digits"
+            )
+        found.add(line.lower() if is_hash(line) else url)
+    return found
+
+
+def is_hash(line: str) -> bool:
+    """Whether a line is a SHA-256."""
+    return HASH.fullmatch(line) is not None
+
+
+def _lines(path: str, key: str) -> Iterator[tuple[str, str]]:
+    """Lines that say something, each with where it stands."""
+    if not path:
+        return
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{key}: {path}: {error}; a text file is needed") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not line.startswith("#"):
+            yield f"{key}: {path}: line {number}", line.strip()
