@@ -31,7 +31,7 @@ def run_curate(context: Context) -> dict:
             context.run.stage("curate"),
             context.run.cache("curate"),
             workers,
-            evaluation.texts(context.settings),
+            evaluation.texts(context.settings, context.progress.note),
             context.progress.log,
         )
     sums = {
