@@ -53,7 +53,7 @@ def data() -> ConfigDict:
                 prefer=("longest",),  # of near-duplicates: quality, longest, newest; then the first
             ),
             heldout_fraction=0.05,  # share of source files held out; above 0, to 0.5
-            max_document_bytes=65_536,  # longer texts are cut at paragraph or line ends
+            max_document_bytes=65_536,  # longer texts are cut at paragraph or line ends, or blanks
         )
     )
 

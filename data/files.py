@@ -1,29 +1,29 @@
 """Files anywhere: local paths and object stores, found by glob, opened, unpacked, hashed."""
 
-import bz2
+import contextlib
 import fnmatch
 import functools
-import gzip
 import hashlib
 import io
-import lzma
+import os
 import posixpath
 import re
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import zstandard
 from pyarrow import fs
 
+from data import unpacking
 from data.errors import BadInput
 
 HEAD_BYTES = 1 << 16
 HEAD_STEP_BYTES = 1 << 10
 # What packed bytes that are cut off or damaged raise.
-DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError)
+DAMAGE = unpacking.DAMAGE
+# What a file system raises that does not answer, or not for us.
+UNREACHED = (OSError, ValueError, NotImplementedError)
 CHUNK_BYTES = 1 << 20
 WILDCARD = re.compile(r"[*?\[]")
 URI = re.compile(r"[a-z][a-z0-9+.-]+://")
@@ -43,6 +43,7 @@ class File:
         root: the folder that `name` is relative to, a path or URI.
         num_bytes: its size as stored.
         changed: when it was last written, nanoseconds since 1970.
+        why: of a folder that cannot be listed, which stands for what is in it: why not; else ''.
     """
 
     name: str
@@ -50,6 +51,7 @@ class File:
     root: str
     num_bytes: int
     changed: int
+    why: str = ""
 
 
 def find(key: str, pattern: str) -> list[File]:
@@ -59,17 +61,20 @@ def find(key: str, pattern: str) -> list[File]:
         key: the setting that `pattern` is of, for messages.
         pattern: a file, a folder (read recursively), a glob with * ? [] and ** for any depth, or
             several of these with commas between; local or on an object store (s3://, gs://,
-            hdfs:// and what else Arrow's file systems know).
+            hdfs:// and what else Arrow's file systems know). A name that is there as it stands
+            is that, whatever commas and brackets are in it.
 
     Returns:
         The files, each once. Files and folders whose names begin with a dot are passed over below a
-        folder or glob.
+        folder or glob, and of a local folder that several links lead to, all but one. A folder
+        below them that cannot be listed is among the files, with the reason.
 
     Raises:
         BadInput: one of several at which nothing is; a store that is unknown or does not answer.
     """
     found: dict[str, File] = {}
-    parts = [pattern] if Path(pattern).is_file() else map(str.strip, pattern.split(","))
+    is_one = _is_there(pattern)
+    parts = [pattern] if is_one else map(str.strip, pattern.split(","))
     for part in parts:
         files = list(_find_one(part))
         if not files:
@@ -80,13 +85,21 @@ def find(key: str, pattern: str) -> list[File]:
     return sorted(found.values(), key=lambda file: (file.name, file.path))
 
 
+def _is_there(pattern: str) -> bool:
+    """Whether something local has that very name."""
+    path = pattern.removeprefix("file://")
+    with contextlib.suppress(OSError, ValueError):  # Longer than a name, as lists of files are.
+        return path != "" and Path(path).exists()
+    return False
+
+
 def _find_one(pattern: str) -> Iterator[File]:
     if not pattern:
         return
     system, path = _system(pattern)
     scheme = URI.match(pattern)
     prefix = scheme[0] if scheme else ""
-    wild = WILDCARD.search(path)
+    wild = None if _is_there(pattern) else WILDCARD.search(path)
     root = path[: wild.start()].rpartition("/")[0] if wild else path
     root = root or ("/" if path.startswith("/") else ".")
     info = _ask(pattern, lambda: system.get_file_info(root))
@@ -97,26 +110,55 @@ def _find_one(pattern: str) -> Iterator[File]:
     if info.type != fs.FileType.Directory:
         return
     matches = _matcher(path) if wild else None
-    for entry in sorted(_walk(pattern, system, root), key=lambda entry: entry.path):
+    for entry, why in sorted(_walk(pattern, system, info, matches), key=lambda row: row[0].path):
         entry_path = posixpath.normpath(entry.path) if not prefix else entry.path
-        if matches is None or matches(entry_path):
+        if matches is None or why or matches(entry_path):
             name = posixpath.relpath(entry_path, root)
-            yield File(name, prefix + entry_path, prefix + root, entry.size, entry.mtime_ns or 0)
+            size, changed = entry.size or 0, entry.mtime_ns or 0
+            yield File(name, prefix + entry_path, prefix + root, size, changed, why)
 
 
-def _walk(pattern: str, system: fs.FileSystem, root: str) -> Iterator[fs.FileInfo]:
-    """All files below a folder; hidden ones are not entered."""
-    for entry in _ask(pattern, lambda: system.get_file_info(fs.FileSelector(root))):
-        name = entry.base_name
-        if name.startswith(".") or name in HIDDEN_FOLDERS:
+def _walk(
+    pattern: str, system: fs.FileSystem, root: fs.FileInfo, matches: Callable[[str], bool] | None
+) -> Iterator[tuple[fs.FileInfo, str]]:
+    """All files below a folder, with ''; folders that cannot be listed, with the reason.
+
+    Hidden ones are not entered. Local folders are entered once, and through a link only where that
+    is the only way: their own names come first. Where a glob chooses among the names, it may be a
+    link's that it gives; then only links to a folder above them are not followed.
+    """
+    is_local = isinstance(system, fs.LocalFileSystem)
+    entered: set[str] = set()
+    # Folders and links to folders that are to be entered: what they are, and the folders above.
+    folders, links = [(root, frozenset())], []
+    while folders or links:
+        folder, above = folders.pop() if folders else links.pop()
+        real = os.path.realpath(folder.path) if is_local else folder.path
+        if real in above or (matches is None and real in entered):
             continue
-        if entry.type == fs.FileType.Directory:
-            yield from _walk(pattern, system, entry.path)
-        elif entry.type == fs.FileType.File:
-            yield entry
+        entered.add(real)
+        try:
+            inside = _list(system, folder.path)
+        except UNREACHED as error:
+            if not above:
+                raise BadInput(f"{pattern}: cannot be listed: {_why(error)}") from error
+            yield folder, _why(error)
+            continue
+        for entry in sorted(inside, key=lambda entry: entry.path, reverse=True):
+            if entry.base_name.startswith(".") or entry.base_name in HIDDEN_FOLDERS:
+                continue
+            if entry.type == fs.FileType.Directory:
+                is_link = is_local and Path(entry.path).is_symlink()
+                (links if is_link else folders).append((entry, above | {real}))
+            elif entry.type == fs.FileType.File:
+                yield entry, ""
 
 
-def _matcher(pattern: str):
+def _list(system: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
+    return system.get_file_info(fs.FileSelector(folder))
+
+
+def _matcher(pattern: str) -> Callable[[str], bool]:
     """A glob as a predicate on paths: * and ? stay inside a folder, ** does not."""
     pieces = re.split(r"(\*\*/?|\*|\?|\[[^\]]+\])", posixpath.normpath(pattern))
     translated = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
@@ -157,9 +199,12 @@ def _remote(path: str) -> tuple[fs.FileSystem, str]:
 def _ask(path: str, question):
     try:
         return question()
-    except (OSError, ValueError, NotImplementedError) as error:
-        why = " ".join(str(error).split())[:MAX_WHY_CHARS]
-        raise BadInput(f"{path}: cannot be listed: {why}") from error
+    except UNREACHED as error:
+        raise BadInput(f"{path}: cannot be listed: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    return " ".join(str(error).split())[:MAX_WHY_CHARS]
 
 
 def open_raw(path: str) -> BinaryIO:
@@ -180,43 +225,15 @@ def open_plain(path: str) -> BinaryIO:
     Raises:
         OSError, EOFError, zlib.error, lzma.LZMAError: here or while reading, if it is damaged.
     """
-    stream = io.BufferedReader(open_raw(path), CHUNK_BYTES)
-    magic = stream.peek(6)[:6]
-    for start, unpack in UNPACKERS.items():
-        if magic.startswith(start):
-            return _Unpacked(unpack(stream), stream)
-    return stream
-
-
-def _unpack_zstd(stream: BinaryIO) -> BinaryIO:
-    return zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
-
-
-UNPACKERS = {
-    b"\x1f\x8b": lambda stream: gzip.GzipFile(fileobj=stream),
-    b"\x28\xb5\x2f\xfd": _unpack_zstd,
-    b"BZh": bz2.BZ2File,
-    b"\xfd7zXZ\x00": lzma.LZMAFile,
-}
-
-
-class _Unpacked(io.BufferedReader):
-    """An unpacked stream that closes the packed one with it."""
-
-    def __init__(self, unpacked: BinaryIO, packed: BinaryIO):
-        super().__init__(unpacked, CHUNK_BYTES)
-        self._packed = packed
-
-    def close(self) -> None:
-        super().close()
-        self._packed.close()
+    return unpacking.unpack(open_raw(path), path)
 
 
 def head(path: str) -> bytes:
-    """The first bytes of a file, unpacked; fewer where the packing is damaged.
+    """The first bytes of a file, unpacked; fewer where the packing is damaged behind them.
 
     Raises:
         OSError: it cannot be read at all.
+        Those of DAMAGE: it is damaged before anything could be unpacked.
     """
     found = bytearray()
     with open_plain(path) as stream:
@@ -225,7 +242,8 @@ def head(path: str) -> bytes:
             while len(found) < HEAD_BYTES and (part := stream.read1(HEAD_STEP_BYTES)):
                 found += part
         except DAMAGE:
-            pass
+            if not found:
+                raise
     return bytes(found[:HEAD_BYTES])
 
 
@@ -240,3 +258,22 @@ def hash_content(path: str) -> str:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def fingerprint(key: str, pattern: str) -> list[list[str]]:
+    """Names and hashes of files.
+
+    Args:
+        key: the setting that `pattern` is of, for messages.
+        pattern: as of `find`.
+
+    Raises:
+        BadInput: as of `find`, and a file or folder that cannot be read.
+    """
+    hashes = []
+    for file in find(key, pattern):
+        try:
+            hashes.append([file.name, hash_content(file.path)])
+        except OSError as error:
+            raise BadInput(f"{key}: {file.path}: cannot be read: {_why(error)}") from error
+    return hashes

@@ -7,9 +7,6 @@ same documents.
 import dataclasses
 import hashlib
 import json
-import lzma
-import re
-import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,15 +14,16 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from data import files, gates
+from data import files, gates, unpacking
 from data.document import EXTRACTORS, Record
 from data.errors import BadInput
 from data.readers import code, python_library
+from data.recognition import recognise
 
 AUTO = "auto"
 MARKUPS = (AUTO, "plain", "html", "latex", "wikitext", "book")
 # What a cut-off or damaged file raises in the middle of reading it.
-DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
+DAMAGE = (*files.DAMAGE, pa.ArrowException)
 HASHING_THREADS = 4
 
 
@@ -170,69 +168,22 @@ def _recognise(key: str, source: SourceConfig) -> list[tuple[files.File, str]]:
         return [(file, source.path) for file in python_library.list_files(source.path)]
     found = files.find(key, source.path)
     if source.kind != AUTO:
-        return [(file, source.kind) for file in found]
+        return [(file, _why_not(file) or source.kind) for file in found]
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        return list(zip(found, pool.map(_kind_of, found), strict=True))
+        return list(zip(found, pool.map(kind_of, found), strict=True))
 
 
-def _kind_of(file: files.File) -> str:
+def kind_of(file: files.File) -> str:
+    """One of KINDS, or a sentence that says why a file is none."""
     try:
-        return recognise(file.name, files.head(file.path))
+        return _why_not(file) or recognise(file.name, files.head(file.path))
     except DAMAGE as error:
-        return f"cannot be read: {error}"
+        is_there = not isinstance(error, OSError) or error.errno is None
+        return f"the file is damaged: {error}" if is_there else f"cannot be read: {error}"
 
 
-def recognise(name: str, head: bytes) -> str:
-    """Tells what a file is by its first bytes (unpacked), and by its name where these are plain.
-
-    Args:
-        name: its path.
-        head: up to files.HEAD_BYTES of it.
-
-    Returns:
-        One of KINDS, or a sentence that says why it is none.
-    """
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    stem = re.sub(r"\.(gz|zst|bz2|xz)$", "", name)
-    for kind, is_so in (
-        ("warc", start.startswith(b"WARC/")),
-        ("parquet", head.startswith(b"PAR1")),
-        ("tfds", ".array_record" in stem or ".tfrecord" in stem),
-        ("latex", head[257:262] == b"ustar" or stem.endswith(".tex")),
-        ("wikipedia", b"<mediawiki" in start[:2000]),
-        ("stackexchange", b"<posts" in start[:2000]),
-        ("html", re.match(rb"(?is)<(!doctype html|html|head|body)\b", start) is not None),
-        ("threads", _holds_threads(start)),
-        ("json", start[:1] == b"{" or (start[:1] == b"[" and stem.endswith(".json"))),
-        ("mail", _is_mail(start)),
-        ("latex", b"\\documentclass" in head),
-        ("csv", stem.endswith((".csv", ".tsv"))),
-        ("code", code.is_code(stem)),
-    ):
-        if is_so:
-            return kind
-    if not head:
-        return "it is empty"
-    if b"\0" in head or len(head.decode(errors="ignore").encode()) < len(head) - 3:
-        return "neither text nor a format that we read"
-    return "text"
-
-
-def _holds_threads(start: bytes) -> bool:
-    """Whether the first JSON object has a parent, as posts do."""
-    first = start[:4000]
-    return start[:1] in (b"{", b"[") and any(
-        re.search(rb'"%s"\s*:' % key, first) is not None
-        for key in (b"parent_id", b"parent_message_id", b"link_id", b"replies")
-    )
-
-
-def _is_mail(start: bytes) -> bool:
-    if start.startswith(b"From "):
-        start = start.partition(b"\n")[2]
-    header = re.match(rb"(?:[!-9;-~]+:[^\n]*\n(?:[ \t][^\n]*\n)*){2,}", start)
-    names = (b"from:", b"message-id:", b"received:", b"subject:")
-    return header is not None and sum(name in header[0].lower() for name in names) >= 2
+def _why_not(file: files.File) -> str:
+    return f"cannot be listed: {file.why}" if file.why else ""
 
 
 def _identity(unit: Unit) -> str:
@@ -279,13 +230,14 @@ def read(
     Args:
         unit: the file.
         source: its domain's source.
-        max_document_bytes: a longer text is cut into several documents, at paragraph or line ends.
+        max_document_bytes: a longer text is cut into several documents, as `cut` does.
         broken: {file, record, why} is appended here for each record passed over.
 
     Yields:
         Rows of data.document.SCHEMA, and the `markup` that the text was in.
     """
     last = 0
+    unpacking.take_garbage(unit.file.path)  # That which was met before is not of this reading.
 
     def pass_over(number: int, why: str):
         broken.append({"file": unit.file.path, "record": number, "why": why})
@@ -299,6 +251,8 @@ def read(
             yield from _documents(unit, source, record, max_document_bytes, pass_over)
     except DAMAGE as error:
         pass_over(last + 1, f"the file is damaged or breaks off here: {error}")
+    if why := unpacking.take_garbage(unit.file.path):
+        pass_over(last + 1, why)
 
 
 def _records(unit: Unit, source: SourceConfig) -> Iterator[Record]:
@@ -367,7 +321,7 @@ def _plain(text: str, markup: str, extract: str) -> str:
 
 
 def cut(text: bytes, max_bytes: int) -> list[bytes]:
-    """Cuts a text into pieces, at the last paragraph end that leaves no small piece, else line end.
+    """Cuts a text at the last paragraph end that leaves no small piece, else line end, else blank.
 
     Args:
         text: UTF-8.
@@ -386,7 +340,7 @@ def cut(text: bytes, max_bytes: int) -> list[bytes]:
 
 
 def _cut_end(text: bytes, low: int, high: int) -> int:
-    for mark in (b"\n\n", b"\n\r\n", b"\n"):
+    for mark in (b"\n\n", b"\n\r\n", b"\n", b" "):
         found = text.rfind(mark, low, high)
         if found >= 0:
             return found + len(mark)

@@ -34,8 +34,7 @@ def fingerprint(settings: Any) -> str:
     """What all of these hash to; '' where no document is held against them."""
     if not _is_wanted(settings):
         return ""
-    sets = settings.eval.sets
-    found = files.find("eval.sets", sets) if sets else []
-    hashes = [[file.name, files.hash_content(file.path)] for file in found]
+    found = settings.eval.sets
+    hashes = files.fingerprint("eval.sets", found) if found else []
     dialog = "sft" in settings.stages and "eval" in settings.stages
     return digest([hashes, to_dict(settings.instruct) if dialog else None])

@@ -23,18 +23,10 @@ from data.sources import SourceConfig
 from launch import settings
 
 BASE = settings.to_dataclass(CurateConfig, web.get_config().data, "data")
-GATES = dataclasses.replace(
-    BASE.gates,
-    min_chars=100,
-    gopher=dataclasses.replace(BASE.gates.gopher, min_words=20),
-)
-PROSE_GATES = (
-    "length",
-    "language",
-    "gopher_word_count",
-    "gopher_stop_words",
-    "gopher_duplicate_ngrams",
-)
+FEWER_WORDS = dataclasses.replace(BASE.gates.gopher, min_words=20)
+GATES = dataclasses.replace(BASE.gates, min_chars=100, gopher=FEWER_WORDS)
+GOPHER = ("gopher_word_count", "gopher_stop_words", "gopher_duplicate_ngrams")
+PROSE_GATES = ("length", "language", *GOPHER)
 VOCABULARY = """\
 the of and to with that have be old new harbour morning pilot stone river garden letter window
 mountain teacher winter summer market bridge village kitchen captain machine picture answer

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import lzma
+import random
 
 import pytest
 import zstandard
@@ -82,10 +83,15 @@ def test_content_is_unpacked_by_what_it_is(tmp_path, packing):
 
 @pytest.mark.parametrize("packing", ["gz", "zst", "bz2", "xz"])
 def test_the_head_of_what_breaks_off_is_what_is_there(tmp_path, packing):
-    content = bytes(range(256)) * 4000
+    content = random.Random(0).randbytes(2_000_000)
     packed = PACKINGS[packing](content)
     (tmp_path / "cut").write_bytes(packed[: len(packed) // 2])
     assert content.startswith(files.head(str(tmp_path / "cut")))
+    assert len(files.head(str(tmp_path / "cut"))) > 1000
+    # Where nothing can be had, the damage is not taken for an empty file.
+    (tmp_path / "cut").write_bytes(packed[:6] + b"damage" * 9)
+    with pytest.raises(files.DAMAGE):
+        files.head(str(tmp_path / "cut"))
 
 
 def test_hashes_follow_the_content(tmp_path):
@@ -114,3 +120,70 @@ def test_where_nothing_is_found_is_bad_input(tree, path, message):
 def test_a_file_may_have_a_comma_in_its_name(tree):
     (tree / "one, two.txt").write_text("x")
     assert names(f"{tree}/one, two.txt") == ["one, two.txt"]
+
+
+@pytest.mark.parametrize("name", ["br[1].txt", "what?.txt", "a*.txt", "x{1}, [2].txt"])
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_name_that_is_there_is_no_glob(tree, scheme, name):
+    for other in ("br1.txt", "whats.txt"):
+        (tree / other).write_text("other")
+    (tree / name).write_text("x")
+    assert names(f"{scheme}{tree}/{name}") == [name]
+    assert names(f"{tree}/b*.gz,{tree}/a.txt") == ["a.txt", "b.jsonl.gz"]
+
+
+def test_a_folder_that_is_there_is_no_glob(tree):
+    for folder in ("set [a], 1", "set a"):
+        (tree / folder).mkdir()
+        (tree / folder / f"{folder}.txt").write_text("x")
+    assert names(f"{tree}/set [a], 1") == ["set [a], 1.txt"]
+    assert names(f"{tree}/set [a], 1/") == ["set [a], 1.txt"]
+    assert names(f"{tree}/set [a]*") == ["set a/set a.txt"]
+
+
+def test_a_list_may_be_longer_than_a_name(tree):
+    assert names(",".join([f"{tree}/a.txt"] * 999)) == ["a.txt"]
+
+
+def test_folders_are_entered_once_and_by_their_real_names(tree):
+    (tree / "loop").symlink_to(".")
+    (tree / "deep" / "up").symlink_to(tree)
+    (tree / "another").symlink_to("deep")
+    (tree / "dangling").symlink_to("nowhere")
+    everything = ["a.txt", "b.jsonl.gz", "deep/c.txt", "deep/er/d.txt"]
+    assert names(f"{tree}") == names(f"file://{tree}") == everything
+    outside = tree / "deep" / "er"
+    assert names(f"{outside}") == ["d.txt"]
+    (outside / "side").symlink_to(tree / ".git")
+    assert names(f"{outside}") == ["d.txt", "side/config"]
+
+
+def test_globs_follow_the_links_that_they_name_but_no_circle(tree):
+    (tree / "loop").symlink_to(".")
+    (tree / "link").symlink_to("deep")
+    assert names(f"{tree}/l*/c.txt") == ["link/c.txt"]
+    assert names(f"{tree}/link/*.txt") == ["c.txt"]
+    expected = ["a.txt", "deep/c.txt", "deep/er/d.txt", "link/c.txt", "link/er/d.txt"]
+    assert names(f"{tree}/**/*.txt") == expected
+
+
+def test_a_folder_that_cannot_be_listed_is_among_what_is_found(tree, monkeypatch):
+    deny(monkeypatch, tree / "deep" / "er")
+    found = files.find("where", str(tree))
+    assert [file.name for file in found] == ["a.txt", "b.jsonl.gz", "deep/c.txt", "deep/er"]
+    assert [file.why for file in found[:3]] == ["", "", ""]
+    assert "Permission denied" in found[3].why and str(found[3].path) == f"{tree}/deep/er"
+    with pytest.raises(BadInput, match="er: cannot be listed: .*Permission denied"):
+        files.find("where", str(tree / "deep" / "er"))
+
+
+def deny(monkeypatch, folder):
+    """Lists no such folder, as for a user who may not: the tests' own may everything."""
+    list_folder = files._list
+
+    def list_unless_denied(system, path):
+        if path == str(folder):
+            raise PermissionError(13, f"Cannot list directory '{folder}': Permission denied")
+        return list_folder(system, path)
+
+    monkeypatch.setattr(files, "_list", list_unless_denied)

@@ -49,6 +49,19 @@ DOCUMENT = (
 )
 
 
+def test_an_archive_of_something_else_says_what_to_do(tmp_path):
+    text = b"Words of some licence or other, and no LaTeX. " * 9
+    notes = {"notes/a.txt": text, "notes/LICENSE": text, "notes/a.py": b"import os\n"}
+    for members in ({"a.txt": text}, notes):
+        [broken] = read(tmp_path, "notes.tar.gz", gzip.compress(tar_of(members)))
+        assert broken.why == (
+            "no LaTeX in it, and archives of anything else are not read: unpack them first"
+        )
+    source = b"\\begin{document}Words of a paper.\\end{document}"
+    [record] = read(tmp_path, "a.tar", tar_of(notes | {"notes/paper": source}))
+    assert record.text == "Words of a paper.\n"
+
+
 @pytest.mark.parametrize("name", ["2101.00001.gz", "2101.00001v2.tex", "2101.00001.tar.gz"])
 def test_single_source_is_read(tmp_path, name):
     data = DOCUMENT if name.endswith(".tex") else gzip.compress(DOCUMENT)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import gates, sources
+from data import files, gates, sources
 from data.document import SCHEMA
 from data.errors import BadInput
 
@@ -129,6 +129,62 @@ def test_every_kind_is_known_by_its_content_and_read(tmp_path, name, pack):
     assert broken == []
 
 
+def test_a_number_of_replies_leaves_texts_as_they_are(tmp_path):
+    rows = [{"id": 1, "text": PROSE, "replies": 3}]
+    path = write(tmp_path / "a.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
+    (row,), broken = read(path)
+    assert (row["text"], row["domain"], broken) == (PROSE, "text", [])
+
+
+def test_packed_files_that_are_damaged_at_once_say_how(tmp_path):
+    packed = gzip.compress(PROSE.encode())
+    write(tmp_path / "a.txt", PROSE)
+    damage = {
+        "start.gz": packed[:12] + bytes(40),
+        "short.gz": packed[:6],
+        "middle.gz": packed[:20] + b"\xff" * 20 + packed[40:],
+    }
+    for name, data in damage.items():
+        write(tmp_path / name, data)
+    write(tmp_path / "empty.gz", gzip.compress(b""))
+    rows, broken = read(tmp_path)
+    assert [row["source"] for row in rows] == ["a.txt:00000001"]
+    whys = {row["file"].rpartition("/")[2]: row["why"] for row in broken}
+    assert whys.pop("empty.gz") == "it is empty"
+    assert whys.keys() == damage.keys()
+    assert all("damaged" in why for why in whys.values()), whys
+
+
+@pytest.mark.parametrize("name", ["plain", "lines", "page", "paper", "box", "dump", "posts"])
+def test_what_follows_a_packed_file_is_named_and_the_file_kept(tmp_path, name):
+    content = FILES[name][0]
+    for garbage in (b"", b"\0" * 600, b"GARBAGE", b"\0\0GARBAGE" * 9999):
+        path = write(tmp_path / f"{name}.gz", gzip.compress(content.encode()) + garbage)
+        (row,), broken = read(path)
+        assert "sentence of some words" in row["text"]
+        assert len(broken) == bool(garbage.strip(b"\0"))
+        assert all("gzip has not packed" in entry["why"] for entry in broken)
+
+
+@pytest.mark.parametrize("kind", ["auto", "text"])
+def test_a_folder_that_cannot_be_listed_is_passed_over(tmp_path, monkeypatch, kind):
+    write(tmp_path / "a.txt", PROSE)
+    write(tmp_path / "closed" / "b.txt", PROSE)
+    list_folder = files._list
+
+    def list_unless_closed(system, path):
+        if path.endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return list_folder(system, path)
+
+    monkeypatch.setattr(files, "_list", list_unless_closed)
+    source = dataclasses.replace(SOURCE, path=str(tmp_path), kind=kind)
+    (row,), (broken,) = read({"text": source})
+    assert row["source"] == "a.txt:00000001"
+    assert broken["file"] == str(tmp_path / "closed")
+    assert "cannot be listed" in broken["why"] and "Permission denied" in broken["why"]
+
+
 def test_a_folder_of_everything_falls_into_its_domains(tmp_path):
     for name, (content, *_) in FILES.items():
         write(tmp_path / name, content)
@@ -227,6 +283,7 @@ def test_cut_prefers_paragraph_then_line_and_leaves_no_small_piece():
     assert sources.cut(b"aaaaa\n\nb\ncccccc", 10) == [b"aaaaa\n\n", b"b\ncccccc"]
     assert sources.cut(b"a\n\nbbbbb\ncccccccc", 10) == [b"a\n\nbbbbb\n", b"cccccccc"]
     assert sources.cut(b"a\n\n" + b"b" * 12, 10) == [b"a\n\n" + b"b" * 7, b"b" * 5]
+    assert sources.cut(b"aa bbb ccc dddd", 10) == [b"aa bbb ", b"ccc dddd"]
 
 
 @pytest.mark.parametrize("name", ["absent.txt", "absent/*.txt", "absent"])

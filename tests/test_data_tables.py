@@ -264,7 +264,7 @@ def test_text_is_divided_at_separator_lines(tmp_path):
 
 
 def test_text_that_is_not_utf8_loses_only_itself(tmp_path):
-    records = read_text(tmp_path, b"one\n<|endoftext|>\ntwo \xff\n<|endoftext|>\nthree\n")
+    records = read_text(tmp_path, b"one\n<|endoftext|>\n\2 \xff\n<|endoftext|>\nthree\n")
     assert [record.text for record in records] == ["one\n", "", "three\n"]
     assert "not UTF-8" in records[1].why
     packed = gzip.compress(

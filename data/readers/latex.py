@@ -27,6 +27,8 @@ from data.readers.latex_words import THEOREMS
 MAX_TEX_BYTES = 64 << 20
 MAX_INPUT_DEPTH = 20
 DAMAGE = (*files.DAMAGE, tarfile.TarError)
+NO_LATEX = "no LaTeX in it"
+OTHER_ARCHIVES = "archives of anything else are not read: unpack them first"
 TEX_SUFFIXES = ("", ".tex", ".ltx", ".latex", ".sty")
 
 LITERAL = r"\{(?:verbatim\*?|[BL]?Verbatim|lstlisting|minted|alltt)\}"
@@ -179,7 +181,10 @@ def _papers(stream: io.BufferedReader, name: str, holds_paper) -> Iterator[Recor
     if num_bytes > MAX_TEX_BYTES:
         yield _broken(name, f"{num_bytes} bytes of LaTeX; at most {MAX_TEX_BYTES} are read")
     elif sources or not num_papers:
-        yield _paper(sources, num_files, name)
+        paper = _paper(sources, num_files, name)
+        if paper.why == NO_LATEX and holds_paper is _holds_paper:
+            paper = paper._replace(why=f"{NO_LATEX}, and {OTHER_ARCHIVES}")
+        yield paper
 
 
 def _holds_paper(name: str) -> bool:
@@ -206,15 +211,21 @@ def _single(stream: BinaryIO, name: str) -> Record:
     if data.startswith(b"%PDF"):
         return _broken(name, "a PDF without its LaTeX")
     if not TEX_WORD.search(data) and _suffix(name) not in TEX_SUFFIXES[1:]:
-        return _broken(name, "no LaTeX in it")
+        return _broken(name, NO_LATEX)
     return _paper({posixpath.basename(name): data}, 1, name)
 
 
 def _paper(members: dict[str, bytes], num_files: int, name: str) -> Record:
     sources = {member: _decode(data) for member, data in members.items() if b"\0" not in data}
-    texts = [member for member in sorted(sources) if not member.endswith(".sty")]
+    # Without a suffix, a LICENSE or README of any archive may stand there too.
+    texts = [
+        member
+        for member in sorted(sources)
+        if not member.endswith(".sty")
+        if _suffix(member) or TEX_WORD.search(members[member])
+    ]
     if not texts:
-        return _broken(name, "no LaTeX in it")
+        return _broken(name, NO_LATEX)
     mains = [text for text in texts if MAIN.search(sources[text])] or texts
     # The longest body: a file that others are put into is longer than they are.
     papers = [_flatten(main, sources, set(), 0) for main in mains]

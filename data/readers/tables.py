@@ -5,7 +5,6 @@ it with one. Dates, languages and the rest of a row are treated as data/readers/
 """
 
 import csv
-import io
 import itertools
 import json
 import re
@@ -17,18 +16,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from data import files
-from data.document import Record
-from data.readers import examples
+from data import encodings, files
+from data.document import NO_META, Record
+from data.readers import examples, steps
 from data.readers.fields import META_CHARS, META_FIELDS, TALK_NAMES, Fields, lay_out, to_record
 
 SEPARATOR = b"<|endoftext|>"
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 BLANKS = b" \t\r\n"
 # One longer line or value is broken, so that a file without ends cannot fill the memory.
 MAX_RECORD_BYTES = 1 << 28
 CHUNK_BYTES = 1 << 20
-STEP_BYTES = 1 << 14
 MAX_CHUNK_BYTES = 1 << 25
 BATCH_ROWS = 256
 DELIMITERS = ",\t;|"
@@ -38,8 +35,6 @@ EXAMPLE_COLUMN = "data"
 # In JSON: a string, its end in group 1 unless it goes on behind the buffer; or punctuation.
 TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:(")|\\?\Z)|[{}\[\],]', re.DOTALL)
 DECODER = json.JSONDecoder()
-# What a file that is damaged or cut off raises in the middle of reading it.
-DAMAGE = (*files.DAMAGE, pa.ArrowException)
 
 TEXT_TYPES = (
     *(pa.string(), pa.large_string(), pa.string_view()),
@@ -61,8 +56,8 @@ def read_json(path: str, fields: Fields) -> Iterator[Record]:
     Raises:
         OSError: the file cannot be opened.
     """
-    with _open(path) as stream:
-        yield from _to_the_damage(_json_records(stream, fields))
+    with steps.open_file(path) as stream:
+        yield from steps.to_the_damage(_json_records(stream, fields))
 
 
 def read_parquet(path: str, fields: Fields) -> Iterator[Record]:
@@ -79,7 +74,7 @@ def read_parquet(path: str, fields: Fields) -> Iterator[Record]:
         OSError: the file cannot be opened.
     """
     with _open_seekable(path) as stream:
-        yield from _to_the_damage(_parquet_records(path, stream, fields))
+        yield from steps.to_the_damage(_parquet_records(path, stream, fields))
 
 
 def read_csv(path: str, fields: Fields) -> Iterator[Record]:
@@ -98,24 +93,27 @@ def read_csv(path: str, fields: Fields) -> Iterator[Record]:
     Raises:
         OSError: the file cannot be opened.
     """
-    with _open(path) as stream:
-        yield from _to_the_damage(_csv_records(stream, fields))
+    with steps.open_file(path) as stream:
+        yield from steps.to_the_damage(_csv_records(stream, fields))
 
 
 def read_text(path: str) -> Iterator[Record]:
     """Reads the texts between lines of SEPARATOR; a file without such a line is one text.
 
     Args:
-        path: local path or object-store URI, packed or not.
+        path: local path or object-store URI, packed or not; UTF-8, UTF-16 or UTF-32 as its mark
+            says, or another encoding, which is found as encodings.decode says.
 
     Yields:
-        A record for each text; what is behind the last separator only if it is not blank.
+        A record for each text; what is behind the last separator only if it is not blank. `meta`
+        has the encoding where it is not faultless UTF-8, and as `replaced` how many U+FFFD stand
+        for bytes that are wrong.
 
     Raises:
         OSError: the file cannot be opened.
     """
-    with _open(path) as stream:
-        yield from _to_the_damage(_texts(stream))
+    with steps.open_file(path) as stream:
+        yield from steps.to_the_damage(_texts(stream))
 
 
 def read_tfds(path: str, fields: Fields) -> Iterator[Record]:
@@ -137,50 +135,11 @@ def read_tfds(path: str, fields: Fields) -> Iterator[Record]:
     if ".tfrecord" in path.rpartition("/")[2]:
         yield Record(1, "", "TFRecord shards need TensorFlow; prepare them as array_record")
         return
-    yield from _to_the_damage(examples.read_array_record(path, fields))
-
-
-class _Steps(io.RawIOBase):
-    """An unpacked file in small steps, since of a step that meets damage nothing is had."""
-
-    def __init__(self, stream: BinaryIO):
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        step = self._stream.read1(min(len(buffer), STEP_BYTES))
-        buffer[: len(step)] = step
-        return len(step)
-
-    def close(self):
-        super().close()
-        self._stream.close()
-
-
-def _open(path: str) -> BinaryIO:
-    return io.BufferedReader(_Steps(files.open_plain(path)), CHUNK_BYTES)
-
-
-def _to_the_damage(records: Iterator[Record]) -> Iterator[Record]:
-    """The records, and a broken one where the file is damaged."""
-    number = 0
-    try:
-        for record in records:
-            number = record.number
-            yield record
-    except DAMAGE as error:
-        yield Record(number + 1, "", f"the file is damaged or breaks off here: {error}")
-
-
-def _skip_byte_order_mark(stream: BinaryIO):
-    if stream.peek(len(BYTE_ORDER_MARK)).startswith(BYTE_ORDER_MARK):
-        stream.read(len(BYTE_ORDER_MARK))
+    yield from steps.to_the_damage(examples.read_array_record(path, fields))
 
 
 def _json_records(stream: BinaryIO, fields: Fields) -> Iterator[Record]:
-    _skip_byte_order_mark(stream)
+    stream, _ = steps.after_mark(stream)
     number = 1
     while (begin := stream.peek(1)[:1]) and begin in BLANKS:
         number += stream.read(1) == b"\n"
@@ -246,7 +205,7 @@ def _growing(stream: BinaryIO) -> Iterator[bytes]:
             if num_bytes >= wanted:
                 yield b"".join(parts)
                 parts, num_bytes, wanted = [], 0, min(2 * wanted, MAX_CHUNK_BYTES)
-    except DAMAGE:
+    except steps.DAMAGE:
         yield b"".join(parts)
         raise
     yield b"".join(parts)
@@ -256,7 +215,7 @@ def _json_record(number: int, value: bytes, fields: Fields) -> Record:
     if len(value) > MAX_RECORD_BYTES:
         return Record(number, "", f"it has more than {MAX_RECORD_BYTES} bytes")
     try:
-        row = DECODER.decode(value.removeprefix(BYTE_ORDER_MARK).decode())
+        row = DECODER.decode(value.removeprefix(encodings.UTF8_MARK).decode())
     except UnicodeDecodeError as error:
         return Record(number, "", f"not UTF-8: {error}")
     except (ValueError, RecursionError) as error:
@@ -345,7 +304,7 @@ def _to_python(column: pa.Array) -> list[Any]:
 
 def _csv_records(stream: BinaryIO, fields: Fields) -> Iterator[Record]:
     csv.field_size_limit(MAX_RECORD_BYTES)
-    _skip_byte_order_mark(stream)
+    stream, _ = steps.after_mark(stream)
     encoded = iter(lambda: stream.readline(MAX_RECORD_BYTES), b"")
     lines = (line.decode("utf-8", "surrogateescape") for line in encoded)
     first = next(lines, "")
@@ -379,21 +338,26 @@ def _to_bytes(text: str) -> bytes:
 
 
 def _texts(stream: BinaryIO) -> Iterator[Record]:
-    number, lines = 1, []
-    _skip_byte_order_mark(stream)
+    number, lines, is_utf8 = 1, [], False
+    stream, recoded_from = steps.after_mark(stream)
     for line in stream:
         if line.strip() == SEPARATOR:
-            yield _text_record(number, b"".join(lines))
+            record = _text_record(number, b"".join(lines), recoded_from, is_utf8)
+            is_utf8 = is_utf8 or not (record.text.isascii() or record.meta)
+            yield record
             number, lines = number + 1, []
         else:
             lines.append(line)
     rest = b"".join(lines)
     if rest.strip():
-        yield _text_record(number, rest)
+        yield _text_record(number, rest, recoded_from, is_utf8)
 
 
-def _text_record(number: int, text: bytes) -> Record:
-    try:
-        return Record(number, text.decode())
-    except UnicodeDecodeError as error:
-        return Record(number, "", f"not UTF-8: {error}")
+def _text_record(number: int, data: bytes, recoded_from: str, is_utf8: bool) -> Record:
+    found = encodings.decode(data, is_utf8)
+    meta = {}
+    if encoding := recoded_from or found.encoding:
+        meta["encoding"] = encoding
+    if found.replaced:
+        meta["replaced"] = found.replaced
+    return Record(number, found.text, found.why, meta=meta or NO_META)

@@ -19,6 +19,7 @@ from resiliparse.parse.html import HTMLTree
 
 from data import files
 from data.document import EXTRACTORS, Record
+from data.encodings import NON_ASCII, WIDER_CODECS
 from data.errors import BadInput
 from data.readers import fields, warc
 
@@ -49,16 +50,6 @@ BYTE_ORDER_MARKS = (
     (b"\xff\xfe", "utf-16-le"),
     (b"\xfe\xff", "utf-16-be"),
 )
-NON_ASCII = bytes(range(0x80, 0x100))
-# Python's codecs for what browsers do, where the name alone gives a smaller one.
-# https://encoding.spec.whatwg.org/#indexes
-WIDER_CODECS = {
-    "gbk": "gb18030",
-    "shift_jis": "cp932",
-    "euc_kr": "cp949",
-    "iso8859-11": "cp874",
-    "big5": "big5hkscs",
-}
 # Of ten bytes beyond ASCII, this many may be wrong before a declared encoding is not believed.
 MAX_WRONG_IN_TEN = 1
 

@@ -142,10 +142,12 @@ def _rows(root: Path, folder: str, suffix: str, keys: Sequence[str]) -> Iterator
 
 def _archives(root: Path) -> list[Path]:
     return [
-        path
-        for path in _paths(root, ARCHIVES)
-        if sources.recognise(path.name, files.head(str(path))) == "warc"
+        path for path in _paths(root, ARCHIVES) if sources.kind_of(_stored(root, path)) == "warc"
     ]
+
+
+def _stored(root: Path, path: Path) -> files.File:
+    return files.File(path.relative_to(root).as_posix(), str(path), str(root), 0, 0)
 
 
 def _documents(
@@ -155,8 +157,8 @@ def _documents(
     for folder in folders:
         source = sources.SourceConfig(folder, "auto", "auto", extract, "", 1.0, ("auto",))
         for path in _paths(root, folder):
-            stored = files.File(path.relative_to(root).as_posix(), str(path), str(root), 0, 0)
-            kind = sources.recognise(stored.name, files.head(stored.path))
+            stored = _stored(root, path)
+            kind = sources.kind_of(stored)
             if kind in sources.KINDS:
                 unit = sources.Unit("", kind, stored, "")
                 for row in sources.read(unit, source, MAX_DOCUMENT_BYTES, []):
