@@ -30,7 +30,11 @@ def read(folder: Path, columns: Sequence[str]) -> Iterator[dict]:
             for batch in pq.ParquetFile(path).iter_batches(BATCH_DOCUMENTS, columns=list(columns)):
                 yield from batch.to_pylist()
         except (OSError, pa.ArrowException) as error:
-            raise BadInput(f"{path}: damaged; `seedbed curate --fresh` writes it") from error
+            raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> BadInput:
+    return BadInput(f"{path}: damaged; `seedbed curate --fresh` writes it")
 
 
 def sample(folder: Path, num_bytes: int) -> Iterator[str]:
@@ -75,12 +79,17 @@ def explain(folder: Path, key: str) -> dict:
         row of the one that stays for it.
 
     Raises:
-        BadInput: no document has this id; the message names some that begin like it.
+        BadInput: no document has this id, and the message names some that begin like it; or a
+            table is damaged.
     """
     found = _find(folder, key)
     if found is None:
         near = _similar(folder, key)
-        raise BadInput(f"--explain={key}: no document has this id; allowed: one such as {near}")
+        raise BadInput(
+            f"--explain={key}: no document has this id, DOMAIN/FILE:RECORD#PIECE (RECORD only of a "
+            f"file of several, PIECE only of a text that was cut); allowed: one such as "
+            f"{', '.join(near)}"
+        )
     if found.get("duplicate_of"):
         found["stays"] = _find(folder, found["duplicate_of"])
     return found
@@ -89,7 +98,10 @@ def explain(folder: Path, key: str) -> dict:
 def _find(folder: Path, key: str) -> dict | None:
     for table, fate in (("documents", "kept"), ("dropped", "dropped")):
         for path in sorted((folder / table).glob("*.parquet")):
-            rows = pq.read_table(path, filters=[("id", "==", key)]).to_pylist()
+            try:
+                rows = pq.read_table(path, filters=[("id", "==", key)]).to_pylist()
+            except (OSError, pa.ArrowException) as error:
+                raise _damaged(path) from error
             if rows:
                 return {"fate": fate, **rows[0]}
     return None

@@ -6,6 +6,7 @@ import runpy
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -46,41 +47,89 @@ FLAGS = {
 }
 # What `curate` does instead of curating.
 ASIDES = ("explain", "score", "fit-quality", "fit-toxicity")
+# An empty one would mean a place that nobody named.
+PLACES = ("run", "out", "hf", "gguf", "score", "explain")
 DATA_FLAGS = ("runner", "ray-address", "explain", "score")
 # Flags without which a verb cannot start.
 NEEDED = {"chat": ("run",), "report": ("run",), "import": ("out",), "export": ("run", "hf")}
-USAGE = """usage: seedbed VERB --config=FILE.py[:ARG] [--config.SECTION.KEY=VALUE ...] [flags]
+# As given, and what it is; those that only some verbs have name them.
+FLAG_LINES = {
+    "config": (
+        "--config=FILE.py[:ARG]",
+        "the configuration; --config.SECTION.KEY=VALUE overrides one key",
+    ),
+    "run": ("--run=DIR", "run directory; runs/NAME unless given (chat, report, export need it)"),
+    "json": ("--json", "one JSON object on standard output, nothing else there"),
+    "fresh": ("--fresh", "throw away what the stages to run have left, and start them over"),
+    "stage": (
+        "--stage=STAGE",
+        "chat, export: whose model (sft, dpo, ppo, ...); the newest unless given",
+    ),
+    "prompt": ("--prompt=TEXT", "chat: answer this and end"),
+    "tokens": ("--tokens=N", "chat: longest answer; the run's own limit unless given"),
+    "hf": (
+        "--hf=DIR",
+        "import: config.json, safetensors, tokenizer; export: where they go",
+    ),
+    "gguf": ("--gguf=FILE", "import: a GGUF file, its tokenizer included"),
+    "out": ("--out=DIR", "import, curate: the run to make"),
+    "runner": (
+        "--runner=native|ray",
+        "run, curate, tokenizer: where data is worked on; native is this machine",
+    ),
+    "workers": ("--workers=N", "processes for it; all cores unless given"),
+    "ray-address": (
+        "--ray-address=ADDRESS",
+        "of a Ray cluster; without it Ray is started on this machine",
+    ),
+    "explain": ("--explain=ID", "curate: the story of one document of a finished curation"),
+    "fit-quality": (
+        "--fit-quality",
+        "curate: fit the quality model from data.gates.quality.good and bad",
+    ),
+    "fit-toxicity": (
+        "--fit-toxicity",
+        "curate: fit the toxicity model from data.gates.toxicity.examples",
+    ),
+    "score": ("--score=DIR", "curate: measure the gates on the labelled sets in DIR"),
+}
+OVERRIDES = "--config=FILE.py[:ARG] [--config.SECTION.KEY=VALUE ...]"
+USAGE = """usage: seedbed {usage} [flags]
 
-verbs
-{verbs}
+{about}
 
 flags
-  --config=FILE.py[:ARG]  the configuration; --config.SECTION.KEY=VALUE overrides one key
-  --run=DIR               run directory; runs/NAME unless given (chat, report, export need it)
-  --json                  one JSON object on standard output, nothing else there
-  --fresh                 throw away what the stages to run have left, and start them over
-  --stage=STAGE           chat, export: whose model (sft, dpo, ppo, ...); the newest unless given
-  --prompt=TEXT           chat: answer this and end
-  --tokens=N              chat: longest answer; the run's own limit unless given
-  --hf=DIR                import: config.json, safetensors, tokenizer; export: where they go
-  --gguf=FILE             import: a GGUF file, its tokenizer included
-  --out=DIR               import, curate: the run to make
-  --runner=native|ray     run, curate, tokenizer: where data is worked on; native is this machine
-  --workers=N             processes for it; all cores unless given
-  --ray-address=ADDRESS   of a Ray cluster; without it Ray is started on this machine
-  --explain=ID            curate: the story of one document of a finished curation
-  --fit-quality           curate: fit the quality model from data.gates.quality.good and bad
-  --fit-toxicity          curate: fit the toxicity model from data.gates.toxicity.examples
-  --score=DIR             curate: measure the gates on the labelled sets in DIR
+{flags}
 
-exit codes: 0 done, 2 bad input or config, 75 stopped by SIGTERM and saved: start me again
+{more}exit codes: 0 done, 2 bad input or config, 75 stopped by SIGTERM and saved: start me again
 """
+# What a value must be, by the name that its flag has for its type.
+MUST_BE = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "multi tuple": "a tuple such as (1, 2)",
+}
 
 
-def usage() -> str:
-    """What `seedbed --help` prints."""
-    lines = (f"  {verb:10} {does}" for verb, does in VERBS.items())
-    return USAGE.format(verbs="\n".join(lines))
+def usage(verb: str = "") -> str:
+    """What `seedbed --help` prints, or `seedbed VERB --help`."""
+    names = _allowed(verb) if verb else FLAG_LINES
+    lines = (f"  {FLAG_LINES[name][0]:23} {FLAG_LINES[name][1]}" for name in names)
+    needed = [OVERRIDES] if "config" in names else []
+    needed += [FLAG_LINES[name][0] for name in NEEDED.get(verb, ())]
+    verbs = (f"  {name:10} {does}" for name, does in VERBS.items())
+    return USAGE.format(
+        usage=" ".join([verb or "VERB", *needed]),
+        about=f"  {VERBS[verb]}" if verb else "\n".join(["verbs", *verbs]),
+        flags="\n".join(lines),
+        more="" if verb else "`seedbed VERB --help` says which of them a verb takes\n",
+    )
+
+
+def _allowed(verb: str) -> tuple[str, ...]:
+    """Flags that a verb takes."""
+    return FLAGS.get(verb, ("config", "run", "fresh", "json"))
 
 
 def parse(verb: str, arguments: list[str]) -> tuple[flags.FlagValues, ConfigDict | None]:
@@ -98,25 +147,48 @@ def parse(verb: str, arguments: list[str]) -> tuple[flags.FlagValues, ConfigDict
     flags.DEFINE_integer("workers", 0, "workers", lower_bound=0, flag_values=given)
     for name in ("json", "fresh", "fit-quality", "fit-toxicity"):
         flags.DEFINE_bool(name, False, name, flag_values=given)
-    argv = _read_flags(given, arguments, known_only=True)
+    argv = _read_flags(verb, given, arguments, known_only=True)
     _check_flags(verb, given)
     overrides, config = flags.FlagValues(), None
     if given.config is not None:
         config = _load_config(given.config)
         _check_overrides(config, argv)
         config_flags.DEFINE_config_dict("config", config, sys_argv=argv, flag_values=overrides)
-    rest = _read_flags(overrides, argv, known_only=False)
+    rest = _read_flags(verb, overrides, argv, known_only=False)
     if rest:
         raise BadInput(f"argument {rest[0]!r} is unknown; flags begin with --")
     return given, config
 
 
-def _read_flags(values: flags.FlagValues, arguments: list[str], known_only: bool) -> list[str]:
+def _read_flags(
+    verb: str, values: flags.FlagValues, arguments: list[str], known_only: bool
+) -> list[str]:
     """Parses into `values`; returns what is left."""
     try:
         return values(["seedbed", *arguments], known_only=known_only)[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise BadInput(f"--{error.flagname}: {_takes(verb)}") from error
+    except flags.IllegalFlagValueError as error:
+        raise BadInput(_name_value(values, error)) from error
     except (flags.Error, TypeError, ValueError) as error:
         raise BadInput(f"flags: {error}") from error
+
+
+def _takes(verb: str) -> str:
+    allowed = ", ".join(f"--{name}" for name in _allowed(verb))
+    return f"`seedbed {verb}` has no such flag; allowed: {allowed}"
+
+
+def _name_value(values: flags.FlagValues, error: flags.IllegalFlagValueError) -> str:
+    """One line on a value of another type than its flag's, without Python's words for it."""
+    found = re.match(r"flag (--([^=]+)=.*)", str(error), re.DOTALL)
+    flag = values[found[2]] if found and found[2] in values else None
+    kind = MUST_BE.get(flag.flag_type()) if flag is not None else None
+    if kind is None:
+        return f"flags: {error}"
+    lowest = getattr(flag.parser, "lower_bound", None)
+    bound = "" if lowest is None else f", {lowest} or more"
+    return f"{found[1].removesuffix(f': {error.__context__}')}: must be {kind}{bound}"
 
 
 def _load_config(file: str) -> ConfigDict:
@@ -124,18 +196,18 @@ def _load_config(file: str) -> ConfigDict:
     path, colon, argument = file.partition(":")
     if not Path(path).is_file():
         raise BadInput(f"--config={file}: no such file {path!r}; FILE.py or FILE.py:ARG is needed")
-    arguments, needed = [argument] if colon else [], ""
+    arguments, wrong = [argument] if colon else [], ""
     try:
         get_config = runpy.run_path(path).get("get_config")
-        needed = _needed(get_config) if get_config and not colon else ""
-        config = get_config(*arguments) if get_config and not needed else None
+        wrong = _check_argument(get_config, path, colon) if get_config else ""
+        config = get_config(*arguments) if get_config and not wrong else None
     except Exception as error:  # the file is the user's and may raise anything
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f", line {frame.lineno}" for frame in frames if frame.filename == path]
         place = path + "".join(lines[-1:])
         raise BadInput(f"--config={file}: {place}: {type(error).__name__}: {error}") from error
-    if needed:
-        raise BadInput(f"--config={file}: {path} needs an argument: {path}:{needed.upper()}")
+    if wrong:
+        raise BadInput(f"--config={file}: {wrong}")
     if not isinstance(config, ConfigDict):
         raise BadInput(
             f"--config={file}: {path} must have a function get_config() that returns an "
@@ -144,33 +216,62 @@ def _load_config(file: str) -> ConfigDict:
     return config
 
 
-def _needed(get_config: Callable) -> str:
-    """The name of the argument that it cannot do without, or ''."""
+def _check_argument(get_config: Callable, path: str, colon: str) -> str:
+    """What is wrong with giving it an argument, or none; or ''."""
     parameters = inspect.signature(get_config).parameters.values()
-    named = (p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
-    return next((p.name for p in named if p.default is p.empty), "")
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return ""
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if colon:
+        return "" if named else f"{path} takes no :ARG; give it as {path}"
+    needed = next((p.name for p in named if p.default is p.empty), "")
+    return needed and f"{path} needs an argument: {path}:{needed.upper()}"
 
 
 def _check_overrides(config: ConfigDict, arguments: list[str]) -> None:
     """Refuses `--config.a.b=` where the configuration has no a.b."""
     for argument in arguments:
         found = re.match(r"--?(?:no)?config\.([^=]*)", argument)
-        section = config
+        section, above = config, "config"
         for key in found[1].split(".") if found else ():
-            allowed = list(section.keys()) if isinstance(section, ConfigDict) else []
-            if key not in allowed:
-                raise BadInput(f"--config.{found[1]}: unknown key {key!r}; allowed here: {allowed}")
-            section = section[key]
+            if not isinstance(section, ConfigDict) or key not in section:
+                raise BadInput(f"--config.{found[1]}: {_unknown(key, section, above, argument)}")
+            section, above = section[key], f"{above}.{key}"
         if found and isinstance(section, ConfigDict):
-            raise BadInput(f"--config.{found[1]}: a section; give one of its keys: {list(section)}")
+            inside = _own(found[1], "") if not section else f"give one of {list(section)}"
+            raise BadInput(f"--config.{found[1]}: a section; {inside}")
+
+
+def _unknown(key: str, section: Any, above: str, argument: str) -> str:
+    """Why the configuration has no such key, which was to stand in `section`."""
+    if isinstance(section, ConfigDict) and section:
+        return f"unknown key {key!r}; allowed here: {list(section.keys())}"
+    path = argument.partition("=")[0].lstrip("-").removeprefix("config.")
+    if isinstance(section, ConfigDict):
+        return f"{above} is empty; {_own(path, argument)}"
+    why = f"unknown key {key!r}; {above} is {section!r} and has no keys"
+    # Where a string may stand a section may too: of sources.
+    return f"{why}; {_own(above.removeprefix('config.'), '')}" if isinstance(section, str) else why
+
+
+def _own(path: str, argument: str) -> str:
+    """Where entries are given that no flag can add."""
+    _, equals, value = argument.partition("=")
+    wanted = f"config.{path} = {value}" if equals else f"config.{path} = dict(...)"
+    return f"its entries are given in a config file of one's own ({wanted})"
 
 
 def _check_flags(verb: str, given: flags.FlagValues) -> None:
     """Refuses flags that the verb does not read, and misses those that it needs."""
-    allowed = FLAGS.get(verb, ("config", "run", "fresh", "json"))
+    allowed = _allowed(verb)
     for name in given:
         if given[name].present and name not in allowed:
-            raise BadInput(f"--{name}: `seedbed {verb}` has no such flag; allowed: {allowed}")
+            raise BadInput(f"--{name}: {_takes(verb)}")
+    for name in PLACES:
+        if given[name].present and not given[name].value:
+            raise BadInput(f"--{name}=: is empty; it must be {FLAG_LINES[name][0]}")
+    if given["config"].present > 1:
+        raise BadInput(f"--config={given.config}: given twice; give one of them")
     if "config" in allowed and given.config is None:
         raise BadInput("--config is missing; for example --config=configs/quickstart.py")
     for name in NEEDED.get(verb, ()):

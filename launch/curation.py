@@ -11,7 +11,10 @@ from data.filters import classifier, repair, toxicity
 from data.scoring import score, score_table
 from eval import sets
 from launch.console import Progress
-from launch.rundir import RunDir, read_json, write_json
+from launch.rundir import SCORE, RunDir, read_json, write_json
+
+# Of a document's story, what is told before all else.
+FATE = ("fate", "why", "reason", "detail", "duplicate_of")
 
 
 def headline(run: RunDir) -> dict:
@@ -47,7 +50,12 @@ def explain(run: RunDir, key: str) -> dict:
     found = curated.explain(run.stage("curate"), key)
     for name in ("meta", "edits"):
         found[name] = json.loads(found[name]) if found[name] else {}
-    return found
+    # What became of it and why, where one looks first; a text may be longer than the screen.
+    first = {name: found[name] for name in FATE if name in found}
+    if "stays" in found:
+        found["stays"]["text"] = found["stays"].pop("text")
+    text = {"text": found.pop("text")}
+    return {**first, **found, **text}
 
 
 def fit(kind: str, config: CurateConfig, progress: Progress) -> dict:
@@ -102,12 +110,18 @@ def measure(settings: Any, root: Path, run: RunDir, progress: Progress) -> dict:
 
     Returns:
         {scores: by measure, rows: [measure, figure, remark]}.
+
+    Raises:
+        BadInput: there is no such folder, or none of the sets in it.
     """
     if not root.is_dir():
         raise BadInput(f"--score={root}: no such folder; one of labelled sets is needed")
-    texts = list(sets.texts(settings.eval.sets))  # none, unless the configuration names some
+    texts = list(sets.texts(settings.eval.sets, progress.note))
     scores = score.score(root, settings.data.gates, settings.data.dedup, texts, progress.log)
+    if set(scores) == {"absent"}:
+        wanted = "; ".join(scores["absent"].values())
+        raise BadInput(f"--score={root}: none of the labelled sets is in it: {wanted}")
     found = {"scores": scores, "rows": score_table.rows(scores)}
     if run.read_done("curate"):
-        write_json(run.stage("curate") / "score.json", found)
+        write_json(run.stage("curate") / SCORE, found)
     return found

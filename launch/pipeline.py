@@ -54,7 +54,7 @@ def run_stages(
 
     A finished stage is skipped while its inputs have the hash they had and its files are all there.
     With `only`, the stages it stands on must be finished, and nothing else runs. Nothing is written
-    before all is checked.
+    before all is checked, and then only under the run's lock.
 
     Args:
       settings: from `settings.parse`.
@@ -70,34 +70,61 @@ def run_stages(
       {stage: {"status": "done" or "skipped", "secs", **summary}}.
 
     Raises:
-      BadInput: `only` stands on a stage that is not finished, or has a checkpoint of other inputs.
+      BadInput: `only` stands on a stage that is not finished, or has a checkpoint of other inputs;
+        or another process writes the run.
     """
     names = settings.stages if only is None else (only,)
     inputs = describe_inputs(settings, table)
     hashes = {name: digest(inputs[name]) for name in inputs}
-    done = {name: run.read_done(name) for name in inputs}
-    finished = {
-        name
-        for name in inputs
-        if done[name] and done[name]["inputs"] == hashes[name] and run.is_whole(done[name])
-    }
-    if only is not None:
-        _check_single(only, run, table, inputs, finished, fresh)
-    if fresh or not finished.issuperset(names):
-        run.write_config(to_dict(settings), devices)
     context = Context(settings, run, progress, hashes, runner)
-    outcome = {}
-    for name in names:
-        progress.stage(name)
-        if name in finished and not fresh:
-            progress.note("nothing to do, its inputs are unchanged")
-            outcome[name] = {"status": "skipped", "secs": 0.0, **done[name]["summary"]}
-            continue
-        if fresh:
-            remove(run.cache(name))
-        run.begin(name, inputs[name], fresh=fresh or _changes(run, name, inputs) is not None)
-        outcome[name] = _run_stage(context, name, table[name])
-    return outcome
+    done = _read_finished(run, hashes)
+    if only is not None:
+        _check_single(only, run, table, inputs, done, fresh)
+    if not fresh and all(name in done and run.is_whole(done[name]) for name in names):
+        return {name: _skip(progress, name, done[name]) for name in names}
+    with run.lock(progress.note):
+        done = _read_finished(run, hashes)  # what another process has done until now
+        run.write_config(to_dict(settings), devices)
+        return {
+            name: _bring(context, name, table[name], inputs, done.get(name), fresh)
+            for name in names
+        }
+
+
+def _bring(
+    context: Context,
+    name: str,
+    stage: Stage,
+    inputs: dict[str, dict],
+    done: dict | None,
+    fresh: bool,
+) -> dict:
+    """Runs a stage, unless it is finished and whole."""
+    run, progress = context.run, context.progress
+    if done and not fresh and run.is_whole(done):
+        return _skip(progress, name, done)
+    progress.stage(name)
+    damage = run.find_damage(done) if done and not fresh else None
+    if damage:
+        progress.note(f"{run.path / damage} is damaged; done again")
+    # What is kept to go on from may be other names of the files that are damaged.
+    anew = fresh or damage is not None
+    if anew:
+        remove(run.cache(name))
+    run.begin(name, inputs[name], fresh=anew or _changes(run, name, inputs) is not None)
+    return _run_stage(context, name, stage)
+
+
+def _read_finished(run: RunDir, hashes: Mapping[str, str]) -> dict[str, dict]:
+    """What stages left that have finished on the same inputs, be their files whole or not."""
+    done = {name: run.read_done(name) for name in hashes}
+    return {name: left for name, left in done.items() if left and left["inputs"] == hashes[name]}
+
+
+def _skip(progress: Progress, name: str, done: dict) -> dict:
+    progress.stage(name)
+    progress.note("nothing to do, its inputs are unchanged")
+    return {"status": "skipped", "secs": 0.0, **done["summary"]}
 
 
 def _check_single(
@@ -105,17 +132,21 @@ def _check_single(
     run: RunDir,
     table: Mapping[str, Stage],
     inputs: dict[str, dict],
-    finished: set[str],
+    done: dict[str, dict],
     fresh: bool,
 ) -> None:
     """Refuses to run one stage on unfinished ones, or on a checkpoint of other inputs."""
     if only not in inputs:
         raise BadInput(f"stages is {tuple(inputs)}; it must hold {only!r} for this verb")
     for name in inputs:
-        if name in _upstream(only, table, inputs) and name not in finished:
+        if name not in _upstream(only, table, inputs):
+            continue
+        damage = run.find_damage(done[name]) if name in done else None
+        if damage or name not in done or not run.is_whole(done[name]):
+            why = f": {run.path / damage} is damaged" if damage else ""
             raise BadInput(
                 f"{run.path}: stage {name!r}, which {only!r} stands on, is not finished for "
-                f"this configuration; run `seedbed {name}` or `seedbed run` first"
+                f"this configuration{why}; run `seedbed {name}` or `seedbed run` first"
             )
     change = _changes(run, only, inputs)
     if change and run.checkpoints(only).exists() and not fresh:
@@ -162,8 +193,7 @@ def describe_inputs(settings: Any, table: Mapping[str, Stage]) -> dict[str, dict
             # A run imported anew at the same place is another origin.
             inputs["origin"] = digest(RunDir(Path(settings.start)).read_config())
         if name == "tokenizer" and settings.tokenizer.path:
-            found = files.find("tokenizer.path", settings.tokenizer.path)
-            inputs["files"] = [[file.name, files.hash_content(file.path)] for file in found]
+            inputs["files"] = files.fingerprint("tokenizer.path", settings.tokenizer.path)
         if name == "sft" and settings.instruct.path:
             inputs["own"] = hash_file(Path(settings.instruct.path))
         upstream = {need: digest(described[need]) for need in stage.needs if need in described}

@@ -70,7 +70,8 @@ def write_report(run_dir: Path) -> Path:
       The path of the page.
 
     Raises:
-      BadInput: config.json is absent, or a file is not what the stages write; names file and line.
+      BadInput: config.json is absent, no stage of it is finished, or a file is not what the stages
+        write; names file and line.
     """
     identity = _read_json(run_dir / "config.json", ("config", "code", "packages", "python"))
     if identity is None:
@@ -81,13 +82,16 @@ def write_report(run_dir: Path) -> Path:
         for stage in STAGES
         if (found := _read_json(run_dir / stage / "done.json", ("secs", "cpu_secs", "energy_wh")))
     }
+    missing = unfinished(run_dir)
+    if missing and not done:
+        raise BadInput(f"{run_dir}: no stage is finished yet, of {', '.join(missing)}")
     funnel = _read_json(run_dir / "curate" / "funnel.json", FUNNEL_KEYS)
-    score = _read_json(run_dir / "curate" / "score.json", ("rows",))
+    score = _read_json(run_dir / "curate" / rundir.SCORE, ("rows",))
     shards = _read_json(run_dir / "tokenizer" / "shards.json", ("groups", "fertility"))
     results = _read_json(run_dir / "eval" / "results.json", ()) or {}
     page = _render(
         identity=identity,
-        title=_title(run_dir, identity, metrics),
+        title=_title(run_dir, identity, metrics, missing),
         models=_models(results),
         headline=_headline(results),
         kinds=_kinds(results),
@@ -105,6 +109,15 @@ def write_report(run_dir: Path) -> Path:
     path = run_dir / "report.html"
     rundir.write_text(path, page)
     return path
+
+
+def unfinished(run_dir: Path) -> list[str]:
+    """Stages that the configuration names and that have not ended; the report is none of them."""
+    identity = _read_json(run_dir / "config.json", ("config",)) or {"config": {}}
+    asked = identity["config"].get("stages", ())  # an imported run has none
+    return [
+        stage for stage in asked if stage in STAGES and not (run_dir / stage / "done.json").exists()
+    ]
 
 
 def _read_json(path: Path, keys: Sequence[str]) -> dict | None:
@@ -139,7 +152,7 @@ def _read_metrics(path: Path) -> dict[str, dict[int, dict]]:
     return metrics
 
 
-def _title(run_dir: Path, identity: Mapping, metrics: Mapping) -> dict:
+def _title(run_dir: Path, identity: Mapping, metrics: Mapping, missing: Sequence[str]) -> dict:
     times = [row["time"] for rows in metrics.values() for row in rows.values() if "time" in row]
     seconds = max(times) if times else (run_dir / "config.json").stat().st_mtime
     date = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
@@ -148,6 +161,7 @@ def _title(run_dir: Path, identity: Mapping, metrics: Mapping) -> dict:
     return {
         "name": run_dir.resolve().name,
         "date": date.strftime("%Y-%m-%d %H:%M UTC"),
+        "missing": ", ".join(missing),
         "machine": ", ".join(_counted(str(part) for part in machine if part)),
     }
 

@@ -3,6 +3,7 @@
 `python -m launch.run` is the same. Nothing heavy is imported before the flags are understood.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -10,7 +11,7 @@ import platform
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ from launch.command import ASIDES, VERBS, parse, usage
 # Those that compute for more than seconds.
 COMPUTING = ("run", "pretrain", "sft", "reward", "dpo", "ppo", "eval", "bench", "chat")
 # Of files: said in one line, since it is not the program that is wrong.
-MACHINE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOSPC)
+MACHINE_ERRORS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+)
 DONE, BAD_INPUT, PREEMPTED, INTERRUPTED = 0, 2, 75, 130
 
 
@@ -52,7 +56,7 @@ def run_command(arguments: list[str]) -> int:
       The exit code.
     """
     if arguments[:1] == ["help"] or {"--help", "-h"} & set(arguments):
-        print(usage())
+        print(usage(next((word for word in arguments if word in VERBS), "")))
         return DONE
     try:
         if not arguments:
@@ -73,7 +77,8 @@ def run_command(arguments: list[str]) -> int:
     except OSError as error:
         if error.errno not in MACHINE_ERRORS:
             raise
-        return _refuse(f"{error.filename}: {error.strerror}")
+        named = f"{error.filename}: " if error.filename is not None else ""
+        return _refuse(f"{named}{error.strerror or error}")
 
 
 def _refuse(message: str) -> int:
@@ -129,24 +134,38 @@ def _run_config(verb: str, given: flags.FlagValues, config: ConfigDict) -> dict:
     return _run_pipeline(verb, given, parsed)
 
 
-def _place(given: flags.FlagValues, parsed: Any) -> Path:
+def _open_run(given: flags.FlagValues, parsed: Any) -> Any:
     """The run directory: --run, for `curate` also called --out."""
+    from launch.rundir import RunDir
+
     if given.run and given.out:
         raise BadInput(f"--run={given.run}, --out={given.out}: the same thing; give one of them")
-    return Path(given.run or given.out or f"runs/{parsed.name}")
+    if given.out:
+        return RunDir(Path(given.out), "--out")
+    return RunDir(Path(given.run or f"runs/{parsed.name}"))
+
+
+@contextlib.contextmanager
+def _naming(place: Path) -> Iterator[None]:
+    """Errors of files that name none are said of what was being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(place)
+        raise
 
 
 def _curate_aside(asked: list[str], given: flags.FlagValues, parsed: Any) -> dict:
     """What `curate` does besides curating."""
     from launch import curation
     from launch.console import Progress
-    from launch.rundir import RunDir
 
     if len(asked) > 1:
         raise BadInput(f"{' '.join(f'--{name}' for name in asked)}: one of them at a time")
     progress = Progress()
     progress.stage("curate")
-    run = RunDir(_place(given, parsed))
+    run = _open_run(given, parsed)
     try:
         if asked == ["explain"]:
             return curation.explain(run, given.explain)
@@ -165,9 +184,8 @@ def _run_pipeline(verb: str, given: flags.FlagValues, parsed: Any) -> dict:
     from data.engine import Runner
     from launch import curation
     from launch.console import Progress
-    from launch.rundir import RunDir
 
-    run = RunDir(_place(given, parsed))
+    run = _open_run(given, parsed)
     run.check()
     runner = Runner(given.runner or "native", given.workers, given["ray-address"].value)
     from launch.pipeline import run_stages
@@ -184,7 +202,8 @@ def _run_pipeline(verb: str, given: flags.FlagValues, parsed: Any) -> dict:
         return {"stages": outcome} | (curation.headline(run) if verb == "curate" else {})
 
     # Training stages save first: train/loop.py.
-    done = _until_stopped(work, progress, "stopped by SIGTERM; what is finished is kept")
+    with _naming(run.path):
+        done = _until_stopped(work, progress, "stopped by SIGTERM; what is finished is kept")
     return {"verb": verb, "run": str(run.path), **done}
 
 
@@ -218,7 +237,9 @@ def _convert(verb: str, given: flags.FlagValues) -> dict:
             return convert.run_import(given.hf, given.gguf, Path(given.out), progress)
         return convert.run_export(RunDir(Path(given.run)), given.stage, Path(given.hf), progress)
 
-    return {"verb": verb} | _until_stopped(work, progress, "stopped by SIGTERM; nothing is left")
+    with _naming(Path(given.out if verb == "import" else given.hf)):
+        done = _until_stopped(work, progress, "stopped by SIGTERM; nothing is left")
+    return {"verb": verb} | done
 
 
 def _chat(given: flags.FlagValues) -> dict:
@@ -234,9 +255,18 @@ def _chat(given: flags.FlagValues) -> dict:
 
 
 def _report(given: flags.FlagValues) -> dict:
-    from launch.report import write_report
+    from launch.report import unfinished, write_report
+    from launch.rundir import RunDir
 
-    return {"verb": "report", "run": given.run, "page": str(write_report(Path(given.run)))}
+    run = RunDir(Path(given.run))
+    with _naming(run.path):
+        page = write_report(run.path)
+        run.record_products("report")
+    missing = unfinished(run.path)
+    if missing:
+        print(f"seedbed: {run.path}: not finished: {', '.join(missing)}", file=sys.stderr)
+    found = {"verb": "report", "run": given.run, "page": str(page)}
+    return {**found, "unfinished": missing} if given.json else found
 
 
 def _table(result: dict) -> str:

@@ -8,17 +8,24 @@ cache/<stage>/          finished pieces of a stage, by the hash of their content
 <stage>/done.json       the stage is finished: hash of its inputs, seconds, summary
 <stage>/...             what else the stage writes
 report.html             the page to look at
+.lock                   only while something writes here: the process that does
 """
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +35,23 @@ PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numba", "sente
 ROOT = Path(__file__).resolve().parent.parent
 # In tokenizer/, where the tokenizer is an imported run's: that run's config.json.
 ORIGIN = "origin.json"
+# In curate/, written long after the stage has finished: what the gates were measured to do.
+SCORE = "score.json"
+LOCK = ".lock"
+# What flock gives where a file system has no locks, as some network mounts.
+LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class RunDir:
-    """Paths of a run, and the two files every stage appends to or closes with."""
+    """Paths of a run, and the two files every stage appends to or closes with.
 
-    def __init__(self, path: Path):
-        self.path = path
+    Attributes:
+      path: the run directory.
+      flag: what the user gave it by, for messages.
+    """
+
+    def __init__(self, path: Path, flag: str = "--run"):
+        self.path, self.flag = path, flag
 
     def stage(self, name: str) -> Path:
         """Directory of a stage's own files."""
@@ -60,16 +77,42 @@ class RunDir:
         """What a finished stage left, or None."""
         return read_json(self.stage(stage) / "done.json", ("inputs", "summary", "products"))
 
-    def products(self, stage: str) -> list[str]:
-        """Files that a stage has made, relative to the run: its own, its checkpoints, its page."""
+    def products(self, stage: str) -> dict[str, int]:
+        """Size of each file of a stage, by its path in the run: its own, checkpoints, page."""
         folders = (self.stage(stage), self.checkpoints(stage))
         files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
         files += self.path.glob(f"{stage}.html")
-        return sorted(path.relative_to(self.path).as_posix() for path in files)
+        return {
+            path.relative_to(self.path).as_posix(): path.stat().st_size
+            for path in sorted(files)
+            if path.name != SCORE
+        }
+
+    def record_products(self, stage: str) -> None:
+        """Says of a finished stage that its files are right as they are: one was made again."""
+        done = self.read_done(stage)
+        if done is not None:
+            write_json(self.stage(stage) / "done.json", done | {"products": self.products(stage)})
 
     def is_whole(self, done: dict) -> bool:
-        """Whether every file that the stage had made when it finished is still there."""
-        return all((self.path / name).exists() for name in done["products"])
+        """Whether every file that the stage had made when it finished is there, in its size."""
+        return self.find_damage(done) is None and all(
+            (self.path / name).exists() for name in done["products"]
+        )
+
+    def find_damage(self, done: dict) -> str | None:
+        """The first file of a finished stage whose size is not what it was, or None.
+
+        Of a file that is gone nothing is wrong but that: the stage can go on from what is left.
+        """
+        if not isinstance(done["products"], dict):
+            path = self.stage(done["stage"]) / "done.json"
+            raise BadInput(f"{path}: products has no sizes; remove it and run again")
+        for name, size in done["products"].items():
+            path = self.path / name
+            if path.exists() and path.stat().st_size != size:
+                return name
+        return None
 
     def read_started(self, stage: str) -> dict | None:
         """The inputs of the stage's last start, finished or not, and their hash; or None."""
@@ -79,11 +122,12 @@ class RunDir:
         """Raises BadInput if there is something here that no run has made."""
         marks = [self.path / "config.json", *self.path.glob("*/started.json")]
         if self.path.is_dir() and not any(mark.exists() for mark in marks):
-            strangers = [path.name for path in self.path.iterdir() if path.suffix != ".part"]
+            names = [path.name for path in self.path.iterdir() if path.suffix != ".part"]
+            strangers = [name for name in names if name != LOCK]
             if strangers:
                 raise BadInput(
-                    f"--run={self.path}: holds {min(strangers)!r} and no config.json; it must be "
-                    "a run, an empty directory, or a new one"
+                    f"{self.flag}={self.path}: holds {min(strangers)!r} and no config.json; it "
+                    "must be a run, an empty directory, or a new one"
                 )
 
     def begin(self, stage: str, inputs: dict, *, fresh: bool) -> None:
@@ -124,11 +168,62 @@ class RunDir:
             "platform": platform.platform(),
             "devices": devices,
         }
+        self._make()
+        write_json(self.path / "config.json", described)
+
+    def _make(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, FileNotFoundError) as error:
-            raise BadInput(f"--run={self.path}: cannot be made ({error.strerror})") from error
-        write_json(self.path / "config.json", described)
+            raise BadInput(f"{self.flag}={self.path}: cannot be made ({error.strerror})") from error
+
+    @contextlib.contextmanager
+    def lock(self, note: Callable[[str], None]) -> Iterator[None]:
+        """Keeps other processes from writing this run; a lock ends with its process, however.
+
+        Args:
+          note: takes a line where the file system has no locks; it goes on without then.
+
+        Raises:
+          BadInput: another process writes it.
+        """
+        self._make()
+        path = self.path / LOCK
+        descriptor = self._open_lock(path, note)
+        try:
+            os.ftruncate(descriptor, 0)  # of a killed process
+            os.write(descriptor, f"{os.getpid()} {socket.gethostname()}".encode())
+            yield
+        finally:
+            # While it is held, so that no other process holds a file that has lost its name.
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+    def _open_lock(self, path: Path, note: Callable[[str], None]) -> int:
+        """A descriptor that holds the lock until it is closed."""
+        while True:
+            # Not inherited by programs that are started from here, workers among them.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                pid, _, host = os.read(descriptor, 999).decode(errors="replace").partition(" ")
+                os.close(descriptor)
+                where = f" of {host}" if host not in ("", socket.gethostname()) else ""
+                raise BadInput(
+                    f"{self.flag}={self.path}: in use by process {pid or 'unknown'}{where}; wait "
+                    "for it or give another directory"
+                ) from error
+            except OSError as error:
+                if error.errno not in LOCKLESS:
+                    os.close(descriptor)
+                    raise
+                note(f"{self.path}: no locks there; nothing else may write this run meanwhile")
+                return descriptor
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                    return descriptor
+            os.close(descriptor)  # its holder has taken it away when it was done
 
 
 class MetricsWriter:

@@ -1,5 +1,6 @@
 """The pipeline on the real table of stages with other bodies: order, skipping, refusing."""
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -266,3 +267,63 @@ def test_config_json_is_of_the_last_run_that_did_something(pipeline):
     assert pipeline.run.read_config()["name"] == "quickstart"
     pipeline({"name": "other", "dpo.beta": 0.123})
     assert pipeline.run.read_config()["name"] == "other"
+
+
+def test_a_damaged_stage_is_done_again_without_what_it_kept(pipeline, capsys):
+    """Its cache may be other names of the files that are damaged."""
+    pipeline()
+    kept = pipeline.run.cache("reward") / "piece"
+    for path in (kept, pipeline.run.checkpoints("reward") / "old"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    other = pipeline.run.cache("sft") / "piece"
+    other.parent.mkdir()
+    other.write_text("")
+    pairs = pipeline.run.stage("reward") / "pairs.jsonl"
+    before = pairs.read_text()
+    pairs.write_text("")
+    with pytest.raises(BadInput, match=f"configuration: {pairs} is damaged; run"):
+        pipeline(only="dpo")
+    assert pairs.read_text() == ""
+    capsys.readouterr()
+    assert pipeline() == ["reward"]
+    assert f"reward: {pairs} is damaged; done again" in capsys.readouterr().err
+    assert not kept.exists() and not (pipeline.run.checkpoints("reward") / "old").exists()
+    assert other.exists() and pairs.read_text() != before, "a body's own count"
+    assert pipeline() == []
+
+
+def test_a_stage_that_lacks_a_file_goes_on_from_what_is_left(pipeline):
+    pipeline()
+    (pipeline.run.stage("reward") / "pairs.jsonl").unlink()
+    (pipeline.run.checkpoints("reward") / "mine").write_text("")
+    assert pipeline() == ["reward"]
+    assert (pipeline.run.checkpoints("reward") / "mine").exists()
+
+
+def test_a_run_that_another_process_writes_is_refused_and_not_touched(pipeline):
+    pipeline(only="curate")
+    with RunDir(pipeline.run.path).lock(print):
+        before = pipeline.files()
+        with pytest.raises(BadInput, match="in use by process "):
+            pipeline()
+        assert pipeline(only="curate") == [], "nothing is written for it"
+        assert pipeline.files() == before
+    assert tuple(pipeline()) == ALL[1:]
+
+
+def test_a_stage_finished_by_another_process_meanwhile_is_not_done_again(pipeline, monkeypatch):
+    """What is finished is looked up once more when the lock is held."""
+    lock, others = RunDir.lock, []  # the first to ask waits while others run everything
+
+    @contextlib.contextmanager
+    def late(run, note):
+        if not others:
+            others.append(run)
+            pipeline()
+            pipeline.called.clear()
+        with lock(run, note):
+            yield
+
+    monkeypatch.setattr(RunDir, "lock", late)
+    assert pipeline() == []

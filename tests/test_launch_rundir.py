@@ -1,7 +1,10 @@
 """The run directory: atomic files, lines that survive a kill, and nothing of anybody else's."""
 
+import errno
+import fcntl
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -254,13 +257,79 @@ def test_a_file_in_the_way_is_refused_by_name(tmp_path):
         RunDir(tmp_path / "file").write_config({}, "1 x cpu")
 
 
-def test_a_stage_is_whole_while_its_files_are_there(run):
+def test_a_stage_is_whole_while_its_files_are_there_in_their_size(run):
     for name in ("sft/rows.jsonl", "checkpoints/sft/4/params/data", "checkpoints/dpo/4/data"):
         path = run.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
     products = run.products("sft")
-    assert products == ["checkpoints/sft/4/params/data", "sft/rows.jsonl"]
-    assert run.is_whole({"products": products})
+    assert products == {"checkpoints/sft/4/params/data": 1, "sft/rows.jsonl": 1}
+    done = {"products": products}
+    assert run.is_whole(done) and run.find_damage(done) is None
+    (run.path / "sft/rows.jsonl").write_text("")
+    assert not run.is_whole(done) and run.find_damage(done) == "sft/rows.jsonl"
+    (run.path / "sft/rows.jsonl").write_text("y")
     (run.path / "checkpoints/sft/4/params/data").unlink()
-    assert not run.is_whole({"products": products})
+    assert not run.is_whole(done) and run.find_damage(done) is None
+
+
+def test_what_is_written_into_a_finished_stage_is_no_damage(run):
+    run.begin("curate", {}, fresh=False)
+    (run.stage("curate") / rundir.SCORE).write_text("{}")
+    assert list(run.products("curate")) == ["curate/started.json"]
+
+
+def test_done_json_without_sizes_is_refused_by_its_path(run):
+    with pytest.raises(BadInput, match="sft/done.json: products has no sizes; remove it"):
+        run.is_whole({"stage": "sft", "products": ["sft/rows.jsonl"]})
+
+
+def refuse_notes(line):
+    raise AssertionError(line)
+
+
+def test_a_run_is_written_by_one_at_a_time(run):
+    with run.lock(refuse_notes):
+        other = RunDir(run.path, "--out").lock(refuse_notes)
+        with pytest.raises(BadInput) as refused, other:
+            raise AssertionError
+        assert f"--out={run.path}: in use by process {os.getpid()}; wait" in str(refused.value)
+        run.check()  # a lock alone is no stranger
+    assert not list(run.path.iterdir()), "nothing is left"
+    (run.path / rundir.LOCK).write_text("1 elsewhere, of a killed process")
+    with run.lock(refuse_notes):
+        assert (run.path / rundir.LOCK).read_text().startswith(f"{os.getpid()} ")
+
+
+def test_a_lock_taken_away_while_it_is_waited_for_is_not_held(run, monkeypatch):
+    """Its holder ends between our opening the file and our locking it."""
+    flock, calls = fcntl.flock, []
+
+    def late(descriptor, how):
+        calls.append(how)
+        if len(calls) == 1:
+            (run.path / rundir.LOCK).unlink()
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with run.lock(refuse_notes):
+        assert (run.path / rundir.LOCK).exists()
+    assert len(calls) == 2
+
+
+def test_without_locks_it_goes_on_and_says_so(run, monkeypatch):
+    def lockless(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", lockless)
+    notes = []
+    with run.lock(notes.append):
+        assert run.path.is_dir()
+    assert len(notes) == 1 and "no locks there" in notes[0]
+
+
+def test_a_lock_in_a_place_that_cannot_be_made_names_the_flag(tmp_path):
+    (tmp_path / "file").write_text("")
+    lock = RunDir(tmp_path / "file", "--out").lock(refuse_notes)
+    with pytest.raises(BadInput, match="--out=.*file: cannot be made"), lock:
+        raise AssertionError
