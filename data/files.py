@@ -144,7 +144,10 @@ def _walk(
                 raise BadInput(f"{pattern}: cannot be listed: {_why(error)}") from error
             yield folder, _why(error)
             continue
-        for entry in sorted(inside, key=lambda entry: entry.path, reverse=True):
+        named, unnamed = _by_name(inside)
+        if unnamed:
+            yield folder, unnamed
+        for entry in named:
             if entry.base_name.startswith(".") or entry.base_name in HIDDEN_FOLDERS:
                 continue
             if entry.type == fs.FileType.Directory:
@@ -152,6 +155,17 @@ def _walk(
                 (links if is_link else folders).append((entry, above | {real}))
             elif entry.type == fs.FileType.File:
                 yield entry, ""
+
+
+def _by_name(inside: list[fs.FileInfo]) -> tuple[list[fs.FileInfo], str]:
+    """Those of a folder from the last name on; and why some have none that Arrow can tell."""
+    named, why = [], ""
+    for entry in inside:
+        try:
+            named.append((entry.path, entry))
+        except UnicodeDecodeError as error:
+            why = f"a name in it is not UTF-8: {_why(error)}"
+    return [entry for _, entry in sorted(named, key=lambda row: row[0], reverse=True)], why
 
 
 def _list(system: fs.FileSystem, folder: str) -> list[fs.FileInfo]:

@@ -211,7 +211,9 @@ class Gates:
         self._hashes = any(map(urls.is_hash, self._opt_out))
         self._toxicity = toxicity.Toxicity(config.toxicity)
         self._quality = (
-            classifier.load(Path(config.quality.model)) if config.quality.model else None
+            classifier.load(Path(config.quality.model), "data.gates.quality.model")
+            if config.quality.model
+            else None
         )
         self._evaluation = _load_index(evaluation) if evaluation else None
 

@@ -20,12 +20,20 @@ JSON_START = re.compile(
 JSON_NAMES = (".json", ".jsonl", ".ndjson")
 TABLE_NAMES = (".csv", ".tsv")
 PROSE_NAMES = (".md", ".markdown", ".mdx", ".rst", ".adoc", ".org")
-HTML_START = re.compile(rb"(?is)(?:<\?xml[^>]*>\s*)?<(!doctype html|html|head|body)\b")
+# Pages that browsers have saved begin with a comment.
+HTML_START = re.compile(
+    rb"(?is)(?:(?:<\?xml[^>]*>|<!--.*?-->)\s*)*+<(?:!doctype html|html|head|body|title|meta|div)\b"
+)
+HTML_NAMES = (".html", ".htm", ".xhtml")
+# What may follow the first object of a file of them.
+MAIL_NAMES = {b"date", b"message-id", b"received", b"to"}
+AFTER_OBJECT = re.compile(r"[ \t\r]*+(?:[\n,\]]|\Z)")
 
 # What tells a post from a row of another table, beside a text and who wrote it or its id.
 PARENT_NAMES, REPLIES = ("parent_id", "parent_message_id", "link_id"), "replies"
 # How many objects of a file are looked at: first posts may lack what their replies have.
 LOOKED_AT = 16
+LEVELS = 2  # of objects in objects: a prompt in a thread
 FIELD = re.compile(r'[\s,]*("(?:[^"\\]|\\.)*+")\s*:\s*', re.DOTALL)
 BLANKS = re.compile(r"[\s,]*+")
 DECODER = json.JSONDecoder()
@@ -51,7 +59,7 @@ def recognise(name: str, head: bytes) -> str:
         ("latex", head[257:262] == b"ustar" or stem.endswith(".tex")),
         ("wikipedia", start.startswith(b"<") and b"<mediawiki" in start[:2000]),
         ("stackexchange", start.startswith(b"<") and b"<posts" in start[:2000]),
-        ("html", HTML_START.match(start) is not None),
+        ("html", _is_html(stem, start)),
         ("threads", _holds_threads(start)),
         ("json", _is_json(stem, start)),
         ("mail", _is_mail(start)),
@@ -68,10 +76,21 @@ def recognise(name: str, head: bytes) -> str:
     return "text"
 
 
+def _is_html(stem: str, start: bytes) -> bool:
+    is_named = stem.endswith(HTML_NAMES) and start.startswith(b"<")
+    return is_named or HTML_START.match(start) is not None
+
+
 def _is_json(stem: str, start: bytes) -> bool:
-    """Whether an object or an array of objects is there; by name, whether one may be."""
-    is_named = stem.endswith(JSON_NAMES) and start.startswith((b"{", b"["))
-    return is_named or JSON_START.match(start) is not None
+    """Whether objects or an array of them is there, or the name says so."""
+    if stem.endswith(JSON_NAMES) or not JSON_START.match(start):
+        return stem.endswith(JSON_NAMES) and start != b""
+    text = start.decode(errors="replace")
+    try:
+        end = DECODER.raw_decode(text, BLANKS.match(text, text.startswith("[")).end())[1]
+    except (ValueError, RecursionError):
+        return True  # The head cuts it, or it is broken: its reader says so.
+    return AFTER_OBJECT.match(text, end) is not None
 
 
 def _holds_threads(start: bytes) -> bool:
@@ -90,7 +109,7 @@ def _first_objects(start: bytes) -> Iterator[dict[str, Any]]:
         try:
             found, end = DECODER.raw_decode(text, place)
         except (ValueError, RecursionError):
-            found, end = _fields(text, place), len(text)
+            found, end = _fields(text, place, LEVELS), len(text)
         # Of threads, an object has a line of its own.
         if not in_array and "\n" in text[place:end].rstrip():
             return
@@ -98,8 +117,8 @@ def _first_objects(start: bytes) -> Iterator[dict[str, Any]]:
         place = BLANKS.match(text, end).end()
 
 
-def _fields(text: str, place: int) -> dict[str, Any]:
-    """What is there of an object that breaks off, the last value cut like itself."""
+def _fields(text: str, place: int, levels: int) -> dict[str, Any]:
+    """What is there of an object that breaks off, the last value cut like itself to some levels."""
     found: dict[str, Any] = {}
     place += 1
     while field := FIELD.match(text, place):
@@ -111,8 +130,8 @@ def _fields(text: str, place: int) -> dict[str, Any]:
             inner = BLANKS.match(text, place + 1).end()
             cut = {"{": {}, "[": [], '"': ""}
             found[key] = cut.get(begin)
-            if begin == "{":
-                found[key] = _fields(text, place)
+            if begin == "{" and levels > 1:
+                found[key] = _fields(text, place, levels - 1)
             elif begin == "[" and text[inner : inner + 1] in cut:
                 found[key] = [cut[text[inner]]]
             break
@@ -142,5 +161,8 @@ def _is_mail(start: bytes) -> bool:
     if start.startswith(b"From "):
         start = start.partition(b"\n")[2]
     header = re.match(rb"(?:[!-9;-~]+:[^\n]*\n(?:[ \t][^\n]*\n)*){2,}", start)
-    names = (b"from:", b"message-id:", b"received:", b"subject:")
-    return header is not None and sum(name in header[0].lower() for name in names) >= 2
+    # Books and notes say whom they are from and what their subject is, too.
+    names = (
+        {line.partition(b":")[0].lower() for line in header[0].splitlines()} if header else set()
+    )
+    return b"from" in names and bool(names & MAIL_NAMES)

@@ -82,6 +82,9 @@ class SourceConfig:
     def __post_init__(self):
         if not self.path:
             raise ValueError("path: '' is no path; give a file, folder, glob or python:docs")
+        if self.path.startswith("python:") and self.path not in python_library.KINDS:
+            allowed = ", ".join(python_library.KINDS)
+            raise ValueError(f"path: {self.path!r} is not one of {allowed}")
         for key, allowed in (
             ("kind", (AUTO, *KINDS)),
             ("markup", MARKUPS),
@@ -157,9 +160,10 @@ def survey(sources: str | Mapping[str, SourceConfig]) -> Survey:
 
 
 def _from_path(path: str) -> SourceConfig:
-    if not path:
-        raise BadInput("data.sources: '' is no path; give a file, folder or glob")
-    return SourceConfig(path, AUTO, AUTO, "main", "", 1.0, (AUTO,))
+    try:
+        return SourceConfig(path, AUTO, AUTO, "main", "", 1.0, (AUTO,))
+    except ValueError as error:
+        raise BadInput(f"data.sources: {str(error).removeprefix('path: ')}") from error
 
 
 def _recognise(key: str, source: SourceConfig) -> list[tuple[files.File, str]]:

@@ -37,11 +37,16 @@ def texts(path: str, note: Callable[[str], None]) -> Iterator[tuple[str, str]]:
     if not found:
         allowed = ", ".join(SUFFIXES)
         raise BadInput(f"eval.sets: {path}: no file of {allowed} found; packed ones count")
+    is_empty = True
     for file in found:
         folder, slash, name = file.name.partition("/")
         label = folder if slash else name.partition(".")[0] or folder.partition(".")[0]
         for row in _rows(file):
-            yield from ((label, text) for text in _strings(row))
+            for text in _strings(row):
+                is_empty = False
+                yield label, text
+    if is_empty:
+        raise BadInput(f"eval.sets: {path}: not one text in {len(found)} file(s)")
 
 
 def _stem(name: str) -> str:
@@ -60,7 +65,9 @@ def _rows(file: files.File) -> Iterator[Any]:
                 yield json.load(stream)
             else:
                 lines = io.TextIOWrapper(stream, "utf-8-sig", newline="")
-                yield from csv.reader(lines, delimiter="\t" if name.endswith(".tsv") else ",")
+                yield from csv.reader(
+                    lines, delimiter="\t" if name.endswith(".tsv") else ",", strict=True
+                )
     except (OSError, EOFError, ValueError, csv.Error) as error:
         raise BadInput(f"eval.sets: {file.path}: cannot be read: {error}") from error
 

@@ -222,14 +222,14 @@ def test_same_examples_give_the_same_file(tmp_path):
     assert (tmp_path / "new/a").read_bytes() == (tmp_path / "new/b").read_bytes()
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a", "b"]
     other = classifier.train(texts, [not label for label in labels], CONFIG)
-    assert other.examples != classifier.load(tmp_path / "new/a").examples
+    assert other.examples != classifier.load(tmp_path / "new/a", "model").examples
 
 
 def test_a_model_is_the_same_after_reading(tmp_path):
     texts, labels = examples(60)
     model = classifier.train(texts, labels, CONFIG)
     model.save(tmp_path / "model")
-    loaded = classifier.load(tmp_path / "model")
+    loaded = classifier.load(tmp_path / "model", "model")
     np.testing.assert_array_equal(loaded.weights, model.weights)
     for field in dataclasses.fields(model):
         if field.name != "weights":
@@ -252,9 +252,9 @@ def test_what_is_no_model_is_named(tmp_path):
     for name, content in broken.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BadInput, match=f"{name}: not a classifier"):
-            classifier.load(tmp_path / name)
+            classifier.load(tmp_path / name, "model")
     with pytest.raises(BadInput, match="absent: not a classifier"):
-        classifier.load(tmp_path / "absent")
+        classifier.load(tmp_path / "absent", "model")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import lzma
+import os
 import random
 
 import pytest
@@ -187,3 +188,11 @@ def deny(monkeypatch, folder):
         return list_folder(system, path)
 
     monkeypatch.setattr(files, "_list", list_unless_denied)
+
+
+def test_names_that_are_not_utf8_are_told_and_cost_no_other(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    os.close(os.open(os.fsencode(tmp_path) + b"/b\xff.txt", os.O_CREAT))
+    folder, file = files.find("where", str(tmp_path))
+    assert (folder.path, file.name, file.why) == (str(tmp_path), "a.txt", "")
+    assert folder.why.startswith("a name in it is not UTF-8")

@@ -312,6 +312,7 @@ def test_a_list_that_is_missing_is_bad_input(tmp_path):
             "# hosts\nnonsense line here\n",
             "line 2: 'nonsense line here' is neither a URL",
         ),
+        ("blocked", "org\n", "'org' is no host, such as example.org or"),
         ("opt_out", f"{'0' * 63}\n", "opt_out: .*is neither a URL nor 64 hexadecimal"),
     ],
 )
@@ -322,11 +323,14 @@ def test_lines_of_lists_that_could_never_match_are_bad_input(tmp_path, key, line
 
 
 def test_hosts_are_blocked_in_whatever_form_they_are_listed(tmp_path):
-    (tmp_path / "list").write_text("HTTP://A.org/\n*.b.org\n10.0.0.1\n")
-    pages = ["https://a.org/1", "http://x.b.org", "http://10.0.0.1/x", "http://c.org"]
+    (tmp_path / "list").write_bytes(
+        b"\xef\xbb\xbfHTTP://A.org/\r\n*.b.org\n.zip\n10.0.0.1\nxn--bcher-kva.example\n"
+    )
+    pages = ["https://a.org/1", "http://x.b.org", "http://x.zip", "http://10.0.0.1/x"]
+    pages += ["http://b\u00fccher.example/", "http://c.org"]
     rows = [row(PROSE, url=url) for url in pages]
     batch = decide(rows, ("blocked",), blocked=f"{tmp_path}/list")
-    assert batch.why == ["blocked", "blocked", "blocked", ""]
+    assert batch.why == ["blocked"] * 5 + [""]
 
 
 def test_gates_that_have_nothing_to_go_by_are_listed(model):

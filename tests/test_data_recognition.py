@@ -108,3 +108,26 @@ def test_threads_are_told_from_tables(rows, form):
 def test_threads_have_a_line_each():
     text = json.dumps(THREADS["null"], indent=1)
     assert recognise("a", text.encode()) == "json"
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "kind"),
+    [
+        ("page", b"<!-- saved from url=(0014)about:internet -->\n<html><body>", "html"),
+        ("page", b'<?xml version="1.0"?>\n<!-- x -->\n<!DOCTYPE html>', "html"),
+        ("page.html", b'<section class="a"><p>Hi', "html"),
+        ("page", b"<title>T</title>", "html"),
+        ("notes.txt", b"<p> is a tag", "text"),
+        ("notes.txt", b'{"key": "value"} is what JSON looks like.\n\nIt is.', "text"),
+        ("rows", b'{"key": "value"}\n{"key": 2}\n', "json"),
+        ("rows", b' [ {"key": "value"}, {"key', "json"),
+        ("rows", b'{"key": "val', "json"),
+        ("rows.jsonl", b'"one"\n"two"\n', "json"),
+        ("rows.jsonl", b'\x1e{"key": 1}\n', "json"),
+        ("nested", b'{"a":' * 9000, "json"),
+        ("letter", b"From: a@b.org\nDate: Mon, 1 Jan 2024\n\nDear", "mail"),
+        ("essay", b"Title: Whales\nSubject: whales\nFrom: the sea\n\nCall me", "text"),
+    ],
+)
+def test_what_a_file_is(name, head, kind):
+    assert recognise(name, head) == kind

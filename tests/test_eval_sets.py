@@ -52,6 +52,8 @@ def test_no_path_has_no_texts():
         ("a.txt", b"x", r"eval\.sets: .*: no file of \.jsonl, \.json, \.csv, \.tsv found"),
         ("a.jsonl", b"{", r"eval\.sets: .*a\.jsonl: cannot be read"),
         ("a.json.gz", gzip.compress(b"{}" * 99)[:20], r"eval\.sets: .*a\.json\.gz: cannot be read"),
+        ("a.csv", b'a,b\n"unclosed', r"eval\.sets: .*a\.csv: cannot be read"),
+        ("a.jsonl", b"", r"eval\.sets: .*: not one text in 1 file"),
         ("a.csv", b"\xff", r"eval\.sets: .*a\.csv: cannot be read"),
     ],
 )

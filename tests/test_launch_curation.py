@@ -208,7 +208,7 @@ def test_a_quality_model_is_fitted_and_used(curated, tmp_path):
         (("--runner=spark",), "--runner=spark: must be one of native, ray"),
         (("--ray-address=host:1",), "--ray-address=host:1: needs --runner=ray"),
         (("--config.data.sources=nowhere",), "sources: nowhere: no file found"),
-        ((), "data.sources: '' is no path; give a file, folder or glob"),
+        ((), "data.sources: '' is no path; give a file, folder, glob or python:docs"),
         (("--config.data.sources=nowhere,.",), "sources: nowhere: no file found"),
     ],
 )

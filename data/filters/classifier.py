@@ -123,8 +123,8 @@ class Model:
         part.replace(path)
 
 
-def load(path: Path) -> Model:
-    """Reads a model that `Model.save` wrote.
+def load(path: Path, key: str) -> Model:
+    """Reads a model that `Model.save` wrote; `key` is the setting that names it.
 
     Raises:
         BadInput: there is none, or not in this format.
@@ -141,7 +141,7 @@ def load(path: Path) -> Model:
         return Model(config, weights, **header)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise BadInput(
-            f"{path}: not a classifier; allowed: what --fit-quality or --fit-toxicity writes"
+            f"{key}: {path}: not a classifier; allowed: what --fit-quality or --fit-toxicity writes"
         ) from error
 
 

@@ -135,7 +135,11 @@ class Toxicity:
         lists = _list_paths(config.lists) if config.lists else {}
         self._phrases = {code: _read_list(code, path) for code, path in lists.items()}
         self._tables: dict[str, _Table] = {}
-        self._model = classifier.load(Path(config.model)) if config.model else None
+        self._model = (
+            classifier.load(Path(config.model), "data.gates.toxicity.model")
+            if config.model
+            else None
+        )
 
     def judge(
         self,

@@ -14,10 +14,11 @@ TRACKING = ("utm_", "fbclid=", "gclid=", "mc_cid=", "mc_eid=")
 
 
 def host(url: str) -> str:
-    """The host of a URL in lower case, or ''."""
+    """The host of a URL in lower case and ASCII (RFC 3490), or ''."""
     try:
-        return (urlsplit(url).hostname or "").rstrip(".").lower()
-    except ValueError:  # brackets that hold no address
+        name = (urlsplit(url).hostname or "").rstrip(".").lower()
+        return name if name.isascii() else name.encode("idna").decode()
+    except ValueError:  # brackets that hold no address, or a name that has no such form
         return ""
 
 
@@ -42,7 +43,7 @@ def plain(url: str) -> str:
 
 
 def read_hosts(path: str, key: str) -> set[str]:
-    """Reads a list of hosts to block: one a line, alone, as *.host or as a URL without a page.
+    """Reads a list of hosts to block: one a line, as host, *.host, .host or URL without a page.
 
     Args:
         path: a text file; '' for none. Blank lines and those that begin with '#' say nothing.
@@ -56,10 +57,14 @@ def read_hosts(path: str, key: str) -> set[str]:
     """
     hosts = set()
     for place, line in _lines(path, key):
-        url = line if "://" in line else f"//{line.removeprefix('*.')}"
+        bare = line.removeprefix("*").removeprefix(".")
+        url = bare if "://" in bare else f"//{bare}"
         name = host(url)
-        if not HOST.fullmatch(name) or url.rstrip("/").count("/") > 2:
-            raise BadInput(f"{place}: {line[:MAX_SHOWN]!r} is no host, such as example.org")
+        is_whole = "." in name or ":" in name or bare != line  # "org" is more than one may mean
+        if not HOST.fullmatch(name) or not is_whole or url.rstrip("/").count("/") > 2:
+            raise BadInput(
+                f"{place}: {line[:MAX_SHOWN]!r} is no host, such as example.org or *.org"
+            )
         hosts.add(name)
     return hosts
 
@@ -99,7 +104,7 @@ def _lines(path: str, key: str) -> Iterator[tuple[str, str]]:
     if not path:
         return
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{key}: {path}: {error}; a text file is needed") from error
     for number, line in enumerate(lines, 1):

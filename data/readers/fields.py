@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from data.document import Record
 
-TEXT_NAMES = ("text", "content", "body", "raw_content", "markdown", "document")
+TEXT_NAMES = ("text", "content", "body", "raw_content", "markdown", "document", "selftext")
 URL_NAMES = ("url", "source_url", "uri", "link")
 DATE_NAMES = ("date", "timestamp", "created", "created_at", "published", "crawl_date")
 LANGUAGE_NAMES = ("language", "lang")

@@ -268,7 +268,10 @@ def _score_words(root: Path, config: gates.GateConfig) -> dict:
 def _score_quality(root: Path, config: gates.GateConfig) -> dict:
     rows = list(_rows(root, VOTES, ".jsonl", ("text", "label", "all_annotators_agree")))
     if config.quality.model:
-        model, how = classifier.load(Path(config.quality.model)), CONFIGURED
+        model, how = (
+            classifier.load(Path(config.quality.model), "data.gates.quality.model"),
+            CONFIGURED,
+        )
     else:
         model, how = _fit_quality(root, config.quality.train)
     view = gates.View([repair.repair(row["text"]) for row in rows], list(range(len(rows))))
