@@ -230,7 +230,7 @@ def open_raw(path: str) -> BinaryIO:
     system, inside = _system(path)
     if isinstance(system, fs.LocalFileSystem):
         return Path(inside).open("rb")
-    return io.BufferedReader(system.open_input_stream(inside), CHUNK_BYTES)
+    return io.BufferedReader(system.open_input_stream(inside, compression=None), CHUNK_BYTES)
 
 
 def open_plain(path: str) -> BinaryIO:

@@ -8,6 +8,7 @@ import random
 
 import pytest
 import zstandard
+from pyarrow import fs
 
 from data import files
 from data.errors import BadInput
@@ -196,3 +197,21 @@ def test_names_that_are_not_utf8_are_told_and_cost_no_other(tmp_path):
     folder, file = files.find("where", str(tmp_path))
     assert (folder.path, file.name, file.why) == (str(tmp_path), "a.txt", "")
     assert folder.why.startswith("a name in it is not UTF-8")
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_stores_give_bytes_as_they_are(tmp_path, monkeypatch, packing):
+    """Arrow would unpack by the name, and what breaks off would be told otherwise than here."""
+    (tmp_path / "bucket").mkdir()
+    packed = PACKINGS[packing](b"some text, again and again\n" * 5000)
+    for name in ("a.gz", "a.zst", "a.txt"):
+        (tmp_path / "bucket" / name).write_bytes(packed)
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(files, "_store", lambda prefix: store)
+    found = files.find("where", "store://bucket/*")
+    assert [file.name for file in found] == ["a.gz", "a.txt", "a.zst"]
+    for file in found:
+        with files.open_raw(file.path) as stream:
+            assert stream.read() == packed
+        with files.open_plain(file.path) as stream:
+            assert stream.read() == b"some text, again and again\n" * 5000
