@@ -132,7 +132,8 @@ def test_json_lines_that_cannot_be_used_are_named(tmp_path):
     assert records[-1].meta == {}
     expected = [
         "malformed JSON",
-        "no field for a text (text, content, body, raw_content, markdown, document); "
+        "no field for a text (text, content, body, raw_content, markdown, document, "
+        "selftext); "
         "its fields are ['more', 'words']",
         "field 'text' is NoneType, not a string",
         "a JSON list, not an object",
