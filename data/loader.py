@@ -9,7 +9,6 @@ import numpy as np
 
 from data.errors import BadInput
 from data.schedule import Schedule
-from data.tokenizers.tokenizer import BOS_ID, PAD_ID
 
 # Batches read ahead, and the threads that read them: more gained nothing.
 NUM_READ_THREADS = 2
@@ -22,30 +21,26 @@ def lm_batch(rows: Batch) -> Batch:
     """Turns packed rows into what a language model is trained on.
 
     Args:
-        rows: {tokens [B, L+1], mask [B, L+1]} as `data.shards` packs them: documents begin with
-            BOS, padding is at the end, mask 1 where a token is a supervised target.
+        rows: {tokens, segments, mask}, each [B, L+1], as `data.shards` packs them.
 
     Returns:
         tokens_BL: int32, inputs.
         targets_BL: int32, the token after each input.
-        weights_BL: float32, the mask of the target. It is 0 where the target is a BOS, which
-            is the one case in which the target belongs to another segment than its input.
-        segments_BL: int32, 1, 2, ... along the row, a new one at each BOS; 0 on padding. A row
-            that begins inside a document begins with segment 1 too.
+        weights_BL: float32, the mask of the target: 0 where the target is the first token of a
+            segment, so that every weighted target belongs to the segment of its input.
+        segments_BL: int32, 1, 2, ... along the row; 0 on padding.
         positions_BL: int32, from 0 in each segment; 0 on padding.
     """
-    tokens_BL = rows["tokens"][:, :-1].astype(np.int32)
-    starts_BL = tokens_BL == BOS_ID
-    starts_BL[:, 0] = True
-    real_BL = tokens_BL != PAD_ID
-    index_L = np.arange(tokens_BL.shape[1], dtype=np.int32)
+    segments_BL = rows["segments"][:, :-1].astype(np.int32)
+    index_L = np.arange(segments_BL.shape[1], dtype=np.int32)
+    starts_BL = np.diff(segments_BL, axis=1, prepend=0) != 0
     start_BL = np.maximum.accumulate(np.where(starts_BL, index_L[None], 0), axis=1)
     return {
-        "tokens": tokens_BL,
+        "tokens": rows["tokens"][:, :-1].astype(np.int32),
         "targets": rows["tokens"][:, 1:].astype(np.int32),
         "weights": rows["mask"][:, 1:].astype(np.float32),
-        "segments": np.where(real_BL, np.cumsum(starts_BL, axis=1), 0).astype(np.int32),
-        "positions": np.where(real_BL, index_L[None] - start_BL, 0).astype(np.int32),
+        "segments": segments_BL,
+        "positions": np.where(segments_BL > 0, index_L[None] - start_BL, 0).astype(np.int32),
     }
 
 

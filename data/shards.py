@@ -1,8 +1,11 @@
 """Packing of token ids into rows, and the ArrayRecord shards that hold the rows.
 
-A record is a row of L+1 tokens and a mask of the same length: mask 1 where the token is a
-supervised target. The first token of a row is never a target of that row. The shards carry TFDS
-metadata, so `tfds.builder_from_directory(directory).as_data_source()` reads them too.
+A record is a row of L+1 tokens with two arrays of the same length. `segments` says which document
+or conversation of the row each token belongs to: 1, 2, ... along the row, 0 on padding. `mask` is 1
+where the token is a supervised target; the first token of a row or of a segment never is. Both are
+written here, where the documents are known: no reader may infer them from token ids, since the ids
+of BOS, EOS and padding differ between tokenizers, may be equal, and may be missing. The shards carry
+TFDS metadata, so `tfds.builder_from_directory(directory).as_data_source()` reads them too.
 """
 
 import os
@@ -14,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import BadInput
-from data.tokenizers.tokenizer import PAD_ID
 
 SPLIT = "train"
 BLOCK_TOKENS = 1 << 20
@@ -30,55 +32,72 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
+def segment_dtype(seq_len: int) -> np.dtype:
+    """The smaller of uint16 and uint32 that numbers the segments of a row of L+1 tokens."""
+    return token_dtype(seq_len + 2)
+
+
 def pack_documents(
     docs: Iterable[Sequence[int]], seq_len: int, bos_id: int, eos_id: int
 ) -> Iterator[Record]:
     """Concatenates BOS doc EOS and splits the stream into rows that overlap by one token.
 
     The last token of a row is the first of the next, so that each token of the stream is a target
-    exactly once, but the BOS ones, which are never. The last row is padded; nothing is lost.
+    exactly once, except the BOS tokens, which are never targets: a document's first token is
+    predicted from its own BOS, and no document from another. The last row is padded with id 0;
+    nothing is lost.
 
     Args:
         docs: ids of each document without BOS and EOS: lists or arrays, each in [0, 2**31).
         seq_len: L, the number of targets in a row, at least 1.
-        bos_id, eos_id: the tokenizer's.
+        bos_id, eos_id: the tokenizer's; they may be equal, and may occur inside documents.
 
     Yields:
-        {tokens: int32 [L+1], mask: uint8 [L+1]}; mask 1 except on BOS, padding, and position 0.
+        {tokens: int32 [L+1], segments: int32 [L+1], mask: uint8 [L+1]}; a row that begins inside
+        a document begins with segment 1 too.
     """
-    rest = np.zeros(0, np.int32)
-    for block in _blocks(docs, bos_id, eos_id):
-        stream = np.concatenate([rest, block])
-        num_rows = (len(stream) - 1) // seq_len
-        yield from _split(stream[: num_rows * seq_len + 1], seq_len, bos_id)
-        rest = stream[num_rows * seq_len :]
+    ids, owners = np.zeros(0, np.int32), np.zeros(0, np.int64)
+    for more_ids, more_owners in _blocks(docs, bos_id, eos_id):
+        ids, owners = np.concatenate([ids, more_ids]), np.concatenate([owners, more_owners])
+        used = (len(ids) - 1) // seq_len * seq_len
+        yield from _cut(ids[: used + 1], owners[: used + 1], seq_len)
+        ids, owners = ids[used:], owners[used:]
     # A single token left is the overlap: it was a target in the row before.
-    if len(rest) > 1:
-        padding = np.full(seq_len + 1 - len(rest), PAD_ID, np.int32)
-        yield from _split(np.concatenate([rest, padding]), seq_len, bos_id)
+    if len(ids) > 1:
+        padding = (0, seq_len + 1 - len(ids))
+        yield from _cut(np.pad(ids, padding), np.pad(owners, padding, constant_values=-1), seq_len)
 
 
-def _blocks(docs: Iterable[Sequence[int]], bos_id: int, eos_id: int) -> Iterator[np.ndarray]:
+def _blocks(
+    docs: Iterable[Sequence[int]], bos_id: int, eos_id: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The stream in blocks of about BLOCK_TOKENS: ids, and the number of each token's document."""
     bos, eos = np.array([bos_id], np.int32), np.array([eos_id], np.int32)
-    parts, num_tokens = [], 0
+    parts, sizes, num_tokens, first = [], [], 0, 0
     for doc in docs:
         parts += [bos, np.asarray(doc, np.int32), eos]
-        num_tokens += len(doc) + 2
+        sizes.append(len(doc) + 2)
+        num_tokens += sizes[-1]
         if num_tokens >= BLOCK_TOKENS:
-            yield np.concatenate(parts)
-            parts, num_tokens = [], 0
+            yield np.concatenate(parts), first + np.repeat(np.arange(len(sizes)), sizes)
+            first += len(sizes)
+            parts, sizes, num_tokens = [], [], 0
     if parts:
-        yield np.concatenate(parts)
+        yield np.concatenate(parts), first + np.repeat(np.arange(len(sizes)), sizes)
 
 
-def _split(stream: np.ndarray, seq_len: int, bos_id: int) -> Iterator[Record]:
-    if len(stream) <= seq_len:
+def _cut(ids: np.ndarray, owners: np.ndarray, seq_len: int) -> Iterator[Record]:
+    """Rows of a stream of a multiple of L, plus one, tokens; owner -1 is padding, at the end."""
+    if len(ids) <= seq_len:
         return
-    rows = np.lib.stride_tricks.sliding_window_view(stream, seq_len + 1)[::seq_len]
-    masks = ((rows != bos_id) & (rows != PAD_ID)).astype(np.uint8)
-    masks[:, 0] = 0
-    for tokens, mask in zip(rows, masks, strict=True):
-        yield {"tokens": tokens, "mask": mask}
+    rows, owner = (
+        np.lib.stride_tricks.sliding_window_view(x, seq_len + 1)[::seq_len] for x in (ids, owners)
+    )
+    segments = np.where(owner < 0, 0, owner - owner[:, :1] + 1).astype(np.int32)
+    masks = np.zeros(rows.shape, np.uint8)
+    masks[:, 1:] = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    for tokens, segment, mask in zip(rows, segments, masks, strict=True):
+        yield {"tokens": tokens, "segments": segment, "mask": mask}
 
 
 def pack_examples(
@@ -87,12 +106,12 @@ def pack_examples(
     """Places whole conversations into rows, each in the first row that has room.
 
     Args:
-        examples: (ids, mask) as `chat.render` gives them: BOS first, its mask 0.
+        examples: (ids, mask) as `chat.render` gives them; the first token's mask is 0.
         seq_len: L; a row holds L+1 tokens.
-        pad_id: fills what is left of a row.
+        pad_id: fills what is left of a row; segment 0 marks it, so any id will do.
 
     Returns:
-        The rows, {tokens: int32 [L+1], mask: uint8 [L+1]}, and
+        The rows, {tokens: int32 [L+1], segments: int32 [L+1], mask: uint8 [L+1]}, and
         {num_rows, num_examples, num_dropped, num_tokens}: rows, conversations placed,
         conversations longer than L+1, and supervised tokens.
 
@@ -122,7 +141,9 @@ def _first_fit(examples: list[Example], row_tokens: int) -> list[list[Example]]:
     room = np.full(len(examples) + 1, row_tokens)
     for ids, mask in examples:
         if len(ids) != len(mask) or mask[0]:
-            raise ValueError("an example must have a mask of its length that is 0 on its BOS")
+            raise ValueError(
+                "an example must have a mask of its length that is 0 on its first token"
+            )
         oldest = max(0, len(rows) - NUM_OPEN_ROWS)
         row = oldest + int(np.argmax(room[oldest : len(rows) + 1] >= len(ids)))
         if row == len(rows):
@@ -134,13 +155,13 @@ def _first_fit(examples: list[Example], row_tokens: int) -> list[list[Example]]:
 
 def _fill(row: list[Example], seq_len: int, pad_id: int) -> Record:
     tokens = np.full(seq_len + 1, pad_id, np.int32)
-    mask = np.zeros(seq_len + 1, np.uint8)
+    segments, mask = np.zeros(seq_len + 1, np.int32), np.zeros(seq_len + 1, np.uint8)
     start = 0
-    for ids, supervised in row:
-        tokens[start : start + len(ids)] = ids
-        mask[start : start + len(ids)] = supervised
-        start += len(ids)
-    return {"tokens": tokens, "mask": mask}
+    for segment, (ids, supervised) in enumerate(row, 1):
+        end = start + len(ids)
+        tokens[start:end], segments[start:end], mask[start:end] = ids, segment, supervised
+        start = end
+    return {"tokens": tokens, "segments": segments, "mask": mask}
 
 
 def write_file(
@@ -149,7 +170,7 @@ def write_file(
     """Writes records to one ArrayRecord file, a pure function of the arguments.
 
     Args:
-        records: {tokens [L+1], mask [L+1]}, as the packers give them.
+        records: {tokens, segments, mask}, each [L+1], as the packers give them.
         path: the file.
         seq_len: L.
         dtype: `token_dtype(vocab_size)`.
@@ -230,17 +251,23 @@ def _check_target(directory: Path, name: str) -> None:
 def _serialize(record: Record, seq_len: int, dtype: np.dtype) -> bytes:
     from tensorflow_datasets.proto import tf_example_pb2
 
-    tokens, mask = record["tokens"], record["mask"]
-    if tokens.shape != (seq_len + 1,) or mask.shape != (seq_len + 1,):
-        raise ValueError(f"record of shapes {tokens.shape}, {mask.shape}: must be {(seq_len + 1,)}")
+    tokens, types = record["tokens"], _types(seq_len, dtype)
+    shapes = {name: record[name].shape for name in types}
+    if set(shapes.values()) != {(seq_len + 1,)}:
+        raise ValueError(f"record of shapes {shapes}: each must be {(seq_len + 1,)}")
     if tokens.min() < 0 or tokens.max() > np.iinfo(dtype).max:
         raise ValueError(f"token ids [{tokens.min()}, {tokens.max()}] do not fit {dtype}")
     example = tf_example_pb2.Example()
     feature = example.features.feature
-    feature["tokens"].bytes_list.value.append(tokens.astype(dtype).tobytes())
-    feature["mask"].bytes_list.value.append(mask.astype(np.uint8).tobytes())
+    for name, kind in types.items():
+        feature[name].bytes_list.value.append(record[name].astype(kind).tobytes())
     # TFDS's own serializer leaves the order of the map to chance: other bytes in each process.
     return example.SerializeToString(deterministic=True)
+
+
+def _types(seq_len: int, dtype: np.dtype) -> dict[str, np.dtype]:
+    """How each array of a record is stored."""
+    return {"tokens": dtype, "segments": segment_dtype(seq_len), "mask": np.dtype(np.uint8)}
 
 
 def _write_metadata(
@@ -267,18 +294,21 @@ def _write_metadata(
     )
     tfds.folder_dataset.write_metadata(
         data_dir=str(directory),
-        features=tfds.features.FeaturesDict({"tokens": row(dtype), "mask": row(np.uint8)}),
+        features=tfds.features.FeaturesDict(
+            {name: row(kind) for name, kind in _types(seq_len, dtype).items()}
+        ),
         split_infos=[split],
-        version="1.0.0",
+        version="2.0.0",
         check_data=False,
     )
 
 
 def open_shards(directory: Path) -> "Shards":
-    """Opens what `publish` made, as a sequence of {tokens [L+1], mask [L+1]}.
+    """Opens what `publish` made, as a sequence of {tokens, segments, mask}, each [L+1].
 
     Raises:
-        BadInput: no shards there, or files that do not match their metadata.
+        BadInput: no shards there, shards without segments (an older version wrote them), or files
+            that do not match their metadata.
     """
     return Shards(Path(directory))
 
@@ -298,6 +328,11 @@ class Shards(Sequence):
         if not (directory / "dataset_info.json").is_file():
             raise BadInput(f"{directory}: must be a folder of finished shards")
         info = tfds.builder_from_directory(str(directory)).info
+        if "segments" not in info.features:
+            raise BadInput(
+                f"{directory}: shards without segments, which an older version wrote; pack them "
+                "again (the tokenizer stage)"
+            )
         paths = [str(path) for path in info.splits[SPLIT].filepaths]
         missing = [path for path in paths if not Path(path).is_file()]
         if missing:
@@ -310,6 +345,7 @@ class Shards(Sequence):
             )
         self.seq_len = info.features["tokens"].shape[0] - 1
         self.dtype = np.dtype(info.features["tokens"].np_dtype)
+        self._types = _types(self.seq_len, self.dtype)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -320,10 +356,9 @@ class Shards(Sequence):
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         # Seven times as fast as features.deserialize_example_np, of which it is the core.
-        feature = tf_example_pb2.Example.FromString(self._source[index % len(self)])
-        tokens = feature.features.feature["tokens"].bytes_list.value[0]
-        mask = feature.features.feature["mask"].bytes_list.value[0]
+        example = tf_example_pb2.Example.FromString(self._source[index % len(self)])
+        feature = example.features.feature
         return {
-            "tokens": np.frombuffer(tokens, self.dtype),
-            "mask": np.frombuffer(mask, np.uint8),
+            name: np.frombuffer(feature[name].bytes_list.value[0], kind)
+            for name, kind in self._types.items()
         }

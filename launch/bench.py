@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.tokenizers.tokenizer import BOS_ID
 from launch.settings import model_config
 from launch.training import lm_rows
 from model import decode, flop
@@ -111,5 +110,4 @@ def _bench_decoding(config: TransformerConfig, params: Params, batch_size: int) 
 def _random_rows(vocab_size: int, num_rows: int, length: int) -> dict[str, np.ndarray]:
     """Rows of one random document each, as `data.shards` packs them."""
     tokens = np.random.default_rng(0).integers(8, vocab_size, (num_rows, length))
-    tokens[:, 0] = BOS_ID
-    return {"tokens": tokens, "mask": np.ones_like(tokens)}
+    return {"tokens": tokens, "segments": np.ones_like(tokens), "mask": np.ones_like(tokens)}

@@ -266,18 +266,19 @@ def test_batches_that_cannot_be_divided_are_refused():
         loader(process_index=2, process_count=2)
 
 
-def row(tokens, unsupervised=()):
-    mask = [int(t not in (PAD, BOS) and i > 0) for i, t in enumerate(tokens)]
-    for index in unsupervised:
-        mask[index] = 0
-    return {"tokens": np.array([tokens], np.uint16), "mask": np.array([mask], np.uint8)}
+def row(tokens, segments, mask):
+    types = {"tokens": np.uint16, "segments": np.uint16, "mask": np.uint8}
+    values = zip(types, (tokens, segments, mask), strict=True)
+    return {name: np.array([value], types[name]) for name, value in values}
 
 
-def test_lm_batch_worked_example():
-    batch = lm_batch(row([11, 12, EOS, BOS, 13, EOS, BOS, 14, PAD], unsupervised=[4]))
+# Ids mean nothing here: the same batch from tokens that are all different and from tokens all 0.
+@pytest.mark.parametrize("tokens", [[11, 12, 2, 1, 13, 2, 1, 14, 0], [1] * 9, [0] * 9])
+def test_lm_batch_worked_example(tokens):
+    batch = lm_batch(row(tokens, [1, 1, 1, 2, 2, 2, 3, 3, 0], [0, 1, 1, 0, 0, 1, 0, 1, 0]))
     assert {key: value.tolist()[0] for key, value in batch.items()} == {
-        "tokens": [11, 12, EOS, BOS, 13, EOS, BOS, 14],
-        "targets": [12, EOS, BOS, 13, EOS, BOS, 14, PAD],
+        "tokens": tokens[:-1],
+        "targets": tokens[1:],
         "weights": [1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0],
         "segments": [1, 1, 1, 2, 2, 2, 3, 3],
         "positions": [0, 1, 2, 0, 1, 2, 0, 1],
@@ -287,8 +288,10 @@ def test_lm_batch_worked_example():
     assert set(types.values()) == {"int32"}
 
 
-def test_lm_batch_row_that_begins_with_bos_and_ends_in_padding():
-    batch = lm_batch(row([BOS, 11, EOS, BOS, 12, PAD, PAD, PAD, PAD]))
+def test_lm_batch_row_that_ends_in_padding():
+    batch = lm_batch(
+        row([1, 11, 2, 1, 12, 0, 0, 0, 0], [1, 1, 1, 2, 2, 0, 0, 0, 0], [0, 1, 1, 0, 1, 0, 0, 0, 0])
+    )
     assert batch["segments"].tolist() == [[1, 1, 1, 2, 2, 0, 0, 0]]
     assert batch["positions"].tolist() == [[0, 1, 2, 0, 1, 0, 0, 0]]
     assert batch["weights"].tolist() == [[1, 1, 0, 1, 0, 0, 0, 0]]

@@ -44,8 +44,7 @@ def supervised(records):
 
 
 def example(rng, num_tokens):
-    ids = rng.integers(FIRST_ID, VOCAB_SIZE, num_tokens).astype(np.int32)
-    ids[0] = BOS
+    ids = rng.integers(0, 5, num_tokens).astype(np.int32)  # every special id stands in the text
     mask = rng.integers(0, 2, num_tokens).astype(np.uint8)
     mask[0] = 0
     return ids, mask
@@ -69,7 +68,7 @@ def test_documents_are_packed_without_loss(monkeypatch, seq_len, block_tokens):
     assert len(records) == -(-(len(stream) - 1) // seq_len)
     for first, second in zip(records, records[1:], strict=False):
         assert first["tokens"][-1] == second["tokens"][0]
-    assert {(len(r["tokens"]), len(r["mask"])) for r in records} == {(seq_len + 1, seq_len + 1)}
+    assert {len(x) for r in records for x in r.values()} == {seq_len + 1}
 
 
 @pytest.mark.parametrize("seq_len", [1, 7, 64])
@@ -78,6 +77,40 @@ def test_each_token_but_bos_is_a_target_exactly_once(seq_len):
     records = list(pack_documents(docs, seq_len, BOS, EOS))
     assert supervised(records) == [token for token in stream_of(docs) if token != BOS]
     assert not any(r["mask"][0] for r in records)
+
+
+# (BOS, EOS): own ids; BOS the id 0; both one token, of id 0 and of another.
+LAYOUTS = [(1, 2), (0, 1), (0, 0), (4999, 4999), (2, 0)]
+
+
+@pytest.mark.parametrize(("bos", "eos"), LAYOUTS)
+@pytest.mark.parametrize("seq_len", [1, 2, 7, 64, 5000])
+@pytest.mark.parametrize("block_tokens", [1, 100, 1 << 20])
+def test_segments_and_targets_do_not_depend_on_ids(monkeypatch, bos, eos, seq_len, block_tokens):
+    """Against a plain loop over documents, whose texts hold every special id."""
+    monkeypatch.setattr(shards, "BLOCK_TOKENS", block_tokens)
+    rng = np.random.default_rng(0)
+    docs = [rng.integers(0, 4, size).tolist() for size in rng.integers(0, 20, 40)]
+    stream = [
+        (token, number, place > 0)
+        for number, doc in enumerate(docs)
+        for place, token in enumerate((bos, *doc, eos))
+    ]
+    expected = []
+    for start in range(0, len(stream) - 1, seq_len):
+        row = stream[start : start + seq_len + 1]
+        blank = [0] * (seq_len + 1 - len(row))
+        first = row[0][1]
+        expected.append(
+            (
+                [token for token, _, _ in row] + blank,
+                [number - first + 1 for _, number, _ in row] + blank,
+                [0] + [int(is_target) for _, _, is_target in row[1:]] + blank,
+            )
+        )
+    records = pack_documents(docs, seq_len, bos, eos)
+    names = ("tokens", "segments", "mask")
+    assert [tuple(r[name].tolist() for name in names) for r in records] == expected
 
 
 def test_stream_that_fills_its_rows_leaves_no_padded_row():
@@ -100,14 +133,12 @@ def test_documents_may_be_lists_or_arrays():
 
 
 def unpack(records):
-    """Conversations found again by their BOS, with their masks."""
-    found = []
-    for record in records:
-        num_real = int(np.sum(record["tokens"] != PAD))
-        starts = [*np.flatnonzero(record["tokens"] == BOS).tolist(), num_real]
-        for start, end in zip(starts, starts[1:], strict=False):
-            found.append((record["tokens"][start:end].tolist(), record["mask"][start:end].tolist()))
-    return found
+    """Conversations found again by their segments, with their masks."""
+    return [
+        tuple(record[name][record["segments"] == segment].tolist() for name in ("tokens", "mask"))
+        for record in records
+        for segment in range(1, record["segments"].max() + 1)
+    ]
 
 
 def test_packed_conversations_equal_the_unpacked():
@@ -153,7 +184,7 @@ def test_example_of_exactly_a_row_fits_and_a_longer_one_is_dropped():
 def test_first_fit_goes_back_to_a_row_with_room():
     rng = np.random.default_rng(0)
     records, _ = pack_examples([example(rng, size) for size in (6, 8, 3)], 8, PAD)
-    assert [int(np.sum(r["tokens"] != PAD)) for r in records] == [9, 8]
+    assert [int(np.sum(r["segments"] > 0)) for r in records] == [9, 8]
 
 
 def test_nothing_supervised_is_bad_input():
@@ -167,7 +198,7 @@ def test_nothing_supervised_is_bad_input():
 
 
 def test_supervised_first_token_is_refused():
-    with pytest.raises(ValueError, match="0 on its BOS"):
+    with pytest.raises(ValueError, match="0 on its first token"):
         pack_examples([(np.array([BOS, 10]), np.array([1, 1]))], 8, PAD)
 
 
@@ -200,14 +231,16 @@ def test_written_records_read_back(tmp_path, dtype):
     for index in random.Random(0).sample(range(len(records)), len(records)):
         assert opened[index]["tokens"].dtype == dtype
         np.testing.assert_array_equal(opened[index]["tokens"], records[index]["tokens"])
-        np.testing.assert_array_equal(opened[index]["mask"], records[index]["mask"])
+        for name in records[index]:
+            np.testing.assert_array_equal(opened[index][name], records[index][name])
     np.testing.assert_array_equal(opened[-1]["tokens"], records[-1]["tokens"])
     with pytest.raises(IndexError):
         opened[len(records)]
 
 
 def test_large_ids_survive_in_uint32(tmp_path):
-    record = {"tokens": np.array([1, 70_000, 2**31 - 1]), "mask": np.array([0, 1, 1])}
+    record = {"tokens": np.array([1, 70_000, 2**31 - 1]), "segments": np.ones(3)}
+    record["mask"] = np.array([0, 1, 1])
     write_shards([record], tmp_path / "s", "docs", 2, np.uint32)
     assert open_shards(tmp_path / "s")[0]["tokens"].tolist() == [1, 70_000, 2**31 - 1]
     with pytest.raises(ValueError, match="do not fit uint16"):
@@ -311,10 +344,29 @@ def test_bad_arguments_are_named(tmp_path):
         write_shards([], tmp_path / "s", "My-Docs", 16, np.uint16)
     with pytest.raises(BadInput, match="must be a folder of finished shards"):
         open_shards(tmp_path / "s")
-    record = {"tokens": np.zeros(3, np.int32), "mask": np.zeros(3, np.uint8)}
+    record = dict.fromkeys(("tokens", "segments", "mask"), np.zeros(3, np.int32))
     with pytest.raises(ValueError, match=r"must be \(17,\)"):
         write_shards([record], tmp_path / "s", "docs", 16, np.uint16)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_more_segments_than_16_bits_count_survive(tmp_path):
+    seq_len = 70_000
+    documents = pack_documents([[]] * 36_000 + [[5] * 70_000], seq_len, BOS, EOS)
+    record = dict(next(documents), segments=np.arange(1, seq_len + 2))
+    write_shards([record], tmp_path / "s", "docs", seq_len, np.uint16)
+    assert open_shards(tmp_path / "s")[0]["segments"][-1] == 70_001
+
+
+def test_shards_without_segments_are_refused(tmp_path, monkeypatch):
+    def types(seq_len, dtype):
+        return {"tokens": dtype, "mask": np.dtype(np.uint8)}
+
+    monkeypatch.setattr(shards, "_types", types)
+    records = list(pack_documents(documents(), 16, BOS, EOS))
+    write_shards(records, tmp_path / "s", "docs", 16, np.uint16)
+    with pytest.raises(BadInput, match="shards without segments"):
+        open_shards(tmp_path / "s")
 
 
 def test_missing_shard_is_bad_input(tmp_path):
