@@ -82,16 +82,18 @@ class Task(NamedTuple):
 
 def key_of(*parts: Any) -> str:
     """Hashes JSON-able parts, and the code of this room, to 32 hexadecimal digits."""
-    text = json.dumps([_code_hash(), *parts], sort_keys=True, default=str)
+    code = hash_code(Path(__file__).parent)
+    text = json.dumps([code, *parts], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 @functools.cache
-def _code_hash() -> str:
-    """What this room's code is: other code, other results."""
+def hash_code(*paths: Path) -> str:
+    """Hashes Python files, and those in folders, to 32 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in paths:
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 
 

@@ -3,8 +3,8 @@
 A record is a row of L+1 tokens with two arrays of the same length. `segments` says which document
 or conversation of the row each token belongs to: 1, 2, ... along the row, 0 on padding. `mask` is 1
 where the token is a supervised target; the first token of a row or of a segment never is. Both are
-written here, where the documents are known: no reader may infer them from token ids, since the ids
-of BOS, EOS and padding differ between tokenizers, may be equal, and may be missing. The shards carry
+written here, where the documents are known: no reader may infer them from token ids, since those of
+BOS, EOS and padding differ between tokenizers, may be equal, and may be missing. The shards carry
 TFDS metadata, so `tfds.builder_from_directory(directory).as_data_source()` reads them too.
 """
 

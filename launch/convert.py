@@ -23,7 +23,7 @@ from data.tokenizers import fast_tokenizer, pretrained, tokenizer, tokenizer_fil
 from data.tokenizers.gguf_tokenizer import from_gguf
 from launch.console import Progress
 from launch.newdir import appear
-from launch.rundir import ORIGIN, RunDir, digest, write_json
+from launch.rundir import ORIGIN, RunDir, code_version, digest, write_json
 from launch.settings import to_dataclass, to_dict
 from model import families, hf
 from model.config import TransformerConfig
@@ -103,10 +103,11 @@ def run_import(source_hf: str, source_gguf: str, out: Path, progress: Progress) 
         settings = {"model": to_dict(source.config), **described}
         leaves = _lazy(source, progress)
         checkpoint.write(run.checkpoints("import"), settings, leaves)
+        settings["weights_sha256"] = digest(run.hash_files("checkpoints/import/0/params"))
         sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(leaves)]
         summary = {"model_type": source.name, "parameters": sum(sizes), "tokens": num_tokens}
         run.write_config(settings, f"{jax.device_count()} x {jax.devices()[0].device_kind}")
-        run.begin("import", settings, fresh=False)
+        run.begin("import", settings, code_version(), fresh=False)
         done = {"stage": "import", "inputs": digest(settings), "summary": summary}
         write_json(run.stage("import") / "done.json", done | {"products": run.products("import")})
     progress.note(f"{summary['parameters']:,} parameters of {place} are in {out}")

@@ -1,4 +1,11 @@
-"""The order of stages, the hash of what each depends on, and what makes one finished."""
+"""The order of stages, what the result of each depends on, and what makes one finished.
+
+A stage's identity is the hash of its inputs: its own keys, the content of the files it reads, and
+the results of the stages it stands on (`output` in their done.json: parameter hashes, contents of
+their files). So a stage is done again exactly when something that it reads has changed. Stages
+that keep no checkpoints (curation, evaluation, the report) also count their own code as an input.
+Training is not thrown away for an edit of the code; the log says that other code made it.
+"""
 
 import dataclasses
 import resource
@@ -8,34 +15,37 @@ from pathlib import Path
 from typing import Any
 
 from data import curate, files
-from data.engine import Runner
+from data.engine import Runner, hash_code
 from data.errors import BadInput
 from launch import evaluation
 from launch.console import Progress
-from launch.rundir import RunDir, digest, hash_file, remove, write_json
-from launch.settings import to_dict
+from launch.rundir import ROOT, RunDir, code_version, digest, hash_file, remove, write_json
+from launch.settings import TRAINED, identity, to_dict
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What every stage is given."""
+    """What every stage is given; `inputs` are those of the stage that runs."""
 
     settings: Any
     run: RunDir
     progress: Progress
-    inputs: dict[str, str]
     runner: Runner
+    inputs: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stage: the sections it reads, the stages it stands on, and what it does.
+    """A stage: the keys it reads, the stages it stands on, the code that computes it, and its body.
 
     `body(context) -> summary` may be called again after a kill and goes on from its checkpoint.
+    `sections` are dotted paths of the configuration, "" for all of it; `code` lists files and
+    packages.
     """
 
     sections: tuple[str, ...]
     needs: tuple[str, ...]
+    code: tuple[str, ...]
     body: Callable[[Context], dict]
 
 
@@ -74,36 +84,38 @@ def run_stages(
         or another process writes the run.
     """
     names = settings.stages if only is None else (only,)
-    inputs = describe_inputs(settings, table)
-    hashes = {name: digest(inputs[name]) for name in inputs}
-    context = Context(settings, run, progress, hashes, runner)
-    done = _read_finished(run, hashes)
+    described = describe_inputs(settings, table)
     if only is not None:
-        _check_single(only, run, table, inputs, done, fresh)
+        _check_single(only, run, table, described)
+    inputs, done = _survey(run, table, described)
+    for name in names:
+        if not fresh and set(table[name].needs) & described.keys() <= done.keys():
+            _refuse_to_discard(run, name, inputs[name], done.get(name))
     if not fresh and all(name in done and run.is_whole(done[name]) for name in names):
+        for name in names:
+            _note_code(progress, name, table[name], done[name])
         return {name: _skip(progress, name, done[name]) for name in names}
+    context = Context(settings, run, progress, runner, {})
+    results = {}
     with run.lock(progress.note):
-        done = _read_finished(run, hashes)  # what another process has done until now
         run.write_config(to_dict(settings), devices)
-        return {
-            name: _bring(context, name, table[name], inputs, done.get(name), fresh)
-            for name in names
-        }
+        for name in names:
+            # What other stages, or another process, have left until now.
+            inputs, done = _survey(run, table, described)
+            stage_context = dataclasses.replace(context, inputs=inputs[name])
+            results[name] = _bring(stage_context, name, table[name], done.get(name), fresh)
+    return results
 
 
-def _bring(
-    context: Context,
-    name: str,
-    stage: Stage,
-    inputs: dict[str, dict],
-    done: dict | None,
-    fresh: bool,
-) -> dict:
+def _bring(context: Context, name: str, stage: Stage, done: dict | None, fresh: bool) -> dict:
     """Runs a stage, unless it is finished and whole."""
-    run, progress = context.run, context.progress
+    run, progress, inputs = context.run, context.progress, context.inputs
     if done and not fresh and run.is_whole(done):
+        _note_code(progress, name, stage, done)
         return _skip(progress, name, done)
     progress.stage(name)
+    if not fresh:
+        _refuse_to_discard(run, name, inputs, done)
     damage = run.find_damage(done) if done and not fresh else None
     if damage:
         progress.note(f"{run.path / damage} is damaged; done again")
@@ -111,14 +123,32 @@ def _bring(
     anew = fresh or damage is not None
     if anew:
         remove(run.cache(name))
-    run.begin(name, inputs[name], fresh=anew or _changes(run, name, inputs) is not None)
-    return _run_stage(context, name, stage)
+    started = run.read_started(name)
+    if started and run.checkpoints(name).exists() and not anew:
+        _note_code(progress, name, stage, started)
+    code = _describe_code(stage)
+    run.begin(name, inputs, code, fresh=anew or _changes(run, name, inputs) is not None)
+    return _run_stage(context, name, stage, code)
 
 
-def _read_finished(run: RunDir, hashes: Mapping[str, str]) -> dict[str, dict]:
-    """What stages left that have finished on the same inputs, be their files whole or not."""
-    done = {name: run.read_done(name) for name in hashes}
-    return {name: left for name, left in done.items() if left and left["inputs"] == hashes[name]}
+def _survey(
+    run: RunDir, table: Mapping[str, Stage], described: Mapping[str, dict]
+) -> tuple[dict[str, dict], dict[str, dict]]:
+    """The inputs of every stage, and what of those left that have finished on the same ones.
+
+    Their files may be whole or not. An unfinished stage has no output: where one that stands on it
+    has finished, it was on another one.
+    """
+    inputs: dict[str, dict] = {}
+    done: dict[str, dict] = {}
+    for name, own in described.items():
+        needs = [need for need in table[name].needs if need in described]
+        upstream = {need: done[need]["output"] if need in done else "unfinished" for need in needs}
+        inputs[name] = {**own, "upstream": upstream}
+        left = run.read_done(name)
+        if left and left["inputs"] == digest(inputs[name]):
+            done[name] = left
+    return inputs, done
 
 
 def _skip(progress: Progress, name: str, done: dict) -> dict:
@@ -127,19 +157,34 @@ def _skip(progress: Progress, name: str, done: dict) -> dict:
     return {"status": "skipped", "secs": 0.0, **done["summary"]}
 
 
+def _describe_code(stage: Stage) -> dict:
+    """What computes a stage: the checkout's commit, and the hash of the code it runs."""
+    return {**code_version(), "hash": hash_code(*(ROOT / path for path in stage.code))}
+
+
+def _note_code(progress: Progress, name: str, stage: Stage, made: dict) -> None:
+    """Says that a stage's checkpoints are of other code than what would compute them now."""
+    code, now = made["code"], _describe_code(stage)
+    if name in TRAINED and code["hash"] != now["hash"]:
+        was, is_ = (
+            f"commit {(x['commit'] or 'unknown')[:10]}{' with changes' * bool(x['dirty'])}"
+            for x in (code, now)
+        )
+        progress.note(
+            f"{name}: its checkpoints were made by other code ({was}; this is {is_}); they are "
+            "kept, --fresh makes them anew"
+        )
+
+
 def _check_single(
-    only: str,
-    run: RunDir,
-    table: Mapping[str, Stage],
-    inputs: dict[str, dict],
-    done: dict[str, dict],
-    fresh: bool,
+    only: str, run: RunDir, table: Mapping[str, Stage], described: dict[str, dict]
 ) -> None:
-    """Refuses to run one stage on unfinished ones, or on a checkpoint of other inputs."""
-    if only not in inputs:
-        raise BadInput(f"stages is {tuple(inputs)}; it must hold {only!r} for this verb")
-    for name in inputs:
-        if name not in _upstream(only, table, inputs):
+    """Refuses to run one stage on unfinished ones."""
+    if only not in described:
+        raise BadInput(f"stages is {tuple(described)}; it must hold {only!r} for this verb")
+    _, done = _survey(run, table, described)
+    for name in described:
+        if name not in _upstream(only, table, described):
             continue
         damage = run.find_damage(done[name]) if name in done else None
         if damage or name not in done or not run.is_whole(done[name]):
@@ -148,22 +193,33 @@ def _check_single(
                 f"{run.path}: stage {name!r}, which {only!r} stands on, is not finished for "
                 f"this configuration{why}; run `seedbed {name}` or `seedbed run` first"
             )
-    change = _changes(run, only, inputs)
-    if change and run.checkpoints(only).exists() and not fresh:
+
+
+def _refuse_to_discard(run: RunDir, name: str, inputs: Mapping, done: dict | None) -> None:
+    """Raises BadInput where a stage could go on only without the checkpoints that it has."""
+    if not run.checkpoints(name).exists():
+        return
+    change = _changes(run, name, inputs)
+    damage = run.find_damage(done) if done and not change else None
+    if change or damage:
+        why = f"written with {change}" if change else f"{run.path / damage} is damaged"
         raise BadInput(
-            f"{run.checkpoints(only)}: written with {change}; use the same value, another --run "
-            "directory, or --fresh to start the stage over"
+            f"{run.checkpoints(name)}: {why}; use the same value, another --run directory, or "
+            f"`seedbed {name} --fresh` to start the stage over"
         )
 
 
-def _changes(run: RunDir, name: str, inputs: dict[str, dict]) -> str | None:
+def _changes(run: RunDir, name: str, inputs: Mapping[str, Any]) -> str | None:
     """The first key in which the stage's last start differs from what is asked now, or None."""
     started = run.read_started(name)
-    if started is None or started["hash"] == digest(inputs[name]):
+    if started is None or started["hash"] == digest(inputs):
         return None
-    was, now = _flatten(started["inputs"], ""), _flatten(inputs[name], "")
+    was, now = _flatten(started["inputs"], ""), _flatten(inputs, "")
     before, after = ({key: found.get(key, "absent") for key in was | now} for found in (was, now))
     key = next(key for key in before if before[key] != after[key])
+    section, _, stage = key.partition(".")
+    if section == "upstream":
+        return f"another result of stage {stage!r} than there is now"
     return f"{key} = {before[key]!r}, this configuration has {after[key]!r}"
 
 
@@ -178,33 +234,37 @@ def _flatten(value: Any, path: str) -> dict[str, Any]:
 
 
 def describe_inputs(settings: Any, table: Mapping[str, Stage]) -> dict[str, dict]:
-    """What each stage's result depends on: its sections, and the hashes of those it stands on.
+    """What each stage's result depends on, but for the results of the stages it stands on.
 
-    Files count by their content. The mesh is left out: a run may go on on another one.
+    Files count by their content. Keys that cannot change a result are left out: the mesh (a run may
+    go on on another one), kernels, logging and the like (`model.config.LAYOUT`).
     """
     described: dict[str, dict] = {}
     for name in settings.stages:
         stage = table[name]
-        inputs = {section: to_dict(_section(settings, section)) for section in stage.sections}
+        inputs = {section: _section(settings, section) for section in stage.sections}
+        if name not in TRAINED:
+            inputs["code"] = hash_code(*(ROOT / path for path in stage.code))
         if name == "curate":
             inputs["files"] = curate.fingerprint(settings.data)
             inputs["evaluation"] = evaluation.fingerprint(settings)
-        if name == "tokenizer" and settings.start:
-            # A run imported anew at the same place is another origin.
+        if name in ("tokenizer", "pretrain") and settings.start:
+            # A run imported anew at the same place is another origin; its weights are hashed there.
             inputs["origin"] = digest(RunDir(Path(settings.start)).read_config())
         if name == "tokenizer" and settings.tokenizer.path:
             inputs["files"] = files.fingerprint("tokenizer.path", settings.tokenizer.path)
         if name == "sft" and settings.instruct.path:
             inputs["own"] = hash_file(Path(settings.instruct.path))
-        upstream = {need: digest(described[need]) for need in stage.needs if need in described}
-        described[name] = {"stage": name, **inputs, "upstream": upstream}
+        described[name] = {"stage": name, **inputs}
     return described
 
 
 def _section(settings: Any, path: str) -> Any:
-    for key in path.split("."):
+    """The part of a section that can change a result."""
+    *parents, last = path.split(".")
+    for key in parents:
         settings = getattr(settings, key)
-    return settings
+    return identity(settings)[last] if last else identity(settings)
 
 
 def _upstream(name: str, table: Mapping[str, Stage], present: Collection[str]) -> set[str]:
@@ -215,13 +275,15 @@ def _upstream(name: str, table: Mapping[str, Stage], present: Collection[str]) -
     return found
 
 
-def _run_stage(context: Context, name: str, stage: Stage) -> dict:
+def _run_stage(context: Context, name: str, stage: Stage, code: dict) -> dict:
     start, cpu_start = time.perf_counter(), _cpu_secs()
     summary = stage.body(context)
     secs = time.perf_counter() - start
     done = {
         "stage": name,
-        "inputs": context.inputs[name],
+        "inputs": digest(context.inputs),
+        "output": digest([summary, context.run.hash_files(name)]),
+        "code": code,
         "secs": round(secs, 2),
         "cpu_secs": round(_cpu_secs() - cpu_start, 2),
         "energy_wh": round(secs * context.settings.cost.machine_watts / 3600, 4),

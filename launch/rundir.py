@@ -25,7 +25,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,17 @@ class RunDir:
         return {
             path.relative_to(self.path).as_posix(): path.stat().st_size
             for path in sorted(files)
-            if path.name != SCORE
+            if path.name not in (SCORE, "done.json")
+        }
+
+    def hash_files(self, stage: str) -> dict[str, str]:
+        """SHA-256 of each file that a stage made in its directory, by its name there."""
+        folder, about = self.stage(stage), ("started.json", "done.json", SCORE)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {
+            path.relative_to(folder).as_posix(): hash_file(path)
+            for path in paths
+            if path.name not in about
         }
 
     def record_products(self, stage: str) -> None:
@@ -116,7 +126,7 @@ class RunDir:
 
     def read_started(self, stage: str) -> dict | None:
         """The inputs of the stage's last start, finished or not, and their hash; or None."""
-        return read_json(self.stage(stage) / "started.json", ("hash", "inputs"))
+        return read_json(self.stage(stage) / "started.json", ("hash", "inputs", "code"))
 
     def check(self) -> None:
         """Raises BadInput if there is something here that no run has made."""
@@ -130,8 +140,15 @@ class RunDir:
                     "must be a run, an empty directory, or a new one"
                 )
 
-    def begin(self, stage: str, inputs: dict, *, fresh: bool) -> None:
-        """Prepares a stage's directory: `fresh` throws away whatever an earlier try left."""
+    def begin(self, stage: str, inputs: Mapping, code: dict, *, fresh: bool) -> None:
+        """Prepares a stage's directory: `fresh` throws away whatever an earlier try left.
+
+        Args:
+          stage: its name.
+          inputs: what its result depends on.
+          code: the version of the code that computes it.
+          fresh: whether to throw away.
+        """
         # First of all: what is half thrown away must not count as finished.
         (self.stage(stage) / "done.json").unlink(missing_ok=True)
         if fresh:
@@ -140,7 +157,8 @@ class RunDir:
             self.truncate_metrics(stage, 0)
             remove(self.stage(stage))
         self.stage(stage).mkdir(parents=True, exist_ok=True)
-        write_json(self.stage(stage) / "started.json", {"hash": digest(inputs), "inputs": inputs})
+        started = {"hash": digest(inputs), "inputs": inputs, "code": code}
+        write_json(self.stage(stage) / "started.json", started)
 
     def truncate_metrics(self, stage: str, step: int) -> None:
         """Drops a stage's lines after `step`, which its resumed training will write again."""
@@ -287,7 +305,8 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file's content."""
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove(directory: Path) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from data.errors import BadInput
@@ -137,13 +137,17 @@ def settings_class() -> type:
     from data.instruct import InstructConfig
     from data.mixture import MixtureConfig
     from data.tokenizers.tokenizer import TokenizerConfig
-    from model.config import TransformerConfig
+    from model.config import LAYOUT, TransformerConfig
     from model.sharding import MeshConfig
     from train.lm import LMConfig
 
     # The vocabulary's size comes from the tokenizer section.
-    fields = typing.get_type_hints(TransformerConfig).items()
-    model = [(name, hint) for name, hint in fields if name != "vocab_size"]
+    hints = typing.get_type_hints(TransformerConfig)
+    model = [
+        (field.name, hints[field.name], dataclasses.field(metadata=field.metadata))
+        for field in dataclasses.fields(TransformerConfig)
+        if field.name != "vocab_size"
+    ]
 
     sections = {
         "name": str,
@@ -155,7 +159,7 @@ def settings_class() -> type:
         "tokenizer": TokenizerConfig,
         "instruct": InstructConfig,
         "model": dataclasses.make_dataclass("ModelConfig", model, frozen=True),
-        "mesh": MeshConfig,
+        "mesh": (MeshConfig, dataclasses.field(metadata=LAYOUT)),
         "pretrain": LMConfig,
         "sft": LMConfig,
         "reward": RewardConfig,
@@ -164,7 +168,11 @@ def settings_class() -> type:
         "eval": EvalConfig,
         "cost": CostConfig,
     }
-    return dataclasses.make_dataclass("Settings", sections.items(), frozen=True)
+    fields = [
+        (name, *given) if isinstance(given, tuple) else (name, given)
+        for name, given in sections.items()
+    ]
+    return dataclasses.make_dataclass("Settings", fields, frozen=True)
 
 
 def model_config(settings: Any) -> Any:
@@ -298,12 +306,21 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 
 def to_dict(value: Any) -> Any:
     """Plain JSON-able form of settings."""
+    return _plain(value, lambda _: True)
+
+
+def identity(value: Any) -> Any:
+    """As `to_dict`, without the fields that cannot change a result (model.config.LAYOUT)."""
+    return _plain(value, lambda field: field.metadata.get("identity", True))
+
+
+def _plain(value: Any, is_wanted: Callable[[dataclasses.Field], bool]) -> Any:
     if dataclasses.is_dataclass(value):
-        names = [field.name for field in dataclasses.fields(value)]
-        return {name: to_dict(getattr(value, name)) for name in names}
+        fields = filter(is_wanted, dataclasses.fields(value))
+        return {field.name: _plain(getattr(value, field.name), is_wanted) for field in fields}
     if isinstance(value, Mapping):
-        return {key: to_dict(item) for key, item in value.items()}
-    return [to_dict(item) for item in value] if isinstance(value, tuple) else value
+        return {key: _plain(item, is_wanted) for key, item in value.items()}
+    return [_plain(item, is_wanted) for item in value] if isinstance(value, tuple) else value
 
 
 def _join(path: str, key: str) -> str:

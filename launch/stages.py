@@ -327,16 +327,40 @@ def run_report(context: Context) -> dict:
     return {"page": path.name, "page_bytes": path.stat().st_size}
 
 
+_DATA = ("data", "launch/stages.py")
+_TRAIN = ("model", "train", "data", "launch/stages.py", "launch/training.py")
+_ALIGN = (*_TRAIN, "alignment", "eval")
+_POLICY = ("seed", "model")
+
 TABLE: Mapping[str, Stage] = {
-    "curate": Stage(("data",), (), run_curate),
+    "curate": Stage(("data",), (), _DATA, run_curate),
     "tokenizer": Stage(
-        ("tokenizer", "start", "mixture", "pretrain.seq_len"), ("curate",), run_tokenizer
+        ("tokenizer", "start", "mixture", "pretrain.seq_len"), ("curate",), _DATA, run_tokenizer
     ),
-    "pretrain": Stage(("seed", "model", "start", "pretrain"), ("tokenizer",), run_pretrain),
-    "sft": Stage(("sft", "instruct"), ("pretrain",), run_sft),
-    "reward": Stage(("reward", "eval.max_new_tokens", "eval.batch_size"), ("sft",), run_reward),
-    "dpo": Stage(("dpo",), ("reward",), run_dpo),
-    "ppo": Stage(("ppo",), ("reward",), run_ppo),
-    "eval": Stage(("eval", "stages"), ("pretrain", "sft", "dpo", "ppo"), measure.run_eval),
-    "report": Stage(("cost",), ("curate", "tokenizer", "eval"), run_report),
+    "pretrain": Stage(
+        (*_POLICY, "start", "mixture", "pretrain"), ("tokenizer",), _TRAIN, run_pretrain
+    ),
+    "sft": Stage((*_POLICY, "sft", "instruct"), ("tokenizer", "pretrain"), _ALIGN, run_sft),
+    "reward": Stage(
+        (*_POLICY, "reward", "instruct", "sft.seq_len", "eval.max_new_tokens", "eval.batch_size"),
+        ("tokenizer", "sft"),
+        _ALIGN,
+        run_reward,
+    ),
+    "dpo": Stage(
+        (*_POLICY, "dpo", "reward.seq_len"), ("tokenizer", "sft", "reward"), _ALIGN, run_dpo
+    ),
+    "ppo": Stage((*_POLICY, "ppo", "instruct"), ("tokenizer", "sft", "reward"), _ALIGN, run_ppo),
+    "eval": Stage(
+        (*_POLICY, "eval", "instruct", "stages", "pretrain.seq_len", "sft.seq_len"),
+        ("curate", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo"),
+        (*_ALIGN, "launch/measure.py"),
+        measure.run_eval,
+    ),
+    "report": Stage(
+        ("",),
+        ("curate", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "eval"),
+        ("launch",),
+        run_report,
+    ),
 }

@@ -70,13 +70,10 @@ def with_checkpoints(
 ) -> TrainState:
     """Calls `train` with the stage's checkpointer and metrics, and closes both after it."""
     section = getattr(context.settings, name)
-    saved = {
-        "model": to_dict(model_config),
-        name: to_dict(section),
-        "upstream": context.inputs[name],
-    }
     directory = context.run.checkpoints(name)
-    checkpointer = Checkpointer(directory, saved, section.loop.keep_checkpoints)
+    checkpointer = Checkpointer(
+        directory, {"model": to_dict(model_config)}, context.inputs, section.loop.keep_checkpoints
+    )
     writer = MetricsWriter(context.run, name)
     try:
         return train(checkpointer, loop.Watch(writer.write, context.progress.log, writer.truncate))

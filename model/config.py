@@ -5,6 +5,7 @@ A family of the field is a row of switches (configs/families.py), not a file of 
 
 import dataclasses
 import functools
+import types
 from typing import Any
 
 import jax.numpy as jnp
@@ -25,6 +26,9 @@ REMATS = ("none", "dots", "full")
 KERNELS = ("auto", "xla", "splash", "cudnn", "tokamax")
 CONTEXTS = ("gather", "ring")
 QUANTIZED = ("none", "int8", "fp8")
+# Metadata of a field that says how something is computed, logged or kept, not what comes of it:
+# such a field is no part of a stage's identity, and changing it starts nothing over.
+LAYOUT = types.MappingProxyType({"identity": False})
 
 
 def _choose(key: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -198,13 +202,13 @@ class TransformerConfig:
     moe: MoEConfig = MoEConfig()
     vocab_multiple: int = 1
     dtype: str = "float32"
-    remat: str = "none"
-    scan_layers: bool = True
-    kernel: str = "auto"
-    context: str = "gather"
+    remat: str = dataclasses.field(default="none", metadata=LAYOUT)
+    scan_layers: bool = dataclasses.field(default=True, metadata=LAYOUT)
+    kernel: str = dataclasses.field(default="auto", metadata=LAYOUT)
+    context: str = dataclasses.field(default="gather", metadata=LAYOUT)
     quantized: str = "none"
-    stage_microbatches: int = 1
-    stage_repeats: int = 1
+    stage_microbatches: int = dataclasses.field(default=1, metadata=LAYOUT)
+    stage_repeats: int = dataclasses.field(default=1, metadata=LAYOUT)
 
     def __post_init__(self):
         sizes = "vocab_size num_layers d_model num_heads num_kv_heads head_dim d_ff"

@@ -310,12 +310,12 @@ def test_iterations_are_deterministic(run, three):
 def test_a_resumed_run_is_the_uninterrupted_one(run, three, tmp_path):
     state, _ = iterate(run, 2)
     rest = {"step": state.step, "opt_state": state.opt_state}
-    first = Checkpointer(tmp_path / "run", {}, 1)
+    first = Checkpointer(tmp_path / "run", {}, {}, 1)
     first.save(2, state.params, rest, {})
     iterate(run, 1, state, first=2)  # donates what is being saved
     first.close()
     fresh = run[1]()
-    second = Checkpointer(tmp_path / "run", {}, 1)
+    second = Checkpointer(tmp_path / "run", {}, {}, 1)
     _, params, rest, _ = second.restore(
         fresh.params, {"step": fresh.step, "opt_state": fresh.opt_state}
     )

@@ -223,15 +223,15 @@ def own(tmp_path_factory):
     run = RunDir(tmp_path_factory.mktemp("own") / "run")
     config = dataclasses.replace(TINY, vocab_size=VOCAB_SIZE, qk_norm="head")
     run.write_config({"model": to_dict(config)}, "1 x cpu")
-    run.begin("tokenizer", {}, fresh=True)
+    run.begin("tokenizer", {}, {}, fresh=True)
     train(
         TEXTS,
         TokenizerConfig(VOCAB_SIZE, 10**6, 16, 0.9995),
         run.stage("tokenizer") / MODEL,
     )
     for seed, stage in enumerate(("pretrain", "dpo")):
-        run.begin(stage, {}, fresh=True)
-        saved = Checkpointer(run.checkpoints(stage), {"model": to_dict(config)}, 1)
+        run.begin(stage, {}, {}, fresh=True)
+        saved = Checkpointer(run.checkpoints(stage), {"model": to_dict(config)}, {}, 1)
         saved.save(7, make_params(config, seed), {"step": np.int32(7)}, {})
         saved.close()
         write_json(run.stage(stage) / "done.json", {"inputs": "1f", "summary": {}, "products": []})
@@ -257,9 +257,9 @@ def test_a_scale_that_no_family_has_goes_into_the_embedding(tmp_path):
     config = dataclasses.replace(TINY, qk_norm="head", head="tied", scale_embedding=True)
     run, params = RunDir(tmp_path / "run"), make_params(config)
     run.write_config({}, "1 x cpu")
-    run.begin("tokenizer", {}, fresh=True)
+    run.begin("tokenizer", {}, {}, fresh=True)
     train(TEXTS, TokenizerConfig(VOCAB_SIZE, 10**6, 16, 0.9995), run.stage("tokenizer") / MODEL)
-    saved = Checkpointer(run.checkpoints("pretrain"), {"model": to_dict(config)}, 1)
+    saved = Checkpointer(run.checkpoints("pretrain"), {"model": to_dict(config)}, {}, 1)
     saved.save(1, params, {"step": np.int32(1)}, {})
     saved.close()
     code, _, err = door("export", f"--run={run.path}", f"--hf={tmp_path}/hf", "--stage=pretrain")

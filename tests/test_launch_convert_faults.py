@@ -215,7 +215,7 @@ def make_run(path, config):
     """A run with a checkpoint of pretraining, and no more."""
     run = RunDir(path)
     run.write_config({}, "1 x cpu")
-    saved = Checkpointer(run.checkpoints("pretrain"), {"model": to_dict(config)}, 1)
+    saved = Checkpointer(run.checkpoints("pretrain"), {"model": to_dict(config)}, {}, 1)
     saved.save(1, make_params(config), {"step": np.int32(1)}, {})
     saved.close()
     return run

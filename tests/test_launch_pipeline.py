@@ -28,7 +28,8 @@ class Pipeline:
         (self.corpus / "a.txt").write_text("one document")
         self.run = RunDir(path / "run")
         self.called = []
-        self.broken = None
+        self.broken, self.table = None, TABLE
+        self.results = {}  # {stage: what else its result hangs on}
         self.config = quickstart.get_config().to_dict()
         for source in self.config["data"]["sources"].values():
             source["path"] = str(self.corpus)
@@ -44,8 +45,10 @@ class Pipeline:
             section[key] = value
         self.called = []
         table = {
-            name: dataclasses.replace(stage, body=lambda context, name=name: self.body(name))
-            for name, stage in TABLE.items()
+            name: dataclasses.replace(
+                stage, body=lambda context, name=name: self.body(name, context.inputs)
+            )
+            for name, stage in self.table.items()
         }
         parsed = settings.parse(config)
         self.outcome = run_stages(
@@ -54,14 +57,16 @@ class Pipeline:
         )
         return self.called
 
-    def body(self, name):
+    def body(self, name, inputs):
+        """As a real one: its result is a function of its inputs."""
         self.called.append(name)
+        result = rundir.digest([inputs, self.results.get(name)])
         if name in settings.TRAINED:
             self.run.checkpoints(name).mkdir(parents=True, exist_ok=True)
-            (self.run.stage(name) / "pairs.jsonl").write_text(str(len(self.called)))
+            (self.run.stage(name) / "pairs.jsonl").write_text(result)
         if name == self.broken:
             raise RuntimeError("killed")
-        return {"made": name}
+        return {"made": name, "params_sha256": result}
 
     def files(self):
         """{path: content} of everything in the run directory."""
@@ -78,7 +83,7 @@ def test_stages_run_in_order_and_leave_what_they_cost(pipeline):
     assert tuple(pipeline()) == ALL
     assert all(row["status"] == "done" and row["made"] for row in pipeline.outcome.values())
     done = pipeline.run.read_done("sft")
-    assert done["summary"] == {"made": "sft"}
+    assert done["summary"]["made"] == "sft"
     watts = settings.parse(pipeline.config).cost.machine_watts
     assert done["energy_wh"] == pytest.approx(done["secs"] * watts / 3600, abs=1e-3)
 
@@ -94,6 +99,7 @@ def test_a_second_run_has_nothing_to_do_and_writes_nothing(pipeline):
 
 
 AFTER_PRETRAIN = ("pretrain", "sft", "reward", "dpo", "ppo", "eval", "report")
+PAGE = ("report",)  # it shows the configuration
 
 
 @pytest.mark.parametrize(
@@ -105,6 +111,7 @@ AFTER_PRETRAIN = ("pretrain", "sft", "reward", "dpo", "ppo", "eval", "report")
         ("pretrain.seq_len", 123, ALL[1:]),
         ("seed", 123, AFTER_PRETRAIN),
         ("model.d_ff", 96, AFTER_PRETRAIN),
+        ("model.dtype", "bfloat16", AFTER_PRETRAIN),
         ("pretrain.loop.num_steps", 777, AFTER_PRETRAIN),
         ("instruct.num_train", 11, AFTER_PRETRAIN[1:]),
         ("sft.optimizer.peak_lr", 0.5, AFTER_PRETRAIN[1:]),
@@ -112,21 +119,120 @@ AFTER_PRETRAIN = ("pretrain", "sft", "reward", "dpo", "ppo", "eval", "report")
         ("dpo.beta", 0.123, ("dpo", "eval", "report")),
         ("ppo.kl_price", 0.123, ("ppo", "eval", "report")),
         ("eval.num_duels", 7, ("eval", "report")),
-        ("cost.machine_watts", 7.0, ("report",)),
-        ("name", "other", ()),
+        ("cost.machine_watts", 7.0, PAGE),
+        ("name", "other", PAGE),
         ("mesh.data", 2, ()),
+        ("model.kernel", "xla", ()),
+        ("model.remat", "full", ()),
+        ("model.scan_layers", False, ()),
+        ("model.context", "ring", ()),
+        ("model.stage_microbatches", 2, ()),
+        ("model.stage_repeats", 2, ()),
+        *(
+            (f"{stage}.loop.{key}", 3, ())
+            for stage in settings.TRAINED
+            for key in ("log_every", "save_every", "eval_every", "keep_checkpoints")
+        ),
     ],
 )
-def test_a_changed_key_reruns_its_stage_and_those_after(pipeline, key, value, again):
+def test_a_changed_key_reruns_its_stage_and_those_after(tmp_path, key, value, again):
+    """In a run without checkpoints all of them; with checkpoints none, and nothing is lost."""
+    pipeline = Pipeline(tmp_path)
     pipeline()
-    assert tuple(pipeline({key: value})) == again
+    before = pipeline.files()
+    kept = [name for name in settings.TRAINED if name in again]
+    if kept:
+        with pytest.raises(BadInput) as refused:
+            pipeline({key: value})
+        assert str(pipeline.run.checkpoints(kept[0])) in str(refused.value)
+        after = pipeline.files()
+        lost = before.keys() - after.keys()
+        assert not any("checkpoints" in str(path) for path in lost)
+        for stage in settings.TRAINED:
+            assert (pipeline.run.stage(stage) / "done.json").exists()
+        for name in kept:
+            rundir.remove(pipeline.run.checkpoints(name))
+    assert tuple(pipeline({key: value})) == again[again.index(pipeline.called[0]) if again else 0 :]
+    assert set(again) - set(pipeline.called) <= {"curate", "tokenizer"}, "done before the refusal"
     assert pipeline({key: value}) == []
+
+
+def test_another_result_of_a_stage_reaches_what_shows_it(tmp_path, capsys):
+    """Retrained by other code, whose result differs: evaluation and page follow."""
+    pipeline = Pipeline(tmp_path)
+    changes = {"stages": ("curate", "tokenizer", "pretrain", "eval", "report")}
+    pipeline(changes)
+    pipeline.results["pretrain"] = "of an optimizer that was edited"
+    assert pipeline(changes, only="pretrain", fresh=True) == ["pretrain"]
+    assert pipeline(changes) == ["eval", "report"]
+
+
+def test_another_reward_model_reaches_evaluation(tmp_path):
+    pipeline = Pipeline(tmp_path)
+    changes = {"stages": ("curate", "tokenizer", "pretrain", "sft", "reward", "eval", "report")}
+    pipeline(changes)
+    changes["reward.pairs.noise_rate"] = 0.123
+    assert pipeline(changes, only="reward", fresh=True) == ["reward"]
+    assert pipeline(changes) == ["eval", "report"]
+
+
+def test_the_same_result_again_changes_nothing_after_it(pipeline):
+    pipeline()
+    assert pipeline(only="pretrain", fresh=True) == ["pretrain"]
+    assert pipeline() == []
+
+
+def edit_code(pipeline, stage, path):
+    """Gives a stage code of another content."""
+    path.write_text("x = 2")
+    code = (*pipeline.table[stage].code, str(path))
+    pipeline.table = {
+        **pipeline.table,
+        stage: dataclasses.replace(pipeline.table[stage], code=code),
+    }
+
+
+@pytest.mark.parametrize("stage", ["curate", "tokenizer", "eval", "report"])
+def test_other_code_of_a_stage_without_checkpoints_does_it_again(pipeline, tmp_path, stage):
+    pipeline()
+    edit_code(pipeline, stage, tmp_path / "code.py")
+    if stage in ("curate", "tokenizer"):
+        # Its body's result is of its inputs, the code among them.
+        with pytest.raises(BadInput, match="another result of stage"):
+            pipeline()
+        assert pipeline.called[0] == stage
+    else:
+        assert pipeline()[0] == stage
+
+
+@pytest.mark.parametrize("stage", settings.TRAINED)
+def test_other_code_of_training_is_said_and_throws_nothing_away(pipeline, tmp_path, capsys, stage):
+    pipeline()
+    capsys.readouterr()
+    assert pipeline() == []
+    assert "other code" not in capsys.readouterr().err
+    edit_code(pipeline, stage, tmp_path / "code.py")
+    assert pipeline() == []
+    assert f"{stage}: its checkpoints were made by other code (commit" in capsys.readouterr().err
+    pipeline.broken = stage
+    with pytest.raises(RuntimeError):
+        pipeline(only=stage, fresh=True)
+    edit_code(pipeline, stage, tmp_path / "more.py")
+    capsys.readouterr()
+    pipeline.broken = None
+    assert pipeline() == [stage]
+    assert f"{stage}: its checkpoints were made by other code" in capsys.readouterr().err, "resumed"
 
 
 def test_a_changed_input_file_reruns_all(pipeline):
     pipeline()
     (pipeline.corpus / "a.txt").write_text("other words")
-    assert tuple(pipeline()) == ALL
+    with pytest.raises(
+        BadInput, match="pretrain: written with another result of stage 'tokenizer'"
+    ):
+        pipeline()
+    assert pipeline.called == ["curate", "tokenizer"]
+    assert tuple(pipeline(fresh=True)) == ALL
 
 
 def test_a_changed_file_of_conversations_reruns_from_fine_tuning(pipeline):
@@ -134,7 +240,9 @@ def test_a_changed_file_of_conversations_reruns_from_fine_tuning(pipeline):
     own.write_text("{}")
     pipeline({"instruct.path": str(own)})
     own.write_text("{} ")
-    assert tuple(pipeline({"instruct.path": str(own)})) == AFTER_PRETRAIN[1:]
+    with pytest.raises(BadInput, match="checkpoints/sft: written with own = "):
+        pipeline({"instruct.path": str(own)})
+    assert pipeline.called == []
 
 
 def test_stages_left_out_are_not_run(pipeline):
@@ -142,13 +250,17 @@ def test_stages_left_out_are_not_run(pipeline):
     assert tuple(pipeline({"stages": stages})) == stages
 
 
-def test_a_rerun_throws_away_what_other_inputs_left(pipeline):
+def test_a_refusal_names_the_key_and_the_ways_out(pipeline):
     pipeline()
-    (pipeline.run.checkpoints("dpo") / "old").write_text("")
-    (pipeline.run.checkpoints("sft") / "old").write_text("")
-    pipeline({"dpo.beta": 0.123})
-    assert not (pipeline.run.checkpoints("dpo") / "old").exists()
-    assert (pipeline.run.checkpoints("sft") / "old").exists()
+    beta = pipeline.config["dpo"]["beta"]
+    with pytest.raises(BadInput) as refused:
+        pipeline({"dpo.beta": 0.123})
+    assert pipeline.called == []
+    assert str(refused.value) == (
+        f"{pipeline.run.checkpoints('dpo')}: written with dpo.beta = {beta}, this configuration "
+        "has 0.123; use the same value, another --run directory, or `seedbed dpo --fresh` to start "
+        "the stage over"
+    )
 
 
 def test_an_interrupted_stage_goes_on_with_what_it_has(pipeline):
@@ -167,9 +279,11 @@ def test_an_interrupted_rerun_does_not_count_as_finished(pipeline):
     pipeline()
     pipeline.broken = "dpo"
     with pytest.raises(RuntimeError):
-        pipeline({"dpo.beta": 0.123})
+        pipeline({"dpo.beta": 0.123}, only="dpo", fresh=True)
     pipeline.broken = None
-    assert tuple(pipeline()) == ("dpo",)
+    with pytest.raises(BadInput, match="written with dpo.beta = 0.123"):
+        pipeline()
+    assert pipeline({"dpo.beta": 0.123}) == ["dpo", "eval", "report"]
 
 
 def test_fresh_starts_over(pipeline):
@@ -232,7 +346,7 @@ def test_a_refusal_names_a_key_that_is_new(pipeline):
     path = pipeline.run.stage("dpo") / "started.json"
     started = json.loads(path.read_text())
     del started["inputs"]["dpo"]["beta"]
-    rundir.write_json(path, {"hash": "older code", "inputs": started["inputs"]})
+    rundir.write_json(path, started | {"hash": "older code"})
     (pipeline.run.stage("dpo") / "done.json").unlink()
     with pytest.raises(BadInput, match="dpo.beta = 'absent', this configuration has "):
         pipeline(only="dpo")
@@ -263,13 +377,13 @@ def test_damaged_done_json_stops_the_run(pipeline):
 
 def test_config_json_is_of_the_last_run_that_did_something(pipeline):
     pipeline()
-    pipeline({"name": "other"})
-    assert pipeline.run.read_config()["name"] == "quickstart"
-    pipeline({"name": "other", "dpo.beta": 0.123})
+    pipeline({"mesh.data": 2})
+    assert pipeline.run.read_config()["mesh"]["data"] == 1
+    pipeline({"name": "other", "eval.num_duels": 7})
     assert pipeline.run.read_config()["name"] == "other"
 
 
-def test_a_damaged_stage_is_done_again_without_what_it_kept(pipeline, capsys):
+def test_a_damaged_stage_with_checkpoints_is_refused_until_it_is_started_over(pipeline):
     """Its cache may be other names of the files that are damaged."""
     pipeline()
     kept = pipeline.run.cache("reward") / "piece"
@@ -284,13 +398,23 @@ def test_a_damaged_stage_is_done_again_without_what_it_kept(pipeline, capsys):
     pairs.write_text("")
     with pytest.raises(BadInput, match=f"configuration: {pairs} is damaged; run"):
         pipeline(only="dpo")
-    assert pairs.read_text() == ""
-    capsys.readouterr()
-    assert pipeline() == ["reward"]
-    assert f"reward: {pairs} is damaged; done again" in capsys.readouterr().err
+    with pytest.raises(BadInput, match=f"{pairs} is damaged; .*`seedbed reward --fresh`"):
+        pipeline()
+    assert pairs.read_text() == "" and kept.exists()
+    assert pipeline(only="reward", fresh=True) == ["reward"]
     assert not kept.exists() and not (pipeline.run.checkpoints("reward") / "old").exists()
-    assert other.exists() and pairs.read_text() != before, "a body's own count"
+    assert other.exists() and pairs.read_text() == before
     assert pipeline() == []
+
+
+def test_a_damaged_stage_without_checkpoints_is_done_again(pipeline, capsys):
+    pipeline()
+    page = pipeline.run.stage("eval") / "results.json"
+    page.write_text("{}")
+    pipeline.run.record_products("eval")
+    page.write_text("")
+    assert pipeline() == ["eval"]
+    assert f"eval: {page} is damaged; done again" in capsys.readouterr().err
 
 
 def test_a_stage_that_lacks_a_file_goes_on_from_what_is_left(pipeline):

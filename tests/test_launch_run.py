@@ -292,7 +292,7 @@ def finished(tmp_path):
         "1 x cpu",
     )
     for stage in ("tokenizer", "sft"):
-        run.begin(stage, {}, fresh=True)
+        run.begin(stage, {}, {}, fresh=True)
     rundir.write_json(
         run.stage("sft") / "done.json", {"inputs": "1f", "summary": {}, "products": []}
     )

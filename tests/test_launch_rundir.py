@@ -96,17 +96,17 @@ def test_a_writer_that_never_wrote_closes(run):
 
 
 def test_begin_keeps_what_an_interrupted_try_left(run):
-    run.begin("reward", {"seed": 0}, fresh=True)
+    run.begin("reward", {"seed": 0}, {}, fresh=True)
     (run.stage("reward") / "pairs.jsonl").write_text("pairs")
     run.checkpoints("reward").mkdir(parents=True)
-    run.begin("reward", {"seed": 0}, fresh=False)
+    run.begin("reward", {"seed": 0}, {}, fresh=False)
     assert (run.stage("reward") / "pairs.jsonl").exists() and run.checkpoints("reward").exists()
     assert run.read_started("reward")["inputs"] == {"seed": 0}
 
 
 def test_begin_fresh_leaves_nothing_of_this_stage_and_all_of_the_others(run):
     for stage in ("sft", "reward"):
-        run.begin(stage, {"seed": 0}, fresh=False)
+        run.begin(stage, {"seed": 0}, {}, fresh=False)
         rundir.write_json(
             run.stage(stage) / "done.json", {"inputs": "1f", "summary": {}, "products": []}
         )
@@ -114,7 +114,7 @@ def test_begin_fresh_leaves_nothing_of_this_stage_and_all_of_the_others(run):
             folder.mkdir(parents=True)
             (folder / "file").write_text("old")
     write_lines(run, {"stage": "sft", "step": 1}, {"stage": "reward", "step": 1})
-    run.begin("reward", {"seed": 1}, fresh=True)
+    run.begin("reward", {"seed": 1}, {}, fresh=True)
     files = sorted(p.relative_to(run.path).as_posix() for p in run.path.rglob("*") if p.is_file())
     assert files == [
         "checkpoints/sft/file",
@@ -129,7 +129,7 @@ def test_begin_fresh_leaves_nothing_of_this_stage_and_all_of_the_others(run):
 
 def test_a_kill_while_throwing_away_leaves_nothing_that_counts_as_finished(run, monkeypatch):
     """done.json goes first, and a checkpoint half removed no longer has a checkpoint's name."""
-    run.begin("sft", {"seed": 0}, fresh=False)
+    run.begin("sft", {"seed": 0}, {}, fresh=False)
     rundir.write_json(
         run.stage("sft") / "done.json", {"inputs": "1f", "summary": {}, "products": []}
     )
@@ -142,12 +142,12 @@ def test_a_kill_while_throwing_away_leaves_nothing_that_counts_as_finished(run, 
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
-            run.begin("sft", {"seed": 0}, fresh=True)
+            run.begin("sft", {"seed": 0}, {}, fresh=True)
     assert run.read_done("sft") is None
     assert not run.checkpoints("sft").exists()
-    run.begin("sft", {"seed": 0}, fresh=True)
+    run.begin("sft", {"seed": 0}, {}, fresh=True)
     (run.checkpoints("sft")).mkdir()
-    run.begin("sft", {"seed": 0}, fresh=True)
+    run.begin("sft", {"seed": 0}, {}, fresh=True)
     assert not list((run.path / "checkpoints").iterdir()), "what the kill left is gone"
 
 
@@ -274,7 +274,7 @@ def test_a_stage_is_whole_while_its_files_are_there_in_their_size(run):
 
 
 def test_what_is_written_into_a_finished_stage_is_no_damage(run):
-    run.begin("curate", {}, fresh=False)
+    run.begin("curate", {}, {}, fresh=False)
     (run.stage("curate") / rundir.SCORE).write_text("{}")
     assert list(run.products("curate")) == ["curate/started.json"]
 

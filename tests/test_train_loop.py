@@ -109,7 +109,7 @@ class Trial:
         rows = np.random.default_rng(1).integers(1, 32, (ROWS, 9))
         records = [{"tokens": row.astype(np.int32)} for row in rows]
         loader = Loader({"a": (records[:30], 2.0), "b": (records[30:], 1.0)}, 4, 3, lay_out)
-        checkpointer = Checkpointer(self.directory, {"seed": 3}, config.keep_checkpoints)
+        checkpointer = Checkpointer(self.directory, {}, {"seed": 3}, config.keep_checkpoints)
         try:
             return loop.run(
                 config,

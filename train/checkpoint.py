@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,17 @@ class Checkpointer:
     the next start removes.
     """
 
-    def __init__(self, directory: Path, config: dict, max_to_keep: int):
-        """`config` must be JSON-able; a checkpoint of another config is refused."""
+    def __init__(self, directory: Path, config: dict, inputs: Mapping, max_to_keep: int):
+        """Opens a directory for one training run.
+
+        Args:
+          directory: of the stage's checkpoints.
+          config: JSON-able description that readers of the parameters need.
+          inputs: JSON-able; all that the result depends on. A checkpoint of others is refused.
+          max_to_keep: newest checkpoints that are kept.
+        """
         quiet_orbax()
-        self._config = config
+        self._config = {**config, "inputs": inputs}
         self._manager = ocp.CheckpointManager(
             directory.resolve(),
             item_handlers=_handlers(),
@@ -67,7 +74,8 @@ class Checkpointer:
         if step is None:
             return None
         saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
-        _refuse_other_config(self._manager.directory, saved.config, self._config)
+        inputs = saved.config.get("inputs", {})
+        _refuse_other_inputs(self._manager.directory, inputs, self._config["inputs"])
         abstract = jax.tree.map(
             ocp.utils.to_shape_dtype_struct, dict(zip(TREES, (params, rest), strict=True))
         )
@@ -316,7 +324,7 @@ def _refuse_other_shapes(manager: ocp.CheckpointManager, step: int, wanted: dict
                 )
 
 
-def _refuse_other_config(directory: Any, saved: dict, wanted: dict) -> None:
+def _refuse_other_inputs(directory: Any, saved: dict, wanted: dict) -> None:
     for key, was, now in _differences(saved, wanted, ""):
         raise BadInput(
             f"{directory}: the checkpoint was written with {key} = {was!r}, this run has {now!r}; "

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from model import flop
-from model.config import TransformerConfig
+from model.config import LAYOUT, TransformerConfig
 from model.sharding import batch_sharding
 from model.transformer import Params
 from train.optimizer import OptimizerConfig, make_optimizer, make_schedule
@@ -30,10 +30,10 @@ class LoopConfig:
     num_steps: int
     batch_size: int
     num_microbatches: int
-    log_every: int
-    save_every: int
-    eval_every: int
-    keep_checkpoints: int
+    log_every: int = dataclasses.field(metadata=LAYOUT)
+    save_every: int = dataclasses.field(metadata=LAYOUT)
+    eval_every: int = dataclasses.field(metadata=LAYOUT)
+    keep_checkpoints: int = dataclasses.field(metadata=LAYOUT)
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
