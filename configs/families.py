@@ -196,4 +196,5 @@ def get_config(name: str) -> ConfigDict:
     switches = PLAIN | FAMILIES[name]
     config.tokenizer.vocab_size = switches.pop("vocab_size")
     config.model.update(switches)
+    config.mesh.update(dict(data=1, fsdp=-1))  # all devices share the weights
     return config

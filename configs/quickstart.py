@@ -176,7 +176,7 @@ def mesh() -> ConfigDict:
     axes = dict.fromkeys(("data", "stage", "fsdp", "expert", "context", "tensor"), 1)
     return ConfigDict(
         dict(
-            **axes,
+            **(axes | dict(data=-1)),  # -1, for one axis: the devices that the others leave
             slices=axes,
             max_replicated=0.02,  # share of weight bytes that may be stored more than planned
         )

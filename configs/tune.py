@@ -32,5 +32,6 @@ def get_config(run: str) -> ConfigDict:
     model = described["model"]
     config.tokenizer.vocab_size = model.pop("vocab_size")
     config.model = ConfigDict(model)
+    config.mesh.update(dict(data=1, fsdp=-1))  # all devices share the weights
     config.pretrain.optimizer.peak_lr = 1e-4  # a hundredth of a fresh model's: it has much to lose
     return config

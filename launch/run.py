@@ -122,8 +122,9 @@ def _run_config(verb: str, given: flags.FlagValues, config: ConfigDict) -> dict:
 
         sources.refuse_missing(parsed.data.sources)
     trains = {*settings.TRAINED, "eval"} & set(parsed.stages)
-    if trains and verb not in ("curate", "tokenizer"):  # text has no devices
-        settings.check_mesh(parsed)
+    # Curation and the tokenizer need no devices.
+    if verb == "bench" or (trains and verb not in ("curate", "tokenizer")):
+        parsed = settings.fit_mesh(parsed)
     if verb == "bench":
         from launch.bench import run_bench
 

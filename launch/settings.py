@@ -192,14 +192,25 @@ def model_config(settings: Any) -> Any:
     return config
 
 
-def check_mesh(settings: Any) -> None:
-    """Raises BadInput, with the numbers that clash, if devices, weights or rows do not fit it."""
+def fit_mesh(settings: Any) -> Any:
+    """Gives the mesh axis that is -1 its size on the devices present, and checks the whole mesh.
+
+    Returns:
+      The settings with a size for every axis.
+
+    Raises:
+      BadInput: devices, weights or rows do not fit the mesh; with the numbers that clash.
+    """
+    import jax
+
     from model import sharding
     from model.transformer import declare
 
-    sizes, model = settings.mesh.axis_sizes(), model_config(settings)
+    model = model_config(settings)
     try:
-        mesh = sharding.make_mesh(settings.mesh)
+        filled = settings.mesh.fill(jax.device_count())
+        settings, sizes = dataclasses.replace(settings, mesh=filled), filled.axis_sizes()
+        mesh = sharding.make_mesh(filled)
         sharding.weight_shardings(declare(model), mesh)
         _check_rows(settings, model, sizes)
         _check_lengths(settings, model)
@@ -211,6 +222,7 @@ def check_mesh(settings: Any) -> None:
             f"mesh: {share:.1%} of the weight bytes would be stored more often than planned, as "
             f"dims do not divide by their axes ({sizes}); at most mesh.max_replicated = {most:.1%}"
         )
+    return settings
 
 
 def _check_rows(settings: Any, model: Any, sizes: Mapping[str, int]) -> None:

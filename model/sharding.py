@@ -19,6 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 # Slowest links first: what crosses slices stands before what stays inside one.
 AXES = ("data", "stage", "fsdp", "expert", "context", "tensor")
 
+# Size of the mesh axis that takes the devices which the others leave.
+FILL = -1
+
 # Weights are stored split over every axis that does not already split them otherwise.
 _STORED = ("fsdp", "expert", "context", "stage")
 
@@ -58,10 +61,13 @@ class AxisSizes:
     context: int = 1
     tensor: int = 1
 
+    _or_else = {}  # sizes below 1 that are allowed, and what they mean
+
     def __post_init__(self):
+        allowed = "".join(f", or {size} for {what}" for size, what in self._or_else.items())
         for axis, size in zip(AXES, self.sizes(), strict=True):
-            if size < 1:
-                raise ValueError(f"{axis} is {size}; it must be at least 1")
+            if size < 1 and size not in self._or_else:
+                raise ValueError(f"{axis} is {size}; it must be at least 1{allowed}")
 
     def sizes(self) -> tuple[int, ...]:
         """The sizes in the order of AXES."""
@@ -72,20 +78,45 @@ class AxisSizes:
 class MeshConfig(AxisSizes):
     """Devices along each axis inside a slice (a pod's fast links), and slices along each axis.
 
-    An axis is as long as the product of the two. `max_replicated` is the share of weight bytes
-    that may be stored more often than the table plans before it counts as an accident.
+    An axis is as long as the product of the two. One axis may be FILL, -1: `fill` gives it the
+    devices that the others leave. `max_replicated` is the share of weight bytes that may be stored
+    more often than the table plans before it counts as an accident.
     """
 
     slices: AxisSizes = AxisSizes()
     max_replicated: float = 0.02
 
+    _or_else = {FILL: "the devices that the other axes leave"}
+
     def __post_init__(self):
         super().__post_init__()
+        if self.sizes().count(FILL) > 1:
+            filled = ", ".join(axis for axis in AXES if getattr(self, axis) == FILL)
+            raise ValueError(f"more than one axis is {FILL}: {filled}; allowed: one")
         if not 0 <= self.max_replicated <= 1:
             raise ValueError(f"max_replicated is {self.max_replicated}; it must be in [0, 1]")
 
+    def fill(self, num_devices: int) -> "MeshConfig":
+        """The same with a size for the axis that is FILL, so that the product is `num_devices`.
+
+        Raises:
+          ValueError: the sizes of the other axes do not divide the number of devices.
+        """
+        if FILL not in self.sizes():
+            return self
+        axis = AXES[self.sizes().index(FILL)]
+        others = -math.prod(self.sizes()) * math.prod(self.slices.sizes())
+        if num_devices % others:
+            raise ValueError(
+                f"mesh.{axis} is {FILL}: it takes what the other axes leave of {num_devices} "
+                f"devices; their product is {others}, which must divide {num_devices}"
+            )
+        return dataclasses.replace(self, **{axis: num_devices // others})
+
     def axis_sizes(self) -> dict[str, int]:
-        """Length of each mesh axis, slices included."""
+        """Length of each mesh axis, slices included; none of them may be FILL."""
+        if FILL in self.sizes():
+            raise ValueError(f"mesh.{AXES[self.sizes().index(FILL)]} is {FILL}; fill() it first")
         pairs = zip(self.sizes(), self.slices.sizes(), strict=True)
         return dict(zip(AXES, (inside * across for inside, across in pairs), strict=True))
 
@@ -94,7 +125,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Lays devices out along the mesh axes, neighbours inside a slice.
 
     Args:
-      config: axis sizes.
+      config: axis sizes; one of them may be FILL.
       devices: the devices to use; all of them by default.
 
     Raises:
@@ -102,6 +133,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         slices not the number of slices.
     """
     devices = list(jax.devices() if devices is None else devices)
+    config = config.fill(len(devices))
     asked = math.prod(config.axis_sizes().values())
     if asked != len(devices):
         sizes = " x ".join(f"{axis} {size}" for axis, size in config.axis_sizes().items())

@@ -124,7 +124,7 @@ def test_help_names_every_verb_and_exit_code():
             ["run", QUICKSTART, "--config.pretrain.loop.num_steps=1"],
             "it must be below num_steps = 1",
         ),
-        (["run", QUICKSTART], "1 devices asked, 8 present"),
+        (["run", QUICKSTART, "--config.mesh.data=1"], "1 devices asked, 8 present"),
         (["bench", QUICKSTART, "--config.mesh.data=3"], "3 devices asked, 8 present"),
         (["run", QUICKSTART, "--config.mesh.tensor=8"], "mesh.tensor is 8, but dim"),
         (["sft", QUICKSTART, EIGHT, "--run=new"], "stage 'curate', which 'sft' stands on"),

@@ -10,6 +10,7 @@ import pytest
 from configs import _data, quickstart
 from data.errors import BadInput
 from launch import settings
+from model.sharding import AXES
 
 
 def nested() -> dict:
@@ -187,7 +188,29 @@ def shrunk(**mesh) -> object:
 
 @pytest.mark.parametrize("mesh", [dict(data=8), dict(data=2, fsdp=2, tensor=2), dict(fsdp=8)])
 def test_mesh_that_fits_passes(mesh):
-    settings.check_mesh(shrunk(**mesh))
+    fitted = settings.fit_mesh(shrunk(**mesh))
+    assert fitted.mesh.axis_sizes() == dict.fromkeys(AXES, 1) | mesh
+
+
+@pytest.mark.parametrize(
+    ("mesh", "filled"),
+    [
+        (dict(), dict(data=8)),  # the config's own
+        (dict(tensor=2), dict(data=4, tensor=2)),
+        (dict(fsdp=8), dict(data=1, fsdp=8)),
+        (dict(data=2, fsdp=-1), dict(data=2, fsdp=4)),
+    ],
+)
+def test_one_axis_takes_the_devices_that_the_others_leave(mesh, filled):
+    fitted = settings.fit_mesh(shrunk(**mesh))
+    assert fitted.mesh.axis_sizes() == dict.fromkeys(AXES, 1) | filled
+    assert settings.to_dict(fitted)["mesh"]["data"] == filled["data"], "as config.json records it"
+
+
+def test_rows_are_checked_against_the_filled_axis():
+    config = change(nested(), "pretrain.loop.batch_size", 12)
+    with pytest.raises(BadInput, match="pretrain.loop.batch_size is 12; it must divide by .* 8"):
+        settings.fit_mesh(settings.parse(config))
 
 
 @pytest.mark.parametrize(
@@ -195,19 +218,20 @@ def test_mesh_that_fits_passes(mesh):
     [
         (dict(data=3), "3 devices asked, 8 present"),
         (dict(tensor=8), "mesh.tensor is 8, but dim"),  # two kv heads
-        (dict(fsdp=1000), "1000 devices asked"),
+        (dict(data=1, fsdp=1000), "1000 devices asked"),
+        (dict(tensor=3), "mesh.data is -1: it takes .* of 8 devices; their product is 3"),
     ],
 )
 def test_impossible_mesh_is_refused_with_the_numbers(mesh, words):
     with pytest.raises(BadInput, match=words):
-        settings.check_mesh(shrunk(**mesh))
+        settings.fit_mesh(shrunk(**mesh))
 
 
 def test_rows_that_do_not_split_over_the_mesh_are_refused():
     config = change(nested(), "mesh", nested()["mesh"] | dict(data=4, fsdp=2))
     config = change(config, "dpo.loop.batch_size", 12)
     with pytest.raises(BadInput, match="dpo.loop.batch_size is 12; it must divide by .* 8"):
-        settings.check_mesh(settings.parse(config))
+        settings.fit_mesh(settings.parse(config))
 
 
 @pytest.mark.parametrize(
@@ -226,15 +250,21 @@ def test_rows_longer_than_learned_positions_are_refused(stages, words):
     config = change(config, "model.positions", "learned")
     parsed = settings.parse(change(config, "model.max_positions", 80))
     if words is None:
-        settings.check_mesh(parsed)
+        settings.fit_mesh(parsed)
     else:
         with pytest.raises(BadInput, match=words):
-            settings.check_mesh(parsed)
+            settings.fit_mesh(parsed)
 
 
 def test_mesh_axis_below_one_is_refused_at_the_config():
-    with pytest.raises(BadInput, match="mesh.tensor is 0; it must be at least 1"):
+    with pytest.raises(BadInput, match="mesh.tensor is 0; it must be at least 1, or -1 for"):
         shrunk(tensor=0)
+    with pytest.raises(
+        BadInput, match="mesh: more than one axis is -1: data, tensor; allowed: one"
+    ):
+        shrunk(tensor=-1)
+    with pytest.raises(BadInput, match="mesh.slices.data is -1; it must be at least 1$"):
+        shrunk(slices=nested()["mesh"]["slices"] | dict(data=-1))
 
 
 def test_vocabulary_of_the_model_is_the_tokenizers():

@@ -13,7 +13,7 @@ from pydoc_data.topics import topics
 import jax
 import pytest
 
-from configs import corpus, domains, families
+from configs import corpus, domains
 from data.instruct import KINDS
 from launch import settings
 from launch.run import run_command
@@ -302,60 +302,34 @@ def test_an_imported_model_is_tuned_and_taken_out_again(pulse, tmp_path):
     assert code == 2 and "model.d_ff is 40; it must be 32, as in start=" in err
 
 
-# What each family is shrunk to, so far as it has it.
-TINY_PARTS = {
-    "window": 16,
-    "max_positions": 64,
-    "mla.kv_rank": 8,
-    "mla.query_rank": 8,
-    "mla.rope_dim": 2,
-    "mla.value_dim": 4,
-    "moe.num_experts": 8,
-    "moe.top_k": 2,
-    "moe.d_ff": 8,
-    "moe.shared_d_ff": 8,
-    "moe.num_groups": 2,
-    "moe.top_groups": 1,
-}
-BY_DEFAULT = ("gemma3-1b", "deepseek-v3")
-
-
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(name, marks=() if name in BY_DEFAULT else pytest.mark.slow)
-        for name in families.FAMILIES
-    ],
-)
-def test_family_trains_two_steps(family, tmp_path):
-    model = families.get_config(family).model
-    tiny = {key: value for key, value in TINY_PARTS.items() if find(model, key)}
-    kv_heads = 4 if model.num_kv_heads == model.num_heads else 1 if model.num_kv_heads == 1 else 2
-    heads = {"num_kv_heads": kv_heads, "num_layers": 4}  # DeepSeek-V3: three are dense
-    chosen = {f"model.{key}": value for key, value in (tiny | heads).items()}
-    chosen |= {"stages": "('curate', 'tokenizer', 'pretrain')", "mesh.max_replicated": 0.2}
-    config = f"--config={ROOT}/configs/families.py:{family}"
-    overrides = SMALL | chosen | sources(tmp_path / "text")
-    code, _, err = door("run", config, f"--run={tmp_path}/run", "--json", **overrides)
-    assert code == 0, err
-    lines = [line for line in metrics(tmp_path / "run")["pretrain"] if "loss" in line]
-    assert [line["step"] for line in lines] == [1, 2]
-    assert ("moe_load_max" in lines[0]) == bool(model.moe.num_experts)
-
-
-def find(config, path):
-    for key in path.split("."):
-        config = config[key]
-    return config
-
-
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py"))
 SPEED = {"bench_cpu"}  # what they are for is `seedbed bench`
-TRIED = {"families", "tune"}  # above
+TRIED = {"families", "tune"}  # test_launch_families.py, and above
+
+
+def own_layout() -> dict:
+    """SMALL with the mesh and the batch sizes left to the config."""
+    return {
+        key: value
+        for key, value in SMALL.items()
+        if not key.startswith("mesh.") and not key.endswith(".loop.batch_size")
+    }
+
+
+@pytest.mark.slow
+def test_quickstart_runs_on_eight_devices_as_it_stands(tmp_path):
+    """Every stage, on the mesh and with the batch sizes that the file names."""
+    config = f"--config={ROOT}/configs/quickstart.py"
+    overrides = own_layout() | MIX | sources(tmp_path / "text") | {"eval.batch_size": 64}
+    code, out, err = door("run", config, f"--run={tmp_path}/run", "--json", **overrides)
+    assert code == 0, err
+    assert tuple(parse(out)["stages"]) == settings.STAGES
+    assert RunDir(tmp_path / "run").read_config()["mesh"]["data"] == 8
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in SPEED | TRIED])
 def test_config_trains_two_steps(name, tmp_path):
+    """On the eight devices, whatever the config's mesh and batch sizes make of them."""
     text, argument = tmp_path / "text", ""
     chosen = {"stages": "('curate', 'tokenizer', 'pretrain')"}
     if name in LAID_OUT:
@@ -369,7 +343,9 @@ def test_config_trains_two_steps(name, tmp_path):
     else:
         chosen |= sources(text)
     config = f"--config={ROOT}/configs/{name}.py{argument}"
-    code, out, err = door("run", config, f"--run={tmp_path}/run", "--json", **(SMALL | chosen))
+    code, out, err = door(
+        "run", config, f"--run={tmp_path}/run", "--json", **(own_layout() | chosen)
+    )
     assert code == 0, err
     summary = parse(out)["stages"]
     realised = [row["realised"] for row in summary["pretrain"]["mixture"] if not row["stage"]]
