@@ -116,6 +116,8 @@ def _quieten() -> None:
 def _run_config(verb: str, given: flags.FlagValues, config: ConfigDict) -> dict:
     from launch import settings
 
+    if verb == "bench":  # measures the pretraining step, whatever the config goes through
+        config = {**config, "stages": ("curate", "tokenizer", "pretrain")}
     parsed = settings.parse(config)
     if verb == "run" and "curate" in parsed.stages:
         from data import sources
@@ -123,7 +125,7 @@ def _run_config(verb: str, given: flags.FlagValues, config: ConfigDict) -> dict:
         sources.refuse_missing(parsed.data.sources)
     trains = {*settings.TRAINED, "eval"} & set(parsed.stages)
     # Curation and the tokenizer need no devices.
-    if verb == "bench" or (trains and verb not in ("curate", "tokenizer")):
+    if trains and verb not in ("curate", "tokenizer"):
         parsed = settings.fit_mesh(parsed)
     if verb == "bench":
         from launch.bench import run_bench

@@ -11,6 +11,7 @@ from data.errors import BadInput
 
 STAGES = ("curate", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "eval", "report")
 TRAINED = ("pretrain", "sft", "reward", "dpo", "ppo")
+PAIRED = ("reward", "dpo")  # a row of these is a pair of answers, each a row of the model
 # The one stage without which a stage has nothing to work on.
 STANDS_ON = {
     "tokenizer": "curate",
@@ -76,14 +77,9 @@ def parse(config: Any) -> Any:
     _check_stages(settings.stages)
     _check_schedules(settings)
     _check_mixture(settings)
-    model_config(settings)
-    longest = settings.eval.max_new_tokens
-    for path, room in (("sft", settings.sft.seq_len), ("reward", settings.reward.seq_len)):
-        if longest >= room:
-            raise BadInput(
-                f"eval.max_new_tokens is {longest}; it must be below {path}.seq_len = {room}, "
-                "which prompt and answer share"
-            )
+    if "pretrain" in settings.stages:
+        model_config(settings)
+    _check_answers(settings)
     return settings
 
 
@@ -98,9 +94,26 @@ def _check_stages(stages: tuple[str, ...]) -> None:
         raise BadInput(f"stages is {stages}; it must be some of {STAGES}, each once, in this order")
 
 
+def _trained(settings: Any) -> list[str]:
+    """The training stages that the configuration names; sections of others go unchecked."""
+    return [name for name in TRAINED if name in settings.stages]
+
+
+def _check_answers(settings: Any) -> None:
+    """Refuses answers that leave no room for a prompt in the rows of a stage that is named."""
+    longest = settings.eval.max_new_tokens
+    for name in ("sft", "reward"):
+        seq_len = getattr(settings, name).seq_len
+        if name in settings.stages and longest >= seq_len:
+            raise BadInput(
+                f"eval.max_new_tokens is {longest}; it must be below {name}.seq_len = {seq_len}, "
+                "which prompt and answer share"
+            )
+
+
 def _check_mixture(settings: Any) -> None:
     """Refuses domains that no source has, where the configuration names its sources."""
-    if isinstance(settings.data.sources, str):
+    if isinstance(settings.data.sources, str) or "tokenizer" not in settings.stages:
         return
     named = {"mixture.domain_max_epochs": settings.mixture.domain_max_epochs}
     named |= {
@@ -117,15 +130,17 @@ def _check_mixture(settings: Any) -> None:
 def _check_schedules(settings: Any) -> None:
     from train.optimizer import make_schedule
 
-    updates = {name: getattr(settings, name).loop.num_steps for name in TRAINED}
-    updates["ppo"] *= settings.ppo.num_epochs * settings.ppo.num_minibatches
-    optimizers = {f"{name}.optimizer": getattr(settings, name).optimizer for name in TRAINED}
-    optimizers["ppo.critic_optimizer"] = settings.ppo.critic_optimizer
-    for path, optimizer in optimizers.items():
-        try:
-            make_schedule(optimizer, updates[path.split(".")[0]])
-        except ValueError as error:
-            raise BadInput(f"{path}: {error}") from error
+    for name in _trained(settings):
+        section = getattr(settings, name)
+        optimizers, updates = {"optimizer": section.optimizer}, section.loop.num_steps
+        if name == "ppo":
+            optimizers["critic_optimizer"] = section.critic_optimizer
+            updates *= section.num_epochs * section.num_minibatches
+        for key, optimizer in optimizers.items():
+            try:
+                make_schedule(optimizer, updates)
+            except ValueError as error:
+                raise BadInput(f"{name}.{key}: {error}") from error
 
 
 def settings_class() -> type:
@@ -231,7 +246,7 @@ def _check_rows(settings: Any, model: Any, sizes: Mapping[str, int]) -> None:
     from model.config import stacks
 
     parts = sizes["data"] * sizes["fsdp"] * sizes["expert"]
-    for name in TRAINED:
+    for name in _trained(settings):
         section = getattr(settings, name)
         rows = section.loop.batch_size
         if rows % parts:

@@ -354,6 +354,15 @@ def test_a_bug_still_shows_its_trace(monkeypatch):
         door("bench", QUICKSTART, EIGHT)
 
 
+def test_bench_measures_pretraining_of_a_config_that_does_not_train(monkeypatch):
+    monkeypatch.setattr(bench, "run_bench", lambda parsed: {"mesh": parsed.mesh.axis_sizes()})
+    code, out, err = door("bench", f"--config={ROOT}/configs/web.py", "--json")
+    assert code == 0, err
+    assert json.loads(out)["mesh"]["data"] == 8
+    flag = "--config.pretrain.optimizer.warmup_steps=999"
+    assert "warmup_steps is 999" in refusal("bench", f"--config={ROOT}/configs/web.py", flag)
+
+
 def test_sigterm_between_checkpoints_exits_75_and_finishes_nothing(small, tmp_path, monkeypatch):
     write_corpus(tmp_path / "text")
 

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from configs import _data, quickstart
+from configs import _data, families, quickstart
 from data.errors import BadInput
 from launch import settings
 from model.sharding import AXES
@@ -232,6 +232,46 @@ def test_rows_that_do_not_split_over_the_mesh_are_refused():
     config = change(config, "dpo.loop.batch_size", 12)
     with pytest.raises(BadInput, match="dpo.loop.batch_size is 12; it must divide by .* 8"):
         settings.fit_mesh(settings.parse(config))
+
+
+# What clashes in a section, with the stages that use it.
+CLASHES = {
+    "pretrain.optimizer.warmup_steps": (10**6, "pretrain"),
+    "sft.loop.num_steps": (1, "sft"),
+    "ppo.critic_optimizer.warmup_steps": (10**6, "ppo"),
+    "sft.seq_len": (9, "sft"),
+    "reward.seq_len": (9, "reward"),
+    "sft.loop.batch_size": (12, "sft"),
+    "reward.loop.batch_size": (12, "reward"),
+    "dpo.loop.batch_size": (12, "dpo"),
+    "model.num_kv_heads": (99, "pretrain"),
+    "mixture.domain_max_epochs": ({"books": 2.0}, "tokenizer"),
+}
+
+
+@pytest.mark.parametrize("key", CLASHES)
+def test_only_sections_of_named_stages_are_checked(key):
+    """Every number of stages from curation on: what clashes counts once its stage is named."""
+    value, user = CLASHES[key]
+    for count in range(1, len(settings.STAGES)):
+        stages = settings.STAGES[:count]
+        config = change(change(nested(), key, value), "stages", stages)
+        try:
+            parsed = settings.parse(config)
+            if "pretrain" in stages:
+                settings.fit_mesh(parsed)
+            refused = False
+        except BadInput as error:
+            refused = key.split(".")[0] in str(error)
+        assert refused == (user in stages), stages
+
+
+def test_a_pod_pretrains_a_family_without_overrides_for_other_stages():
+    """64 devices by arithmetic: the rows of sections that nobody runs do not matter."""
+    config = families.get_config("llama3.1-8b").to_dict()
+    config = change(config, "pretrain.loop.batch_size", 64)
+    parsed = settings.parse(change(config, "mesh.fsdp", 64))
+    settings._check_rows(parsed, settings.model_config(parsed), parsed.mesh.axis_sizes())
 
 
 @pytest.mark.parametrize(
