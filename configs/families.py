@@ -2,8 +2,11 @@
 
     seedbed run --config=configs/families.py:llama3.1-8b
 
-Sizes are those of the published config.json; tests/test_model_families.py holds their parameters
-against transformers'. Text, tokenizer and schedule are the quickstart's: give your own.
+Sizes are those of the published config.json; tests/test_configs_families.py compares the number of
+parameters with transformers'. The embedding has the published number of rows. The tokenizer is
+trained on the text at hand, which seldom supports so many ids: at most MAX_TRAINED_IDS, and the
+other rows stay unused. `--config.tokenizer.path=DIR` takes the family's own tokenizer instead.
+Text and schedule are the quickstart's: give your own.
 """
 
 from typing import Any
@@ -13,6 +16,11 @@ from ml_collections import ConfigDict
 from configs import quickstart
 
 EXAMPLE_ARG = "llama3.1-8b"
+
+MAX_TRAINED_IDS = 32_768
+# Families below 0.9 B parameters are computed as the quickstart is. All others compute in bfloat16
+# and keep only the inputs of layers for the backward pass (model.remat).
+SMALL = ("gpt2", "gemma3-270m")
 
 # The plain decoder: pre-norm, RMSNorm, RoPE, SwiGLU, no biases, a head of its own.
 PLAIN = dict(head="untied", qk_norm="none", scale_embedding=False, norm_eps=1e-5, scan_layers=True)
@@ -194,7 +202,9 @@ def get_config(name: str) -> ConfigDict:
     config.name = name
     config.stages = ("curate", "tokenizer", "pretrain", "eval")
     switches = PLAIN | FAMILIES[name]
-    config.tokenizer.vocab_size = switches.pop("vocab_size")
     config.model.update(switches)
+    config.tokenizer.vocab_size = min(config.model.vocab_size, MAX_TRAINED_IDS)
+    if name not in SMALL:
+        config.model.update(dict(dtype="bfloat16", remat="full"))
     config.mesh.update(dict(data=1, fsdp=-1))  # all devices share the weights
     return config

@@ -76,7 +76,7 @@ def tokenizer() -> ConfigDict:
         dict(
             kind="bpe",  # bpe, unigram (SentencePiece) or wordpiece
             path="",  # a tokenizer's file or folder to take instead; "": one is trained
-            vocab_size=4096,  # ids, control tokens and 256 bytes included
+            vocab_size=4096,  # ids of the one trained, control tokens and 256 bytes included
             sample_bytes=6_000_000,  # UTF-8 bytes of text to train on, domains in turn
             max_piece_chars=16,  # longest piece, characters
             character_coverage=0.9995,  # share of characters with an id; the rest fall to bytes
@@ -86,9 +86,10 @@ def tokenizer() -> ConfigDict:
 
 
 def model() -> ConfigDict:
-    """Shape of the language model; its vocabulary is the tokenizer's. model/config.py says more."""
+    """Shape of the language model. model/config.py says more."""
     return ConfigDict(
         dict(
+            vocab_size=0,  # rows of the embedding; 0: tokenizer.vocab_size
             num_layers=4,
             d_model=192,  # D
             num_heads=4,  # N

@@ -29,9 +29,7 @@ def get_config(run: str) -> ConfigDict:
     described = json.loads(path.read_text())["config"]
     if "model_type" not in described:
         raise ValueError(f"{run}: was trained here; it must be a run of `seedbed import`")
-    model = described["model"]
-    config.tokenizer.vocab_size = model.pop("vocab_size")
-    config.model = ConfigDict(model)
+    config.model = ConfigDict(described["model"])
     config.mesh.update(dict(data=1, fsdp=-1))  # all devices share the weights
     config.pretrain.optimizer.peak_lr = 1e-4  # a hundredth of a fresh model's: it has much to lose
     return config

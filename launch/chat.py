@@ -51,9 +51,10 @@ def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int | None, as_js
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     config, params = training.load_model(run, stage, mesh)
     tokenizer = training.load_tokenizer(run)
-    # A model of others may have rows to spare.
+    # A model of others may have rows to spare, and so may one whose rows the config gives.
     spare = config.vocab_size - tokenizer.vocab_size
-    if spare < 0 or (spare and isinstance(tokenizer, Tokenizer)):
+    is_own = isinstance(tokenizer, Tokenizer)
+    if spare < 0 or (spare and is_own and not described["model"]["vocab_size"]):
         raise BadInput(
             f"{run.stage('tokenizer')}: its model has {tokenizer.vocab_size} ids and that of "
             f"{stage} {config.vocab_size}; it must be the tokenizer that {stage} was trained with"

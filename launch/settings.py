@@ -156,14 +156,11 @@ def settings_class() -> type:
     from model.sharding import MeshConfig
     from train.lm import LMConfig
 
-    # The vocabulary's size comes from the tokenizer section.
     hints = typing.get_type_hints(TransformerConfig)
     model = [
         (field.name, hints[field.name], dataclasses.field(metadata=field.metadata))
         for field in dataclasses.fields(TransformerConfig)
-        if field.name != "vocab_size"
     ]
-
     sections = {
         "name": str,
         "seed": int,
@@ -191,15 +188,24 @@ def settings_class() -> type:
 
 
 def model_config(settings: Any) -> Any:
-    """The TransformerConfig of a run's language model."""
+    """The TransformerConfig of a run's language model.
+
+    Its embedding has `model.vocab_size` rows, or as many as the tokenizer has ids where that is 0.
+    """
     from model.config import TransformerConfig
 
+    rows, ids = settings.model.vocab_size, settings.tokenizer.vocab_size
+    is_trained = not settings.start and not settings.tokenizer.path
+    if is_trained and 0 < rows < ids:
+        raise BadInput(
+            f"model.vocab_size is {rows}; it must be 0 or at least the tokenizer's {ids}"
+        )
     given = {
         field.name: getattr(settings.model, field.name)
         for field in dataclasses.fields(settings.model)
     }
     try:
-        config = TransformerConfig(vocab_size=settings.tokenizer.vocab_size, **given)
+        config = TransformerConfig(**{**given, "vocab_size": rows or ids})
     except ValueError as error:
         raise BadInput(str(error)) from error
     if config.head == "scalar":

@@ -66,7 +66,8 @@ def run_tokenizer(context: Context) -> dict:
     total = sum(group["tokens"] for group in made["groups"].values())
     planned = mixing.plan(settings, made["groups"], total, context.progress.note)
     write_json(out / mixing.SHARDS, {**made, "mixture": planned.table()})
-    return {"vocab_size": settings.tokenizer.vocab_size, **_fertility(made)}
+    num_ids = training.load_tokenizer(context.run).vocab_size
+    return {"vocab_size": num_ids, **_fertility(made)}
 
 
 def _fertility(made: Mapping) -> dict:
@@ -335,7 +336,10 @@ _POLICY = ("seed", "model")
 TABLE: Mapping[str, Stage] = {
     "curate": Stage(("data",), (), _DATA, run_curate),
     "tokenizer": Stage(
-        ("tokenizer", "start", "mixture", "pretrain.seq_len"), ("curate",), _DATA, run_tokenizer
+        ("tokenizer", "start", "model.vocab_size", "mixture", "pretrain.seq_len"),
+        ("curate",),
+        _DATA,
+        run_tokenizer,
     ),
     "pretrain": Stage(
         (*_POLICY, "start", "mixture", "pretrain"), ("tokenizer",), _TRAIN, run_pretrain

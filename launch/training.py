@@ -130,9 +130,8 @@ def tokenizer_loader(run: RunDir) -> Callable[[], Tokenizer | Pretrained]:
     config = described["tokenizer"]
     if not described["start"] and (not config["path"] or _is_own(folder)):
         return functools.partial(tokenizer.load, folder)
-    return functools.partial(
-        pretrained.load_for_training, folder, config["vocab_size"], tuple(config["control"])
-    )
+    rows = described["model"]["vocab_size"] or config["vocab_size"]
+    return functools.partial(pretrained.load_for_training, folder, rows, tuple(config["control"]))
 
 
 def tokenizer_hash(run: RunDir) -> str:
@@ -148,7 +147,7 @@ def take_tokenizer(context: Context, folder: Path) -> None:
     Raises:
       BadInput: it does not fit the configuration, or training.
     """
-    config = context.settings.tokenizer
+    config, rows = context.settings.tokenizer, language_model(context).vocab_size
     if context.settings.start:
         start = RunDir(Path(context.settings.start))
         copy_tokenizer(start.stage("tokenizer"), folder)
@@ -156,7 +155,9 @@ def take_tokenizer(context: Context, folder: Path) -> None:
     else:
         tokenizer_source.take(Path(config.path), folder, _read_gguf)
     if not _is_own(folder):
-        pretrained.load_for_training(folder, config.vocab_size, config.control)
+        pretrained.load_for_training(folder, rows, config.control)
+    elif (num_ids := tokenizer.load(folder).vocab_size) > rows:
+        raise BadInput(f"{folder}: the tokenizer has {num_ids} ids, and the model {rows} rows")
 
 
 def _is_own(folder: Path) -> bool:

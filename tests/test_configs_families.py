@@ -187,6 +187,20 @@ def test_family_has_the_published_number_of_parameters(name):
     assert sum(math.prod(shape) for _, shape in weights) == NUM_PARAMS[name]
 
 
+@pytest.mark.parametrize("name", table.FAMILIES)
+def test_large_families_compute_in_bfloat16_and_recompute(name):
+    config = model_of(name)
+    wanted = ("bfloat16", "full") if NUM_PARAMS[name] > 9e8 else ("float32", "none")
+    assert (config.dtype, config.remat) == wanted
+
+
+@pytest.mark.parametrize("name", table.FAMILIES)
+def test_tokenizer_is_no_larger_than_the_text_supports(name):
+    """The embedding keeps the published rows."""
+    config = table.get_config(name)
+    assert config.tokenizer.vocab_size == min(config.model.vocab_size, 32_768)
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_file_is_the_family_of_the_table(name):
     ours, theirs = model_of(name), families.from_hf(PUBLISHED[name])

@@ -17,3 +17,13 @@ def test_bench_answers_with_speeds(name, monkeypatch):
     assert result["tokens_per_sec"] > 0 and result["num_params"] > 600 * 16
     assert result["num_compilations"] == 1, "the second step must not compile again"
     assert set(result["decode_tokens_per_sec"]) == {"batch_1", "batch_16"}
+
+
+def test_bench_measures_pretraining_of_a_config_that_does_not_train(monkeypatch):
+    monkeypatch.setattr(bench, "run_bench", lambda parsed: {"mesh": parsed.mesh.axis_sizes()})
+    code, out, err = door("bench", f"--config={ROOT}/configs/web.py", "--json")
+    assert code == 0, err
+    assert parse(out)["mesh"]["data"] == 8
+    flag = "--config.pretrain.optimizer.warmup_steps=999"
+    code, _, err = door("bench", f"--config={ROOT}/configs/web.py", flag)
+    assert code == 2 and "warmup_steps is 999" in err

@@ -307,6 +307,22 @@ def test_mesh_axis_below_one_is_refused_at_the_config():
         shrunk(slices=nested()["mesh"]["slices"] | dict(data=-1))
 
 
-def test_vocabulary_of_the_model_is_the_tokenizers():
-    parsed = settings.parse(change(nested(), "tokenizer.vocab_size", 777))
-    assert settings.model_config(parsed).vocab_size == 777
+@pytest.mark.parametrize(
+    ("rows", "path", "expected"),
+    [
+        (0, "", 777),
+        (777, "", 777),
+        (5000, "", 5000),
+        (776, "", "model.vocab_size is 776; it must be 0 or at least the tokenizer's 777"),
+        (776, "DIR", 776),  # its number of ids is known when it is read
+        (-1, "", "model.vocab_size is -1; it must be"),
+    ],
+)
+def test_embedding_has_the_tokenizers_rows_or_more(rows, path, expected):
+    config = change(nested(), "tokenizer.vocab_size", 777)
+    config = change(change(config, "tokenizer.path", path), "model.vocab_size", rows)
+    why = refusal(config)
+    if why:
+        assert str(expected) in why
+    else:
+        assert settings.model_config(settings.parse(config)).vocab_size == expected

@@ -81,7 +81,7 @@ class TokenizerConfig:
     """What is trained, or taken. The keys are those of the config section `tokenizer`.
 
     Attributes:
-        vocab_size: ids, control tokens and bytes included; of a tokenizer taken, rows of the model.
+        vocab_size: ids of the one that is trained, control tokens and bytes included.
         sample_bytes: UTF-8 bytes of text to train on, below 2 GiB. The unigram's trainer needs
             some 30 bytes of memory for each.
         max_piece_chars: longest piece, in characters; for WordPiece longest word.
@@ -255,10 +255,11 @@ class Tokenizer:
         """Text of ids; control tokens are dropped, bytes that are not UTF-8 become U+FFFD.
 
         Args:
-            ids: integers in [0, vocab_size), a list or a one-dimensional array.
+            ids: integers, a list or a one-dimensional array; those of rows that the model has
+                beyond this vocabulary are dropped.
         """
-        plain = [i for i in np.asarray(ids, np.int64).tolist() if i >= len(CONTROL_PIECES)]
-        return self._model.decode(plain)
+        known = range(len(CONTROL_PIECES), self.vocab_size)
+        return self._model.decode([i for i in np.asarray(ids, np.int64).tolist() if i in known])
 
     def cuts(self) -> Cuts:
         """Where encode.Encoder may cut texts.
