@@ -1,13 +1,13 @@
-"""Reading what curation wrote: its documents, a sample of them, and the story of one."""
+"""Reading what curation wrote: its documents, a sample or a few of them, and the story of one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import BadInput
-from data.passes import place
+from data.passes import order, place
 
 BATCH_DOCUMENTS = 1024
 
@@ -22,15 +22,19 @@ def read(folder: Path, columns: Sequence[str]) -> Iterator[dict]:
     Raises:
         BadInput: absent or damaged.
     """
-    paths = sorted(folder.glob("*.parquet"))
-    if not paths:
-        raise BadInput(f"{folder}: absent or empty; `seedbed curate --fresh` writes it")
-    for path in paths:
+    for path in _parts(folder):
         try:
             for batch in pq.ParquetFile(path).iter_batches(BATCH_DOCUMENTS, columns=list(columns)):
                 yield from batch.to_pylist()
         except (OSError, pa.ArrowException) as error:
             raise _damaged(path) from error
+
+
+def _parts(folder: Path) -> list[Path]:
+    paths = sorted(folder.glob("*.parquet"))
+    if not paths:
+        raise BadInput(f"{folder}: absent or empty; `seedbed curate --fresh` writes it")
+    return paths
 
 
 def _damaged(path: Path) -> BadInput:
@@ -54,6 +58,65 @@ def sample(folder: Path, num_bytes: int) -> Iterator[str]:
     for row in read(folder, ["id", "domain", "split", "text"]):
         if row["split"] == "train" and place(row["id"]) < below[row["domain"]]:
             yield row["text"]
+
+
+def collect(
+    folder: Path, split: str, most: int, size: Callable[[str], int], *, scattered: bool
+) -> dict[str, list[str]]:
+    """Texts of each domain up to a bound: what is read does not grow with the corpus.
+
+    Of all row groups only domains and splits are read, and the texts of those row groups that hold
+    something wanted.
+
+    Args:
+        folder: documents/ of a curation.
+        split: 'train' or 'heldout'.
+        most: sum of sizes of a domain's texts; its first text is taken whatever its size.
+        size: of a text.
+        scattered: whether row groups are visited in the order of their hashes, for a sample of the
+            whole table, or as they come.
+
+    Returns:
+        Texts by domain, in the order of the table; every domain of the split has at least one.
+
+    Raises:
+        BadInput: absent or damaged.
+    """
+    found: dict[str, list[tuple[int, str]]] = {}
+    left: dict[str, int] = {}  # of each domain; at 0 and below it is full
+    for number, path, group in _row_groups(folder, scattered):
+        try:
+            file = pq.ParquetFile(path)
+            if not any(
+                row["split"] == split and left.get(row["domain"], most) > 0
+                for row in file.read_row_group(group, ["domain", "split"]).to_pylist()
+            ):
+                continue
+            rows = file.read_row_group(group, ["domain", "split", "text"]).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise _damaged(path) from error
+        for domain, text in ((r["domain"], r["text"]) for r in rows if r["split"] == split):
+            if left.setdefault(domain, most) > 0:
+                left[domain] -= size(text)
+                if left[domain] >= 0 or domain not in found:
+                    found.setdefault(domain, []).append((number, text))
+    # Sorting is stable: texts of one row group stay as they came.
+    ordered = {domain: sorted(texts, key=lambda item: item[0]) for domain, texts in found.items()}
+    return {domain: [text for _, text in texts] for domain, texts in sorted(ordered.items())}
+
+
+def _row_groups(folder: Path, scattered: bool) -> list[tuple[int, Path, int]]:
+    """Number in the table, file and number in the file of each row group."""
+    places = []
+    for path in _parts(folder):
+        try:
+            places += [(path, group) for group in range(pq.ParquetFile(path).num_row_groups)]
+        except (OSError, pa.ArrowException) as error:
+            raise _damaged(path) from error
+    groups = [(number, path, group) for number, (path, group) in enumerate(places)]
+    if scattered:
+        groups.sort(key=lambda item: order(f"{item[1].name}:{item[2]}"))
+    return groups
 
 
 def _shares(sizes: dict[str, int], num_bytes: int) -> dict[str, float]:

@@ -35,7 +35,7 @@ def bits_per_byte(
         config: shape of the model.
         params: its parameters.
         tokenizer: the run's tokenizer.
-        documents_by_domain: texts by domain; each domain has at least one byte.
+        documents_by_domain: texts by domain; each domain has at least one byte. At least one.
         seq_len: targets in a row.
         batch_size: rows scored together.
 
@@ -44,8 +44,10 @@ def bits_per_byte(
         each byte counting once.
 
     Raises:
-        ValueError: a domain without text, or one called "all".
+        ValueError: no domain, a domain without text, or one called "all".
     """
+    if not documents_by_domain:
+        raise ValueError("no domain to score; at least one is needed")
     totals = {}
     for domain, documents in documents_by_domain.items():
         num_bytes = sum(len(text.encode()) for text in documents)

@@ -15,20 +15,38 @@ from eval.dialog import Response
 from eval.text import bits_per_byte
 from launch import training
 from launch.pipeline import Context
-from launch.rundir import RunDir, write_json
+from launch.rundir import write_json
 from model.transformer import Params
 
 # Name in tables and reports: the stage whose checkpoint it is.
 POLICIES = {"base": "pretrain", "sft": "sft", "dpo": "dpo", "ppo": "ppo"}
+# Most text that is scored, and most that the n-gram is fitted on, UTF-8 bytes over all domains;
+# each domain has an equal share.
+MAX_HELDOUT_BYTES = 1 << 24
+MAX_NGRAM_BYTES = 1 << 25
 
 
-def read_documents(run: RunDir, split: str) -> dict[str, list[str]]:
-    """Curated texts of 'train' or 'heldout' by domain, in the order of the file."""
-    texts: dict[str, list[str]] = {}
-    for row in curated.read(run.stage("curate") / "documents", ["domain", "split", "text"]):
-        texts.setdefault(row["domain"], [])
-        if row["split"] == split:
-            texts[row["domain"]].append(row["text"])
+def read_sample(context: Context, split: str, num_bytes: int) -> dict[str, list[str]]:
+    """Curated texts of 'train' or 'heldout' by domain: all, or a sample where there is more."""
+    num_domains = len(read_first(context, 1))
+    return curated.collect(
+        context.run.stage("curate") / "documents",
+        split,
+        num_bytes // max(1, num_domains),
+        lambda text: len(text.encode()),
+        scattered=True,
+    )
+
+
+def read_first(context: Context, num_documents: int) -> dict[str, list[str]]:
+    """The first held-out documents of each domain; says so if there are none."""
+    folder = context.run.stage("curate") / "documents"
+    texts = curated.collect(folder, "heldout", num_documents, lambda _: 1, scattered=False)
+    if not texts:
+        context.progress.note(
+            "no document is held out (data.heldout_fraction is a share of source files): nothing "
+            "to measure bits per byte on"
+        )
     return texts
 
 
@@ -77,9 +95,10 @@ def run_eval(context: Context) -> dict:
 
 def headline(results: dict) -> dict:
     """The few figures that say what each stage bought."""
-    lines: dict[str, Any] = {
-        "bits_per_byte": {name: round(bits, 4) for name, bits in results["text_by_stage"].items()}
-    }
+    lines: dict[str, Any] = {}
+    if "text_by_stage" in results:
+        bits = results["text_by_stage"]
+        lines["bits_per_byte"] = {name: round(value, 4) for name, value in bits.items()}
     for key in ("verifiable", "refusal", "over_refusal", "does_not_know", "false_unknown"):
         if "dialog" in results:
             lines[key] = {
@@ -108,10 +127,10 @@ def _mixture(context: Context) -> dict:
 
 def _measure_text(context: Context, models: dict[str, Params]) -> dict:
     """Bits per byte of held-out text: each model, two compressors and an n-gram."""
-    heldout = read_documents(context.run, "heldout")
-    heldout = {domain: texts for domain, texts in heldout.items() if texts}
-    train = read_documents(context.run, "train")
-    order = context.settings.eval.ngram_order
+    heldout = read_sample(context, "heldout", MAX_HELDOUT_BYTES)
+    if not heldout:
+        return {}
+    train = read_sample(context, "train", MAX_NGRAM_BYTES)
     by_stage = {}
     for name, params in models.items():
         context.progress.log(f"bits per byte: {name}")
@@ -133,7 +152,7 @@ def _measure_text(context: Context, models: dict[str, Params]) -> dict:
             "base": row["bits_per_byte"],
             "gzip": baseline.compress_bits_per_byte(heldout[domain], "gzip"),
             "xz": baseline.compress_bits_per_byte(heldout[domain], "xz"),
-            "ngram": baseline.ngram_bits_per_byte(train[domain], heldout[domain], order),
+            **_fit_ngram(train.get(domain, []), heldout[domain], context.settings.eval.ngram_order),
         }
         for domain, row in by_stage["base"].items()
     }
@@ -141,6 +160,15 @@ def _measure_text(context: Context, models: dict[str, Params]) -> dict:
         "text": text,
         "text_by_stage": {name: rows["all"]["bits_per_byte"] for name, rows in by_stage.items()},
     }
+
+
+def _fit_ngram(train: Sequence[str], heldout: Sequence[str], order: int) -> dict:
+    """Bits per byte of the n-gram, and the bytes that it was fitted on; {} without such."""
+    num_bytes = sum(len(text.encode()) for text in train)
+    if not num_bytes:
+        return {}
+    bits = baseline.ngram_bits_per_byte(train, heldout, order)
+    return {"ngram": bits, "ngram_bytes": num_bytes}
 
 
 def _measure_dialog(context: Context, models: dict[str, Params]) -> dict:

@@ -123,8 +123,7 @@ def _first_params(context: Context, model_config: TransformerConfig, mesh: Mesh)
 def _heldout_evaluator(context: Context) -> dict:
     """Bits per byte of the first few held-out documents of each domain, while training."""
     count = context.settings.eval.num_pretrain_documents
-    documents = measure.read_documents(context.run, "heldout")
-    few = {domain: texts[:count] for domain, texts in documents.items() if texts[:count]}
+    few = measure.read_first(context, count) if count else {}
     if not few:
         return {}
     model_config, model = training.language_model(context), training.load_tokenizer(context.run)

@@ -11,6 +11,7 @@ from launch.rundir import RunDir
 from launch.training import load_tokenizer
 from tests.test_launch_stages import ROOT, door, metrics, own_layout, sources
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 # What each family is shrunk to, so far as it has it.
 TINY_PARTS = {
     "vocab_size": 1024,

@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 from pydoc_data.topics import topics
 
-import jax
 import pytest
 
 from configs import corpus, domains
@@ -19,6 +18,7 @@ from launch import settings
 from launch.run import run_command
 from launch.rundir import RunDir
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = Path(__file__).resolve().parent.parent
 # Nothing is to be done: far below what one stage takes.
 IDLE_SECS = 2.0
@@ -66,14 +66,6 @@ for _stage in settings.TRAINED:
 # Short prompts of every sort of check: fewer shapes to compile for.
 SHORT_KINDS = ("add", "reverse_word", "signature", "benign", "unsafe", "unknown")
 MIX = {f"instruct.mix.{kind}": float(kind in SHORT_KINDS) for kind in KINDS}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Compiles in half the time; what is compiled runs a few steps only."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def write_texts(path, first):

@@ -1,0 +1,88 @@
+"""Reading curated tables: a bounded part of them, without the rest."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data import curated
+from data.errors import BadInput
+
+NUM_GROUPS, GROUP_ROWS = 12, 5
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three files of four row groups; every third document of `a` and all of `c` are held out."""
+    number = 0
+    for part in range(3):
+        schema = pa.schema([(name, pa.string()) for name in ("domain", "split", "text")])
+        with pq.ParquetWriter(tmp_path / f"part-{part}.parquet", schema) as writer:
+            for group in range(NUM_GROUPS // 3):
+                rows = []
+                for _ in range(GROUP_ROWS):
+                    domain = "c" if (part, group) == (2, 3) else "ab"[number % 2]
+                    split = "heldout" if domain == "c" or number % 6 == 0 else "train"
+                    rows.append({"domain": domain, "split": split, "text": f"{number:04d}"})
+                    number += 1
+                writer.write_table(pa.Table.from_pylist(rows, schema))
+    return tmp_path
+
+
+def by_domain(folder, split):
+    """Every text of a split, read plainly."""
+    texts = {}
+    for row in curated.read(folder, ["domain", "split", "text"]):
+        if row["split"] == split:
+            texts.setdefault(row["domain"], []).append(row["text"])
+    return texts
+
+
+@pytest.mark.parametrize("scattered", [False, True])
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_a_bound_above_the_corpus_gives_all_of_it_in_order(folder, split, scattered):
+    found = curated.collect(folder, split, 10**9, len, scattered=scattered)
+    assert found == by_domain(folder, split)
+    assert list(found) == sorted(found)
+
+
+@pytest.mark.parametrize("most", [4, 17, 40])
+@pytest.mark.parametrize("scattered", [False, True])
+def test_each_domain_is_bounded(folder, most, scattered):
+    found = curated.collect(folder, "train", most, len, scattered=scattered)
+    everything = by_domain(folder, "train")
+    assert set(found) == set(everything)
+    for domain, texts in found.items():
+        assert len(texts) == most // 4
+        assert texts == [text for text in everything[domain] if text in texts], "in order"
+        assert scattered or texts == everything[domain][: most // 4]
+
+
+def test_a_sample_is_of_the_whole_table(folder):
+    texts = curated.collect(folder, "train", 40, len, scattered=True)["b"]
+    groups = {int(text) // GROUP_ROWS for text in texts}
+    assert max(groups) - min(groups) > NUM_GROUPS // 2, "not the beginning alone"
+
+
+def test_a_domain_has_its_first_text_whatever_its_size(folder):
+    found = curated.collect(folder, "heldout", 1, len, scattered=False)
+    assert {domain: len(texts) for domain, texts in found.items()} == {"a": 1, "c": 1}
+
+
+def test_texts_are_read_of_the_row_groups_alone_that_hold_something_wanted(folder, monkeypatch):
+    read, groups = pq.ParquetFile.read_row_group, []
+
+    def recorded(file, group, columns):
+        if "text" in columns:
+            groups.append(group)
+        return read(file, group, columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", recorded)
+    curated.collect(folder, "heldout", 1, lambda _: 1, scattered=False)
+    assert groups == [0, 3], "one of `a` in the first, one of `c` in the last"
+
+
+def test_a_damaged_table_is_named(folder):
+    path = folder / "part-1.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(BadInput, match="part-1.parquet: damaged"):
+        curated.collect(folder, "train", 10**9, len, scattered=False)
