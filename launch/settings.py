@@ -247,22 +247,31 @@ def fit_mesh(settings: Any) -> Any:
 
 
 def _check_rows(settings: Any, model: Any, sizes: Mapping[str, int]) -> None:
-    """Raises ValueError if a stage's rows cannot be cut as the mesh cuts them."""
+    """Raises ValueError if a stage's rows cannot be cut as the mesh cuts them.
+
+    What must fit is what passes through the model at once: a part of the batch where
+    `num_microbatches` or PPO's `num_minibatches` cut it, and two rows for each pair of answers.
+    """
     from model import pipeline, ring
     from model.config import stacks
 
-    parts = sizes["data"] * sizes["fsdp"] * sizes["expert"]
+    ways = sizes["data"] * sizes["fsdp"] * sizes["expert"]
+    longest = max(stack.repeats for stack in stacks(model))
     for name in _trained(settings):
         section = getattr(settings, name)
-        rows = section.loop.batch_size
-        if rows % parts:
+        parts = section.loop.num_microbatches * (section.num_minibatches if name == "ppo" else 1)
+        rows = section.loop.batch_size // parts
+        if rows % ways:
+            cut = f", {rows} in each of {parts} parts" if parts > 1 else ""
             raise ValueError(
-                f"{name}.loop.batch_size is {rows}; it must divide by mesh.data x mesh.fsdp x "
-                f"mesh.expert, which is {parts}"
+                f"{name}.loop.batch_size is {section.loop.batch_size}{cut}; it must divide by "
+                f"mesh.data x mesh.fsdp x mesh.expert, which is {ways}"
             )
         if sizes["stage"] > 1:
-            longest = max(stack.repeats for stack in stacks(model))
-            pipeline.check(model, longest, sizes["stage"], rows // section.loop.num_microbatches)
+            try:
+                pipeline.check(model, longest, sizes["stage"], rows * (1 + (name in PAIRED)))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
         if name in ("pretrain", "sft"):
             ring.balanced_order(section.seq_len, sizes["context"])
 

@@ -213,6 +213,71 @@ def test_rows_are_checked_against_the_filled_axis():
         settings.fit_mesh(settings.parse(config))
 
 
+ROWS_OF_A_PART = "it must divide by mesh.data x mesh.fsdp x mesh.expert, which is"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        # 64 answers in 32 minibatches are 2 rows, and 4 microbatches of the pipeline do not cut 2.
+        (
+            {
+                **dict.fromkeys(("mesh.context", "model.stage_microbatches"), 4),
+                "mesh.data": 1,
+                "mesh.stage": 2,
+                "ppo.num_minibatches": 32,
+            },
+            "ppo: model.stage_microbatches is 4; it must divide the 2 rows",
+        ),
+        (
+            {"ppo.num_minibatches": 16},
+            f"ppo.loop.batch_size is 64, 4 in each of 16 parts; {ROWS_OF_A_PART} 8",
+        ),
+        (
+            {"ppo.num_minibatches": 4, "ppo.loop.num_microbatches": 4},
+            "64, 4 in each of 16 parts",
+        ),
+        ({"ppo.num_minibatches": 4, "ppo.loop.num_microbatches": 2}, ""),
+        ({"pretrain.loop.num_microbatches": 4}, "16, 4 in each of 4 parts"),
+        # A pair is two rows of the model.
+        (
+            {"mesh.stage": 2, "model.stage_microbatches": 32, "sft.loop.batch_size": 64},
+            "pretrain: model.stage_microbatches is 32; it must divide the 16 rows",
+        ),
+        (
+            {
+                "mesh.stage": 2,
+                "model.stage_microbatches": 32,
+                **{f"{name}.loop.batch_size": 32 for name in ("pretrain", "sft", "ppo")},
+                **{f"{name}.loop.batch_size": 16 for name in ("reward", "dpo")},
+                "ppo.num_minibatches": 1,
+            },
+            "",
+        ),
+        (
+            {
+                "mesh.stage": 2,
+                "model.stage_microbatches": 32,
+                **{f"{name}.loop.batch_size": 32 for name in ("pretrain", "sft", "ppo", "dpo")},
+                "reward.loop.batch_size": 8,
+                "ppo.num_minibatches": 1,
+            },
+            "reward: model.stage_microbatches is 32; it must divide the 16 rows",
+        ),
+    ],
+)
+def test_rows_of_every_pass_through_the_model_are_checked(changes, words):
+    config = nested()
+    for key, value in changes.items():
+        change(config, key, value)
+    parsed = settings.parse(config)
+    if words:
+        with pytest.raises(BadInput, match=words):
+            settings.fit_mesh(parsed)
+    else:
+        settings.fit_mesh(parsed)
+
+
 @pytest.mark.parametrize(
     ("mesh", "words"),
     [
