@@ -98,7 +98,7 @@ def write_report(run_dir: Path) -> Path:
         reward_model=results.get("reward_model"),
         curation=funnel_page.curation(funnel, shards) if funnel else None,
         tokens=funnel_page.tokens(shards) if shards else None,
-        plan=funnel_page.mixture(shards["mixture"]) if shards and shards.get("mixture") else None,
+        plan=_plan(shards, done.get("pretrain")),
         score=score["rows"] if score else None,
         mixture=_mixture(results.get("mixture")),
         curves=[_curves(stage, metrics[stage]) for stage in STAGES if stage in metrics],
@@ -255,6 +255,12 @@ def _kinds(results: Mapping) -> dict | None:
         {"kind": kind, "cells": [dialog[stage].get(kind) for stage in models]} for kind in kinds
     ]
     return {"titles": list(models.values()), "rows": rows}
+
+
+def _plan(shards: Mapping | None, pretrained: Mapping | None) -> dict | None:
+    """What pretraining has read, or before that what the tokenizer stage has planned."""
+    rows = (pretrained or {}).get("summary", {}).get("mixture") or (shards or {}).get("mixture")
+    return funnel_page.mixture(rows) if rows else None
 
 
 def _mixture(mixture: Mapping | None) -> list[dict]:

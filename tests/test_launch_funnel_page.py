@@ -291,6 +291,23 @@ def test_mixture_and_scores_are_shown_where_they_are(run_dir):
     assert "<script" not in page
 
 
+def test_mixture_is_the_plan_until_pretraining_has_read(run_dir):
+    shards = {**SHARDS, "mixture": _tabulate(ONE_STAGE)}
+    (run_dir / "tokenizer" / "shards.json").write_text(json.dumps(shards))
+    before = _page(run_dir)
+    assert "Mixture by stage: plan" in before and ">1,000 tokens<" in before
+    read = {"all": ((150, 50, 200), (200, 40, 160))}
+    rows = _tabulate(read, [{("docs", "en"): 2, ("docs", "fr"): 1, ("code", ""): 1}])
+    cost = {"secs": 1.0, "cpu_secs": 1.0, "energy_wh": 1.0}
+    (run_dir / "pretrain").mkdir()
+    done = {"stage": "pretrain", "summary": {"mixture": rows}, **cost}
+    (run_dir / "pretrain" / "done.json").write_text(json.dumps(done))
+    after = _page(run_dir)
+    assert ">400 tokens<" in after and ">1,000 tokens<" not in after
+    assert "realised what was read" in after and ": plan" not in after
+    assert "<td>75.0%</td><td>0.60</td>" in after, "docs: three of four rows, 240 of 400 tokens"
+
+
 def test_texts_and_names_are_escaped(run_dir):
     def poison(text):
         return text.replace('"docs"', '"' + "<script>docs" + '"').replace("short", "<script>")
