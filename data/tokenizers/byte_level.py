@@ -84,8 +84,11 @@ def build(
     tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges, ignore_merges=chosen.whole_first))
     if chosen.nfc:
         tokenizer.normalizer = normalizers.NFC()
-    cuts = [pre_tokenizers.Split(Regex(p), behavior="isolated") for p in chosen.patterns]
-    spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    # GPT-2's own pattern is left to the library's step, which would put a prefix space before it.
+    *others, last = chosen.patterns
+    patterns = others if last == GPT_2 else chosen.patterns
+    cuts = [pre_tokenizers.Split(Regex(p), behavior="isolated") for p in patterns]
+    spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=last == GPT_2)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, spell])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens(added)

@@ -3,10 +3,14 @@
 A folder's `tokenizer.json` runs through the tokenizers library exactly as it stands, a
 `tokenizer.model` through SentencePiece, `vocab.json` with `merges.txt` through the tokenizers
 library; the first of them that is there is taken. On any text without special tokens the ids are
-those of transformers' `tokenizer(text, add_special_tokens=False)`, but for two cases in which
-transformers 5 itself leaves what the model was trained with: its Llama class rebuilds a
-tokenizer.json so that a text's first space is lost, and reads a tokenizer.model that stands alone
-without its scores, which changes runs of spaces.
+those of transformers' `tokenizer(text, add_special_tokens=False)`, but where transformers 5 itself
+leaves what the model was trained with. Its classes of GPT-2, Qwen 2 and Llama rebuild a
+tokenizer.json by their own rules: here its own splits stand, and only `add_prefix_space` is taken
+from the configuration (classes.py). Its Llama class loses a text's first space, reads a
+tokenizer.model that stands alone without its scores, which changes runs of spaces, takes a file
+without `add_prefix_space` to have it, and one without `legacy` to have `legacy: false`, where no
+space is put after a token that a text spells; here the file decides the first, and the second is
+true, as in transformers 4.
 
 transformers takes a special token that a text spells for the token itself. That lets a document
 close its own turn, so it is done here only where `special=True` asks for it; False is what
@@ -16,6 +20,7 @@ special pieces from others, gives them for their text.
 """
 
 import copy
+import dataclasses
 import functools
 import itertools
 import json
@@ -31,18 +36,19 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from data.errors import BadInput
 from data.tokenizers import byte_level
+from data.tokenizers.classes import (
+    CLASS_ROLES,
+    END_OF_TEXT,
+    GPT_2,
+    LLAMA,
+    SPLITS,
+    set_prefix_space,
+)
 from data.tokenizers.encode import Cuts, joined_in_pieces, joined_in_words
 from data.tokenizers.tokenizer_files import CONFIG, ROLES, Description, blame, describe, read_object
 
 # No published vocabulary has a tenth of it; what decoding looks up is as long as the highest id.
 MAX_VOCAB_SIZE = 1 << 23
-# What vocab.json and merges.txt leave to the tokenizer's class: how a text is split, and which
-# roles <|endoftext|> has unless the configuration says so.
-END_OF_TEXT = "<|endoftext|>"
-CLASSES = {
-    "GPT2Tokenizer": ("gpt-2", ("bos_token", "eos_token")),
-    "Qwen2Tokenizer": ("qwen2", ("eos_token", "pad_token")),
-}
 
 
 class Pretrained:
@@ -193,10 +199,11 @@ def _read_patterns(tokenizer: FastTokenizer) -> tuple[str, ...]:
 class _Pieces:
     """A SentencePiece model, and the tokens that were added beside it."""
 
-    def __init__(self, model: bytes, about: Description):
+    def __init__(self, model: ModelProto, about: Description):
         self._model = model
-        self._processor = sentencepiece.SentencePieceProcessor()
-        self._processor.load_from_serialized_proto(model)
+        self._processor = _processor(model)
+        # What encodes the text after a token that was found in it.
+        self._later = self._processor if about.legacy else _without_prefix(model)
         num_pieces = self._processor.vocab_size()
         ids = list(range(num_pieces))
         self.vocab = dict(zip(self._processor.id_to_piece(ids), ids, strict=True))
@@ -218,15 +225,13 @@ class _Pieces:
     def encode_batch(self, texts: list[str], special: bool, num_threads: int) -> list[list[int]]:
         # Text at even places, a token at odd ones; each stretch of text is encoded by itself.
         cuts = [self._cuts[special].split(text) for text in texts]
-        parts = [part for cut in cuts for part in cut[::2]]
-        encoded = iter(self._processor.encode(parts, out_type=int, num_threads=num_threads))
-        rows = []
-        for cut in cuts:
-            row = next(encoded)
+        first, later = [cut[0] for cut in cuts], [part for cut in cuts for part in cut[2::2]]
+        rows = self._processor.encode(first, out_type=int, num_threads=num_threads)
+        encoded = iter(self._later.encode(later, out_type=int, num_threads=num_threads))
+        for row, cut in zip(rows, cuts, strict=True):
             for token in cut[1::2]:
                 row.append(self.vocab[token])
                 row += next(encoded)
-            rows.append(row)
         return rows
 
     def decode(self, ids: list[int]) -> str:
@@ -235,17 +240,29 @@ class _Pieces:
             if is_beside:
                 parts += (self._beside[i] for i in run)
             else:
-                parts.append(self._processor.decode(list(run)))
+                processor = self._later if parts else self._processor
+                parts.append(processor.decode(list(run)))
         return "".join(parts)
 
     def cuts(self) -> Cuts:
         if self._cuts[False] != _compile_cut(()):
             raise BadInput("tokens that are not special were added beside its pieces")
-        model = ModelProto.FromString(self._model)
-        joined, prefix = joined_in_pieces(model), " " * model.normalizer_spec.add_dummy_prefix
-        model.normalizer_spec.add_dummy_prefix = False
-        processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
-        return Cuts(joined, functools.partial(processor.encode, out_type=int), prefix)
+        prefix = " " * self._model.normalizer_spec.add_dummy_prefix
+        encode = functools.partial(_without_prefix(self._model).encode, out_type=int)
+        return Cuts(joined_in_pieces(self._model), encode, prefix)
+
+
+def _without_prefix(model: ModelProto) -> sentencepiece.SentencePieceProcessor:
+    """What encodes as the model does, but puts no space before a text."""
+    plain = ModelProto.FromString(model.SerializeToString())
+    plain.normalizer_spec.add_dummy_prefix = False
+    return _processor(plain)
+
+
+def _processor(model: ModelProto) -> sentencepiece.SentencePieceProcessor:
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.load_from_serialized_proto(model.SerializeToString())
+    return processor
 
 
 def _compile_cut(tokens: Collection[str]) -> re.Pattern:
@@ -321,37 +338,51 @@ def _read_json(path: Path, about: Description) -> _Fast:
         raise ValueError("a token is in the vocabulary twice")
     added = content.get("added_tokens") or []
     kept = [token for token in added if token["id"] < about.max_rows or not token["special"]]
-    if len(kept) < len(added):
-        tokenizer = FastTokenizer.from_str(json.dumps({**content, "added_tokens": kept}))
-    else:
-        tokenizer = FastTokenizer.from_buffer(path.read_bytes())
+    content["added_tokens"] = kept
+    set_prefix_space(content, about)
+    tokenizer = FastTokenizer.from_str(json.dumps(content))
     for token in kept:
         _check_id(token["content"], token["id"], tokenizer.token_to_id(token["content"]))
     padding = content.get("padding")
-    roles = {"pad_token": tokenizer.token_to_id(padding["pad_token"])} if padding else {}
+    roles = _class_roles(tokenizer, about)
+    roles |= {"pad_token": tokenizer.token_to_id(padding["pad_token"])} if padding else {}
     return _Fast(tokenizer, about, roles)
 
 
+def _class_roles(tokenizer: FastTokenizer, about: Description) -> dict[str, int | None]:
+    """The roles that the tokenizer's class fills, as far as the vocabulary has their tokens."""
+    name = about.tokenizer_class
+    if not name and not about.roles and _read_patterns(tokenizer) == (byte_level.GPT_2,):
+        name = GPT_2  # GPT-2 itself was published without class and roles
+    tokens = CLASS_ROLES.get(name, {})
+    return {role: tokenizer.token_to_id(token) for role, token in tokens.items()}
+
+
 def _read_model(path: Path, about: Description) -> _Pieces:
-    return _Pieces(path.read_bytes(), about)
+    model = ModelProto.FromString(path.read_bytes())
+    if about.tokenizer_class in (LLAMA, "") and about.add_prefix_space is not None:
+        model.normalizer_spec.add_dummy_prefix = about.add_prefix_space
+    return _Pieces(model, about)
 
 
 def _read_vocab(path: Path, about: Description) -> _Fast:
     vocab = read_object(path)
-    tokenizer_class = about.tokenizer_class or "GPT2Tokenizer"
-    if tokenizer_class not in CLASSES:
+    about = dataclasses.replace(about, tokenizer_class=about.tokenizer_class or GPT_2)
+    if about.tokenizer_class not in SPLITS:
         raise ValueError(
-            f"tokenizer_class={tokenizer_class} is not read from vocab.json, only "
-            f"{', '.join(CLASSES)} are; needed is tokenizer.json"
+            f"tokenizer_class={about.tokenizer_class} is not read from vocab.json, only "
+            f"{', '.join(SPLITS)} are; needed is tokenizer.json"
         )
-    split, roles = CLASSES[tokenizer_class]
     with blame(path.with_name("merges.txt")):
         lines = path.with_name("merges.txt").read_text(encoding="utf-8").split("\n")
         lines = [line for line in lines if line and not line.startswith("#version")]
         merges = [tuple(line.split(" ")) for line in lines]
     end = [AddedToken(END_OF_TEXT, special=True)] if END_OF_TEXT in vocab else []
-    roles = dict.fromkeys(roles, vocab[END_OF_TEXT]) if end else {}
-    return _Fast(byte_level.build(vocab, merges, split, end), about, roles)
+    built = byte_level.build(vocab, merges, SPLITS[about.tokenizer_class], end)
+    content = json.loads(built.to_str())
+    set_prefix_space(content, about)
+    tokenizer = FastTokenizer.from_str(json.dumps(content))
+    return _Fast(tokenizer, about, _class_roles(tokenizer, about))
 
 
 # In the order in which they are preferred.

@@ -43,6 +43,8 @@ class Description:
         added: (id, token) of tokens to be found in a text before anything else, by id.
         chat_template: Jinja source, or None.
         tokenizer_class: its name in transformers, without "Fast"; "" where it is not said.
+        add_prefix_space: the key of that name, None where it is absent or null.
+        legacy: the key of that name, True where it is absent or null.
     """
 
     roles: dict[str, str | None]
@@ -51,6 +53,8 @@ class Description:
     added: list[tuple[int, AddedToken]]
     chat_template: str | None
     tokenizer_class: str
+    add_prefix_space: bool | None
+    legacy: bool
 
 
 def describe(folder: Path, max_rows: int) -> Description:
@@ -77,6 +81,7 @@ def describe(folder: Path, max_rows: int) -> Description:
             template = {entry["name"]: entry["template"] for entry in template}.get("default")
         if template is not None and not isinstance(template, str):
             raise ValueError(f"chat_template is a {type(template).__name__}, must be text")
+        prefix, legacy = (_read_flag(content, key) for key in ("add_prefix_space", "legacy"))
     with blame(folder / ADDED_TOKENS):
         for token, i in (read_object(folder / ADDED_TOKENS) if decoder is None else {}).items():
             is_special = token in special
@@ -89,7 +94,16 @@ def describe(folder: Path, max_rows: int) -> Description:
         if (folder / TEMPLATE).is_file():
             template = (folder / TEMPLATE).read_text(encoding="utf-8")
     tokenizer_class = str(content.get("tokenizer_class") or "").removesuffix("Fast")
-    return Description(roles, special, max_rows, kept, template, tokenizer_class)
+    return Description(
+        *(roles, special, max_rows, kept, template, tokenizer_class, prefix, legacy is not False)
+    )
+
+
+def _read_flag(content: dict[str, Any], key: str) -> bool | None:
+    value = content.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{key}={value!r}: must be true, false or null")
+    return value
 
 
 def _read_text(token: Any) -> str | None:
