@@ -95,7 +95,7 @@ def run_import(source_hf: str, source_gguf: str, out: Path, progress: Progress) 
         if source_hf:
             tokenizer_files.copy_tokenizer(place, folder)
         else:
-            from_gguf(source.metadata, folder)
+            from_gguf(place, source.metadata, folder)
         try:
             num_tokens = pretrained.load(folder, source.config.vocab_size).vocab_size
         except BadInput as error:

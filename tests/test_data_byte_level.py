@@ -93,7 +93,7 @@ CUTS = {
     "^ ^ foo^(^x^)!=^\n\n ^ bar^/^\n^end^ ^\t^.",
 }
 SAME = {
-    "gpt-2": ("default", "mpt", "olmo", "phi-2"),
+    "gpt-2": ("mpt", "olmo", "phi-2"),
     "llama-bpe": ("llama3", "llama-v3", "falcon3", "pixtral", "dbrx"),
     "qwen2": ("deepseek-r1-qwen",),
     "gpt-4o": ("llama4",),

@@ -72,7 +72,7 @@ def byte_metadata(pre="llama-bpe", **changes):
 
 
 def reload(metadata, folder):
-    from_gguf(metadata, folder)
+    from_gguf(folder / "m.gguf", metadata, folder)
     return pretrained.load(folder)
 
 
@@ -135,7 +135,9 @@ def test_the_unknown_piece_is_found_by_type_or_by_id(tmp_path, unknown):
         ({}, r"tokenizer.ggml.model=None: must be one of llama, gpt2"),
         (llama_metadata(model="rwkv"), r"model='rwkv': must be one of llama, gpt2"),
         (llama_metadata(model=["llama"]), "must be one of llama, gpt2"),
-        (byte_metadata("gpt-9"), r"pre='gpt-9': must be one of gpt-2, default, .*deepseek-v3"),
+        (byte_metadata("gpt-9"), r"pre='gpt-9': must be one of gpt-2, mpt, .*deepseek-v3"),
+        (byte_metadata(None), r"tokenizer.ggml.pre is missing: how texts are split would be gu"),
+        (byte_metadata("default"), r"tokenizer.ggml.pre is 'default': how texts are split would"),
         (llama_metadata(tokens=None), "tokens: must be an array"),
         (llama_metadata(tokens=[]), "tokens: must be an array"),
         (llama_metadata(tokens=["a", 3]), r"tokens\[1\]=3: must be str"),
@@ -162,13 +164,6 @@ def test_the_unknown_piece_is_found_by_type_or_by_id(tmp_path, unknown):
     ],
 )
 def test_bad_metadata(tmp_path, metadata, message):
-    with pytest.raises(BadInput, match=message):
-        from_gguf(metadata, tmp_path / "out")
+    with pytest.raises(BadInput, match=f"^{tmp_path}/m.gguf: .*{message}"):
+        from_gguf(tmp_path / "m.gguf", metadata, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("pre", [None, "default", "gpt-2"])
-def test_gpt2_is_the_split_of_files_that_name_none(tmp_path, pre):
-    tokenizer = reload(byte_metadata(pre), tmp_path)
-    assert len(tokenizer.encode("1234")) == 1
-    assert len(reload(byte_metadata("qwen2"), tmp_path).encode("1234")) == 4

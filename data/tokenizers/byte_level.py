@@ -53,7 +53,7 @@ class Split:
 
 
 SPLITS = {
-    **dict.fromkeys(("gpt-2", "default", "mpt", "olmo", "phi-2"), Split((GPT_2,))),
+    **dict.fromkeys(("gpt-2", "mpt", "olmo", "phi-2"), Split((GPT_2,))),
     **dict.fromkeys(("smollm", "starcoder"), Split((r"\p{N}", GPT_2))),
     **dict.fromkeys(
         ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"),

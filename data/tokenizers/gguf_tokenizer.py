@@ -31,10 +31,11 @@ ROLE_KEYS = {
 SPACE_MARK = "\u2581"
 
 
-def from_gguf(metadata: dict[str, Any], out: Path) -> None:
+def from_gguf(source: Path, metadata: dict[str, Any], out: Path) -> None:
     """Writes the tokenizer of a GGUF file as files.
 
     Args:
+        source: the file; errors begin with it.
         metadata: the file's pairs of key and value; arrays are lists. Other keys than those of
             the tokenizer are not looked at.
         out: the folder to write to, made if it is not there.
@@ -44,6 +45,18 @@ def from_gguf(metadata: dict[str, Any], out: Path) -> None:
 
     Source: github.com/ggml-org/ggml, docs/gguf.md.
     """
+    try:
+        files = _build(metadata)
+    except BadInput as error:
+        raise BadInput(f"{source}: {error}") from error
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write(out / name, content)
+
+
+def _build(metadata: dict[str, Any]) -> dict[str, bytes]:
+    """The files of the tokenizer, by name."""
     kind = metadata.get(PREFIX + "model")
     if not isinstance(kind, str) or kind not in BUILDERS:
         raise BadInput(f"{PREFIX}model={kind!r}: must be one of {', '.join(BUILDERS)}")
@@ -57,10 +70,7 @@ def from_gguf(metadata: dict[str, Any], out: Path) -> None:
         config["chat_template"] = template
     with blame(f"{PREFIX}* of the GGUF file"):
         name, content = BUILDERS[kind](metadata, tokens, config)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    write(out / name, content)
-    write(out / CONFIG, json.dumps(config, indent=2).encode())
+    return {name: content, CONFIG: json.dumps(config, indent=2).encode()}
 
 
 def _read_array(metadata: dict[str, Any], name: str, kind: type, length: int = 0) -> list:
@@ -126,7 +136,13 @@ def _build_byte_level(
     metadata: dict[str, Any], tokens: list[str], config: dict[str, Any]
 ) -> tuple[str, bytes]:
     """Byte-level BPE (GPT-2, Llama 3, Qwen, DeepSeek): (file name, content)."""
-    split = metadata.get(PREFIX + "pre", "gpt-2")
+    split = metadata.get(PREFIX + "pre")
+    if split in (None, "default"):
+        there = "is missing" if split is None else "is 'default'"
+        raise BadInput(
+            f"{PREFIX}pre {there}: how texts are split would be guessed, and ids be wrong; convert "
+            "the model with a newer llama.cpp, or import its Hugging Face directory"
+        )
     if split not in byte_level.SPLITS:
         known = ", ".join(byte_level.SPLITS)
         raise BadInput(f"{PREFIX}pre={split!r}: must be one of {known}")

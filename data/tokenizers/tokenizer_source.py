@@ -64,7 +64,7 @@ def take(path: Path, out: Path, read_gguf: Callable[[Path], dict[str, Any]]) -> 
         head = file.read(1 << 12)
     out.mkdir(parents=True, exist_ok=True)
     if head.startswith(b"GGUF"):
-        from_gguf(read_gguf(path), out)
+        from_gguf(path, read_gguf(path), out)
     elif RANK_LINE.match(head):
         with blame(path):
             _write_ranks(path.read_bytes(), out)
