@@ -163,6 +163,10 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict:
 def open_safetensors(directory: Path) -> Tensors:
     """Opens model.safetensors, or the shards that model.safetensors.index.json names.
 
+    As in transformers, all tensors of these shards are there, also those that the index leaves out
+    or places in another shard. Unlike there, a tensor that is named and lacking is refused, and so
+    is one that two shards hold.
+
     Raises:
       ValueError: neither is there, a file is damaged or lies elsewhere, or index and shards
         disagree; the message names the file and the tensor.
@@ -178,10 +182,10 @@ def open_safetensors(directory: Path) -> Tensors:
     found: dict[str, Stored] = {}
     for shard in dict.fromkeys(places.values()):
         stored = _read_header(plain_file(directory, shard))
-        for name in stored:
-            if places.get(name) != shard:
-                place = places.get(name, "no file")
-                raise ValueError(f"{directory / shard}: holds {name!r}, by {INDEX} in {place}")
+        for name in stored.keys() & found.keys():
+            raise ValueError(
+                f"{directory / shard}: holds {name!r}, as {found[name].path.name} does"
+            )
         found |= stored
     for name, shard in places.items():
         if name not in found:
