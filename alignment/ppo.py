@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from alignment import gae, losses, rollout
 from alignment.reward import scalar_config, score
+from data import chat
 from data.tokenizers.tokenizer import Tokenizer
 from model import decode
 from model.config import TransformerConfig
@@ -137,6 +138,7 @@ def make_iteration(
       iteration(state, prompts) -> (state, metrics); prompts are a batch of
       `rollout.prompt_rows`.
     """
+    end_id = chat.end_id(tokenizer)
     policy_step, critic_step = _steps(config, model_config, mesh, start_state)
     gather = functools.partial(
         jax.jit(measure, static_argnums=(0, 1)), config, model_config, scorer_arrays(scorer)
@@ -153,11 +155,11 @@ def make_iteration(
             rng,
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
-            end_id=tokenizer.end_id,
+            end_id=end_id,
             pad_id=tokenizer.pad_id,
         )
         sequences = rollout.join(prompts, answers.tokens_BR, answers.mask_BR)
-        finished_B = jnp.any((answers.tokens_BR == tokenizer.end_id) & (answers.mask_BR == 1), -1)
+        finished_B = jnp.any((answers.tokens_BR == end_id) & (answers.mask_BR == 1), -1)
         experience, metrics = gather(policy.params, critic.params, sequences, finished_B)
         for part in _minibatches(config, experience, order_rng):
             policy, policy_metrics = policy_step(policy, part)

@@ -99,7 +99,7 @@ def make_pairs(
 def _pair(config, example, answers, tokenizer, rng) -> Pair | None:
     if rng.random() < config.corrupt_rate:
         text = rater.corrupt(example, example.reference, rng)
-        ids = (*tokenizer.encode(text), tokenizer.end_id)
+        ids = tuple(chat.render_answer(tokenizer, example.messages, text).tolist())
         answers.append(Response(text, ids, finished=True))
     scores = [rater.gold_score(example, answer.text, answer.finished) for answer in answers]
     high, low = int(np.argmax(scores)), int(np.argmin(scores))

@@ -7,7 +7,10 @@ The training itself is `train.lm.train_lm`: the mask in the rows is all that dif
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from data import chat
+from data.errors import BadInput
 from data.instruct import Example
 from data.shards import Record, pack_examples
 from data.tokenizers.tokenizer import Tokenizer
@@ -18,7 +21,8 @@ def pack_demonstrations(
 ) -> tuple[list[Record], dict[str, int]]:
     """Whole conversations, several a row, each seeing only itself.
 
-    In a conversation of several turns every assistant turn is supervised.
+    In a conversation of several turns every assistant turn is supervised that `chat.render` shows
+    as it would show it last.
 
     Args:
       examples: what to imitate; the answer taught is `example.demonstration`.
@@ -29,12 +33,16 @@ def pack_demonstrations(
       rows as `data.loader.lm_batch` takes them, and the counts of `data.shards.pack_examples`.
 
     Raises:
-      BadInput: no assistant token at all would be trained on.
+      BadInput: the chat format refuses a conversation, or no assistant token at all would be
+        trained on.
     """
-    answered = (
-        (*example.messages, {"role": "assistant", "content": example.demonstration})
-        for example in examples
-    )
-    return pack_examples(
-        (chat.render(tokenizer, messages) for messages in answered), seq_len, tokenizer.pad_id
-    )
+    rendered = (_render(tokenizer, example) for example in examples)
+    return pack_examples(rendered, seq_len, tokenizer.pad_id)
+
+
+def _render(tokenizer: Tokenizer, example: Example) -> tuple[np.ndarray, np.ndarray]:
+    answer = {"role": "assistant", "content": example.demonstration}
+    try:
+        return chat.render(tokenizer, (*example.messages, answer))
+    except BadInput as error:
+        raise BadInput(f"conversation {example.id}: {error}") from error

@@ -1,6 +1,8 @@
 """Chat rendering: the one place where messages become ids, for training, evaluation and chat.
 
-A conversation is BOS, then for each message its role token, its content and <|end|>.
+With a tokenizer of our own, or an imported one that was given `tokenizer.control`, a conversation
+is BOS, then for each message its role token, its content and <|end|>. With any other imported
+tokenizer it is what the model's own chat template makes of it (data/tokenizers/chat_template.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,14 +10,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from data.errors import BadInput
+from data.tokenizers.chat_template import ChatTemplate
+from data.tokenizers.pretrained import Pretrained
 from data.tokenizers.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant")
 
 Message = Mapping[str, str]
+AnyTokenizer = Tokenizer | Pretrained
 
 
-def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
+def render(tokenizer: AnyTokenizer, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
     """Renders a conversation with the mask of what the assistant is to learn.
 
     Args:
@@ -24,14 +29,17 @@ def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[np.ndarra
             assistant in turn, the user first. No content is empty.
 
     Returns:
-        ids_T: int32, BOS exactly once, at the start.
-        mask_T: uint8, 1 on the content of assistant messages and on the <|end|> that closes
-            them, 0 elsewhere: the model learns to answer and to stop, and nothing else.
+        ids_T: int32; in our own format BOS exactly once, at the start.
+        mask_T: uint8, 1 on what the model writes in an assistant's turn and on the token that
+            ends the turn, 0 elsewhere: the model learns to answer and to stop, and nothing else.
 
     Raises:
-        BadInput: the messages break the rules above; names the message by its index.
+        BadInput: the messages break the rules above, or the model's template refuses one; names
+            the message by its index. Or the tokenizer has no chat format.
     """
     _check(messages)
+    if template := _template(tokenizer):
+        return template.render(messages)
     role_ids = _role_ids(tokenizer)
     contents = tokenizer.encode_batch([message["content"] for message in messages])
     ids, mask = [tokenizer.bos_id], [0]
@@ -42,10 +50,12 @@ def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[np.ndarra
     return np.array(ids, np.int32), np.array(mask, np.uint8)
 
 
-def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> np.ndarray:
-    """Renders a conversation that waits for the assistant: it ends with the assistant token.
+def render_prompt(tokenizer: AnyTokenizer, messages: Sequence[Message]) -> np.ndarray:
+    """Renders a conversation that waits for the assistant.
 
-    It is, token for token, the beginning of `render` of the same messages with any answer added.
+    In our own format it is, token for token, the beginning of `render` of the same messages with
+    any answer added. A template's prompt is too, unless a token spans its end and an answer's
+    first characters.
 
     Args:
         tokenizer: the run's tokenizer.
@@ -57,13 +67,80 @@ def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> np.ndarr
     Raises:
         BadInput: as `render`, or the last message is not from the user.
     """
-    ids, _ = render(tokenizer, messages)
+    _check(messages)
     last = len(messages) - 1
     if messages[last]["role"] != "user":
         raise BadInput(
             f"message {last}: role {messages[last]['role']!r}; a prompt must end with 'user'"
         )
-    return np.append(ids, np.int32(tokenizer.assistant_id))
+    if template := _template(tokenizer):
+        return template.render_prompt(messages)
+    return np.append(render(tokenizer, messages)[0], np.int32(tokenizer.assistant_id))
+
+
+def render_answer(tokenizer: AnyTokenizer, messages: Sequence[Message], text: str) -> np.ndarray:
+    """Ids of an answer to `messages`, as the model is to write them after `render_prompt`.
+
+    Args:
+        tokenizer: the run's tokenizer.
+        messages: as for `render_prompt`.
+        text: the answer.
+
+    Returns:
+        ids_A: int32; the last is `end_id`.
+
+    Raises:
+        BadInput: as `render`.
+    """
+    ids, mask = render(tokenizer, [*messages, {"role": "assistant", "content": text}])
+    learned = np.flatnonzero(mask)
+    end = learned[-1] + 1
+    start = end - np.argmin(np.append(mask[:end][::-1], 0))
+    return ids[start:end]
+
+
+def read_answer(tokenizer: AnyTokenizer, ids: Sequence[int]) -> str:
+    """Text of generated ids, without what a template writes around each answer by itself."""
+    if template := _template(tokenizer):
+        return template.strip(ids, tokenizer.decode)
+    return tokenizer.decode(ids)
+
+
+def end_id(tokenizer: AnyTokenizer) -> int:
+    """The token that ends an assistant's turn, at which generation stops.
+
+    Raises:
+        BadInput: the tokenizer has no chat format, or its template no such token.
+    """
+    template = _template(tokenizer)
+    return template.end_id if template else tokenizer.end_id
+
+
+def check(tokenizer: AnyTokenizer) -> None:
+    """Tries out the chat format, before anything is paid for.
+
+    Raises:
+        BadInput: nothing can be trained to chat with this tokenizer; the message says why.
+    """
+    ids = render_answer(tokenizer, [{"role": "user", "content": "Is it so?"}], "It is.")
+    if ids[-1] != end_id(tokenizer):
+        raise BadInput(
+            "chat template: its {% generation %} block leaves out the token that ends the "
+            "assistant's turn, so that a model trained with it would not learn to stop"
+        )
+
+
+def _template(tokenizer: AnyTokenizer) -> ChatTemplate | None:
+    """The template to be used; None if the format is ours."""
+    if tokenizer.assistant_id is not None:
+        return None
+    if tokenizer.template is None:
+        raise BadInput(
+            "this model's tokenizer has no chat template; to chat, tokenizer.control must name "
+            "four tokens of its vocabulary that are not used otherwise, for system, user, "
+            "assistant and the end of a turn"
+        )
+    return tokenizer.template
 
 
 def _role_ids(tokenizer: Tokenizer) -> dict[str, int]:

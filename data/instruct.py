@@ -15,6 +15,7 @@ plain errors, is what preference learning has to gain.
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import hashlib
 import json
@@ -142,7 +143,8 @@ def load(path: Path) -> tuple[list[Example], list[dict]]:
     if not path.is_file():
         raise BadInput(f"instruction data {path}: no such file; a .jsonl file is needed")
     examples, broken = [], []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:

@@ -1,4 +1,4 @@
-"""Talk to a run in its own chat format; or let a base model go on with a text.
+"""Talk to a run in its chat format; or let a base model go on with a text.
 
 seedbed chat --run=runs/quickstart
 """
@@ -17,11 +17,13 @@ from eval import dialog
 from launch import training
 from launch.rundir import RunDir
 from model import decode
+from model.families import MAX_TOKENS
 from model.sharding import MeshConfig, make_mesh
 
 # The last of these that the run has finished is the one that answers.
 CHATS = ("sft", "dpo", "ppo")
-# Otherwise the last of these goes on with the text that it is given.
+# Otherwise the last of these goes on with the text that it is given; an imported model that has a
+# chat template answers.
 BASES = ("import", "pretrain")
 NEW_TOKENS = 64
 PROMPT_MULTIPLE = 64  # prompts are padded to it, so that few lengths are compiled
@@ -61,10 +63,16 @@ def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int | None, as_js
         )
     if num_tokens is None:
         num_tokens = described.get("eval", {}).get("max_new_tokens", NEW_TOKENS)
-    if stage in BASES:
-        reply = functools.partial(_continue, config, params, tokenizer, num_tokens)
-    else:
+    if stage in CHATS:
         reply = _Conversation(config, params, tokenizer, num_tokens, described["sft"]["seq_len"])
+    elif stage == "import" and tokenizer.chat_template is not None:
+        if tokenizer.pad_id is None:  # it fills what no row sees
+            tokenizer.pad_id = 0
+        reply = _Conversation(
+            config, params, tokenizer, num_tokens, config.max_positions or MAX_TOKENS
+        )
+    else:
+        reply = functools.partial(_continue, config, params, tokenizer, num_tokens)
     turns = []
     for question in [prompt] if prompt else _questions(run.path, stage):
         turns.append({"prompt": question, "answer": reply(question)})

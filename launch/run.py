@@ -191,9 +191,11 @@ def _run_pipeline(verb: str, given: flags.FlagValues, parsed: Any) -> dict:
     run = _open_run(given, parsed)
     run.check()
     runner = Runner(given.runner or "native", given.workers, given["ray-address"].value)
+    from launch import training
     from launch.pipeline import run_stages
     from launch.stages import TABLE
 
+    training.check_chat(parsed)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     progress = Progress()
     only = None if verb == "run" else verb

@@ -48,7 +48,7 @@ def run_tokenizer(context: Context) -> dict:
     documents, cache = context.run.stage("curate") / "documents", context.run.cache("tokenizer")
     with engine.start(context.runner) as workers:
         if settings.start or settings.tokenizer.path:
-            training.take_tokenizer(context, out)
+            training.take_tokenizer(settings, out)
         else:
             packing.learn(documents, out, cache, workers, settings.tokenizer, context.progress.log)
         made = packing.make_shards(
@@ -245,7 +245,10 @@ def _normalizer(context: Context, params: Params) -> dict[str, float]:
     scalar = reward.scalar_config(training.language_model(context))
     examples = instruct.build(context.settings.instruct)["train"][: config.pairs.num_prompts]
     answered = [
-        chat.render(model, (*x.messages, {"role": "assistant", "content": x.reference}))[0]
+        (
+            *chat.render_prompt(model, x.messages),
+            *chat.render_answer(model, x.messages, x.reference),
+        )
         for x in examples
     ]
     fitting = [ids for ids in answered if len(ids) <= config.seq_len]

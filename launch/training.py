@@ -1,6 +1,7 @@
 """Glue between a run directory and the training rooms: checkpoints, loaders, metrics."""
 
 import functools
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from data import chat
 from data.errors import BadInput
 from data.loader import Batch, Loader, lm_batch
 from data.tokenizers import pretrained, tokenizer, tokenizer_source
@@ -126,7 +128,10 @@ def load_tokenizer(run: RunDir) -> Tokenizer | Pretrained:
 
 def tokenizer_loader(run: RunDir) -> Callable[[], Tokenizer | Pretrained]:
     """What gives the run's tokenizer in any process, jax or no."""
-    folder, described = run.stage("tokenizer").resolve(), run.read_config()
+    return _loader(run.stage("tokenizer").resolve(), run.read_config())
+
+
+def _loader(folder: Path, described: dict) -> Callable[[], Tokenizer | Pretrained]:
     config = described["tokenizer"]
     if not described["start"] and (not config["path"] or _is_own(folder)):
         return functools.partial(tokenizer.load, folder)
@@ -141,15 +146,19 @@ def tokenizer_hash(run: RunDir) -> str:
     return digest([[path.name, hash_file(path)] for path in paths if path.name not in marks])
 
 
-def take_tokenizer(context: Context, folder: Path) -> None:
+def take_tokenizer(chosen: Any, folder: Path) -> None:
     """Copies the tokenizer of the run that `start` names, or that of `tokenizer.path`.
+
+    Args:
+      chosen: the settings.
+      folder: where to.
 
     Raises:
       BadInput: it does not fit the configuration, or training.
     """
-    config, rows = context.settings.tokenizer, language_model(context).vocab_size
-    if context.settings.start:
-        start = RunDir(Path(context.settings.start))
+    config, rows = chosen.tokenizer, settings.model_config(chosen).vocab_size
+    if chosen.start:
+        start = RunDir(Path(chosen.start))
         copy_tokenizer(start.stage("tokenizer"), folder)
         write_json(folder / ORIGIN, {"config": start.read_config()})
     else:
@@ -158,6 +167,23 @@ def take_tokenizer(context: Context, folder: Path) -> None:
         pretrained.load_for_training(folder, rows, config.control)
     elif (num_ids := tokenizer.load(folder).vocab_size) > rows:
         raise BadInput(f"{folder}: the tokenizer has {num_ids} ids, and the model {rows} rows")
+
+
+def check_chat(chosen: Any) -> None:
+    """Refuses stages that chat with a tokenizer that has no way to, before the first stage.
+
+    Raises:
+      BadInput: as `take_tokenizer`, or nothing can be trained to chat with it.
+    """
+    if "sft" not in chosen.stages or not (chosen.start or chosen.tokenizer.path):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        take_tokenizer(chosen, Path(folder))
+        taken = _loader(Path(folder), to_dict(chosen))()
+    try:
+        chat.check(taken)
+    except BadInput as error:
+        raise BadInput(f"stages has 'sft': {error}") from error
 
 
 def _is_own(folder: Path) -> bool:

@@ -36,6 +36,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from data.errors import BadInput
 from data.tokenizers import byte_level
+from data.tokenizers.chat_template import ChatTemplate
 from data.tokenizers.classes import (
     CLASS_ROLES,
     END_OF_TEXT,
@@ -58,6 +59,7 @@ class Pretrained:
         vocab_size: the highest id + 1; a model may have more rows, for padding, never fewer.
         bos_id, eos_id, pad_id: None where the tokenizer has none.
         chat_template: Jinja source, or None.
+        named: special tokens by the names that a chat template has for them.
         system_id, user_id, assistant_id, end_id: tokens that mark turns in the format of
             data/chat.py; None unless `load` was given some.
     """
@@ -66,13 +68,14 @@ class Pretrained:
         self,
         backend: "_Fast | _Pieces",
         roles: dict[str, int | None],
+        named: dict[str, str],
         chat_template: str | None,
         control: Sequence[str] = (),
     ):
         """Takes what `load` has read and checked."""
         self._backend = backend
         self.bos_id, self.eos_id, self.pad_id = (roles[role] for role in ROLES)
-        self.chat_template = chat_template
+        self.named, self.chat_template = named, chat_template
         self.vocab_size = max(backend.vocab.values()) + 1
         self._is_shown = np.zeros(self.vocab_size, bool)
         self._is_shown[list(backend.vocab.values())] = True
@@ -80,6 +83,15 @@ class Pretrained:
         marks = [backend.vocab[token] for token in control] or [None] * 4
         self.system_id, self.user_id, self.assistant_id, self.end_id = marks
         self._is_shown[[i for i in marks if i is not None]] = False
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate | None:
+        """The chat template, to be rendered; None where there is none."""
+        if self.chat_template is None:
+            return None
+        special = {*self._backend.special_ids, *(i for i in [self.eos_id] if i is not None)}
+        tokens = {token: i for token, i in self._backend.vocab.items() if i in special}
+        return ChatTemplate(self.chat_template, self.named, tokens, self)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of a text, to which none is added. See `encode_batch`."""
@@ -311,7 +323,9 @@ def load(folder: Path, vocab_size: int | None = None, control: Sequence[str] = (
     for token in control:
         if token not in backend.vocab:
             raise BadInput(f"tokenizer.control has {token!r}; {folder / name} has no such token")
-    return Pretrained(backend, roles, about.chat_template, control)
+    # A role that only the vocabulary's file tells of has a name too.
+    told = {role: token for token, i in backend.vocab.items() for role in ROLES if roles[role] == i}
+    return Pretrained(backend, roles, told | about.named, about.chat_template, control)
 
 
 def load_for_training(folder: Path, vocab_size: int, control: Sequence[str]) -> Pretrained:

@@ -38,6 +38,7 @@ class Description:
 
     Attributes:
         roles: those of ROLES that are spoken of: the token, or None where it is said to be none.
+        named: tokens by the names that a chat template has for them.
         special: tokens said to be special, in the vocabulary or not.
         max_rows: rows of the model; special tokens have their ids below it or are left out.
         added: (id, token) of tokens to be found in a text before anything else, by id.
@@ -48,6 +49,7 @@ class Description:
     """
 
     roles: dict[str, str | None]
+    named: dict[str, str]
     special: set[str]
     max_rows: int
     added: list[tuple[int, AddedToken]]
@@ -70,11 +72,17 @@ def describe(folder: Path, max_rows: int) -> Description:
     with blame(folder / SPECIAL_TOKENS):
         content |= read_object(folder / SPECIAL_TOKENS) if decoder is None else {}
     with blame(folder / CONFIG):
-        listed = [content.get(key) for key in SPECIAL_KEYS]
+        named, listed = {key: content.get(key) for key in SPECIAL_KEYS}, []
         for key in SPECIAL_LISTS:
             tokens = content.get(key) or []
-            listed += tokens.values() if isinstance(tokens, dict) else tokens
+            if isinstance(tokens, dict):
+                named |= tokens
+            else:
+                listed += tokens
+        texts = {name: _read_text(token) for name, token in named.items()}
+        named = {name: text for name, text in texts.items() if text is not None}
         special = {text for token in listed if (text := _read_text(token)) is not None}
+        special |= set(named.values())
         roles = {role: _read_text(content[role]) for role in ROLES if role in content}
         template = content.get("chat_template")
         if isinstance(template, list):
@@ -95,7 +103,8 @@ def describe(folder: Path, max_rows: int) -> Description:
             template = (folder / TEMPLATE).read_text(encoding="utf-8")
     tokenizer_class = str(content.get("tokenizer_class") or "").removesuffix("Fast")
     return Description(
-        *(roles, special, max_rows, kept, template, tokenizer_class, prefix, legacy is not False)
+        *(roles, named, special, max_rows, kept, template, tokenizer_class),
+        *(prefix, legacy is not False),
     )
 
 
