@@ -90,13 +90,18 @@ def render_answer(tokenizer: AnyTokenizer, messages: Sequence[Message], text: st
         ids_A: int32; the last is `end_id`.
 
     Raises:
-        BadInput: as `render`.
+        BadInput: as `render`, or a template's `{% generation %}` block leaves `end_id` out.
     """
     ids, mask = render(tokenizer, [*messages, {"role": "assistant", "content": text}])
-    learned = np.flatnonzero(mask)
-    end = learned[-1] + 1
-    start = end - np.argmin(np.append(mask[:end][::-1], 0))
-    return ids[start:end]
+    ends = np.flatnonzero((mask == 1) & (ids == end_id(tokenizer)))
+    if not len(ends):
+        raise BadInput(
+            "chat template: its {% generation %} block leaves out the token that ends the "
+            "assistant's turn, so that a model trained with it would not learn to stop"
+        )
+    stop = ends[-1] + 1
+    start = np.max(np.flatnonzero(mask[:stop] == 0)) + 1
+    return ids[start:stop]
 
 
 def read_answer(tokenizer: AnyTokenizer, ids: Sequence[int]) -> str:
@@ -122,12 +127,7 @@ def check(tokenizer: AnyTokenizer) -> None:
     Raises:
         BadInput: nothing can be trained to chat with this tokenizer; the message says why.
     """
-    ids = render_answer(tokenizer, [{"role": "user", "content": "Is it so?"}], "It is.")
-    if ids[-1] != end_id(tokenizer):
-        raise BadInput(
-            "chat template: its {% generation %} block leaves out the token that ends the "
-            "assistant's turn, so that a model trained with it would not learn to stop"
-        )
+    render_answer(tokenizer, [{"role": "user", "content": "Is it so?"}], "It is.")
 
 
 def _template(tokenizer: AnyTokenizer) -> ChatTemplate | None:

@@ -10,11 +10,11 @@ messages too, as in any text (pretrained.py).
 What the template was shown for marks in the text are noncharacters that no message holds.
 """
 
-import datetime
 import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 import jinja2
@@ -185,7 +185,11 @@ class ChatTemplate:
         try:
             text = self._run(messages, marks, prompt)
         except Exception as error:
-            raise BadInput(f"{self._find_cause(messages, marks)}: {error}") from error
+            number = self._find_cause(messages, marks, str(error))
+            raise BadInput(
+                f"message {number}, role {messages[number]['role']!r}: the model's chat template "
+                f"refuses it: {error}"
+            ) from error
         parts = re.split(f"([{marks.turn_begin}{marks.turn_end}])", text)
         text, spans, begin = "", [], 0
         for part in parts:
@@ -207,17 +211,15 @@ class ChatTemplate:
             **self._variables,
         )
 
-    def _find_cause(self, messages: Sequence[Message], marks: Marks) -> str:
-        """The first message that the template does not take."""
+    def _find_cause(self, messages: Sequence[Message], marks: Marks, why: str) -> int:
+        """The first message with which the template complains as it does of them all."""
         for number in range(1, len(messages)):
             try:
                 self._run(messages[:number], marks, False)
-            except Exception:
-                break
-        else:
-            number = len(messages)
-        role = messages[number - 1]["role"]
-        return f"message {number - 1}, role {role!r}: the model's chat template refuses it"
+            except Exception as error:
+                if str(error) == why:
+                    return number - 1
+        return len(messages) - 1
 
     def _turns(self, messages: Sequence[Message], marks: Marks, text: str) -> list[Span]:
         """Where answers stand in `text`, of those that are shown as if they were the last."""
@@ -283,7 +285,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment
 
 
