@@ -74,10 +74,11 @@ def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int | None, as_js
     else:
         reply = functools.partial(_continue, config, params, tokenizer, num_tokens)
     turns = []
-    for question in [prompt] if prompt else _questions(run.path, stage):
-        turns.append({"prompt": question, "answer": reply(question)})
-        if not as_json:
-            print(turns[-1]["answer"], flush=True)
+    with jax.set_mesh(mesh):
+        for question in [prompt] if prompt else _questions(run.path, stage):
+            turns.append({"prompt": question, "answer": reply(question)})
+            if not as_json:
+                print(turns[-1]["answer"], flush=True)
     return {"stage": stage, "turns": turns}
 
 

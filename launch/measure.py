@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -55,21 +54,21 @@ def answer(
 ) -> list[Response]:
     """A model's answers to examples."""
     config = context.settings.eval
-    with jax.set_mesh(training.device_mesh(context)):
-        return dialog.respond(
-            training.language_model(context),
-            params,
-            training.load_tokenizer(context.run),
-            [example.messages for example in examples],
-            seq_len=context.settings.sft.seq_len,
-            max_new_tokens=config.max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            batch_size=config.batch_size,
-            log=context.progress.log,
-        )
+    return dialog.respond(
+        training.language_model(context),
+        params,
+        training.load_tokenizer(context.run),
+        [example.messages for example in examples],
+        seq_len=context.settings.sft.seq_len,
+        max_new_tokens=config.max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        batch_size=config.batch_size,
+        log=context.progress.log,
+    )
 
 
+@training.on_mesh
 def run_eval(context: Context) -> dict:
     """Measures every policy of the run; writes eval/results.json."""
     models = {

@@ -83,6 +83,7 @@ def _fertility(made: Mapping) -> dict:
     return summary
 
 
+@training.on_mesh
 def run_pretrain(context: Context) -> dict:
     """Shards to a base model."""
     config, model_config = context.settings.pretrain, training.language_model(context)
@@ -142,6 +143,7 @@ def _heldout_evaluator(context: Context) -> dict:
     return {"heldout_bits_per_byte": evaluate}
 
 
+@training.on_mesh
 def run_sft(context: Context) -> dict:
     """Demonstrations to a model that answers."""
     config, model_config = context.settings.sft, training.language_model(context)
@@ -185,6 +187,7 @@ def _own_examples(context: Context) -> tuple[list[instruct.Example], list[dict]]
     return own, broken
 
 
+@training.on_mesh
 def run_reward(context: Context) -> dict:
     """The fine-tuned model's answers to preference pairs, and those to a reward model."""
     config, model_config = context.settings.reward, training.language_model(context)
@@ -261,6 +264,7 @@ def _normalizer(context: Context, params: Params) -> dict[str, float]:
     return {"mean": float(scores.mean()), "std": float(scores.std())}
 
 
+@training.on_mesh
 def run_dpo(context: Context) -> dict:
     """Preference pairs straight to a policy."""
     config, model_config = context.settings.dpo, training.language_model(context)
@@ -286,6 +290,7 @@ def run_dpo(context: Context) -> dict:
     }
 
 
+@training.on_mesh
 def run_ppo(context: Context) -> dict:
     """Prompts and the reward model to a policy."""
     config, model_config = context.settings.ppo, training.language_model(context)
@@ -300,11 +305,10 @@ def run_ppo(context: Context) -> dict:
     examples = instruct.build(context.settings.instruct)["train"]
     rows = rollout.prompt_rows(examples, model, config.max_prompt_tokens)
     loader = training.make_loader(context, {"prompts": (rows, 1.0)}, config.loop.batch_size, dict)
-    with jax.set_mesh(mesh):
-        start = ppo.start(config, model_config, scorer.reference, scorer.reward, mesh)
-        iterate = ppo.make_iteration(
-            config, model_config, scorer, model, context.settings.seed, mesh, start
-        )
+    start = ppo.start(config, model_config, scorer.reference, scorer.reward, mesh)
+    iterate = ppo.make_iteration(
+        config, model_config, scorer, model, context.settings.seed, mesh, start
+    )
     train = functools.partial(
         loop.run,
         config.loop,

@@ -30,6 +30,21 @@ from train.checkpoint import Checkpointer
 from train.step import LossFn, TrainState
 
 
+def on_mesh(body: Callable[[Context], dict]) -> Callable[[Context], dict]:
+    """Makes a stage's body run inside the run's device mesh, entered here and nowhere below.
+
+    A program reads its sharding constraints from the mesh in context when it is traced. Outside of
+    it there are none, and on several TPU chips a Pallas kernel then does not compile.
+    """
+
+    @functools.wraps(body)
+    def run(context: Context) -> dict:
+        with jax.set_mesh(device_mesh(context)):
+            return body(context)
+
+    return run
+
+
 def fit_stage(
     context: Context,
     name: str,

@@ -94,6 +94,13 @@ def compiled():
         return mesh, step, lambda: init_state(params, optimizer, shardings)
 
 
+@pytest.fixture(autouse=True)
+def in_mesh(compiled):
+    """The loop runs inside the mesh of its caller."""
+    with jax.set_mesh(compiled[0]):
+        yield
+
+
 class Trial:
     """What one process does on one directory: its own loader, checkpointer and metrics."""
 

@@ -87,9 +87,8 @@ def fit(
     """
     optimizer = make_optimizer(optimizer_config, model_config, config.num_steps)
     shardings = state_shardings(optimizer, model_config, params, mesh)
-    with jax.set_mesh(mesh):
-        state = init_state(params, optimizer, shardings)
-        step = make_step(loss_fn, optimizer, config.num_microbatches, shardings)
+    state = init_state(params, optimizer, shardings)
+    step = make_step(loss_fn, optimizer, config.num_microbatches, shardings)
     return run(
         config,
         state,
@@ -129,7 +128,7 @@ def run(
       state: where to start if there is no checkpoint.
       step_fn: from `step.make_step`.
       loader: iterable of dicts of numpy arrays, with get_state() and set_state().
-      mesh: where batches go.
+      mesh: where batches go; the caller has set it (`jax.set_mesh`).
       checkpointer: of this stage.
       watch: metrics and progress.
       step_tokens: tokens a step reads, for tokens a second.
@@ -147,7 +146,7 @@ def run(
     watch.truncate(first)
     meter = Meter(config, watch, step_tokens, step_flops, learning_rate)
     batches = iter(loader)
-    with jax.set_mesh(mesh), listen_for_sigterm() as told_to_stop:
+    with listen_for_sigterm() as told_to_stop:
         for step in range(first, config.num_steps):
             state, metrics = step_fn(state, place(next(batches), mesh))
             done = step + 1
