@@ -2,6 +2,9 @@
 
 from setuptools import find_packages, setup
 
+# libtpu: what runs on TPUs, and compiles for them on any machine of this kind. Each jax pins the
+# release it was tested with (0.10.2: libtpu 0.0.42.1, which tests/test_tpu_lowering.py needs).
+TPU = "jax[tpu]>=0.10,<0.12; sys_platform == 'linux' and platform_machine == 'x86_64'"
 ROOMS = ["configs", "model", "data", "train", "eval", "alignment", "launch"]
 
 setup(
@@ -46,13 +49,14 @@ setup(
         "tensorboardX",
     ],
     extras_require={
+        "tpu": [TPU],
         # Quantized training, and the `tokamax` attention kernel (Python 3.11 gets 0.0.12 of it).
         "quant": ["qwix>=0.1.8,<0.2"],
         "kernels": ["tokamax>=0.0.12"],
         # Curation on a cluster; and another way from HTML to text.
         "ray": ["ray>=2.50"],
         "trafilatura": ["trafilatura>=2"],
-        "test": ["pytest>=8", "ruff>=0.17,<0.18", "qwix>=0.1.8,<0.2", "ray>=2.50"],
+        "test": ["pytest>=8", "ruff>=0.17,<0.18", "qwix>=0.1.8,<0.2", "ray>=2.50", TPU],
     },
     entry_points={"console_scripts": ["seedbed = launch.run:main"]},
 )

@@ -28,6 +28,7 @@ MACHINE_ERRORS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
 )
+GOOGLE_PCI = "0x1ae0"  # vendor of TPU chips
 DONE, BAD_INPUT, PREEMPTED, INTERRUPTED = 0, 2, 75, 130
 
 
@@ -106,8 +107,19 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     return PREEMPTED if result.get("preempted") else DONE
 
 
+def _has_tpu() -> bool:
+    """Whether the machine has a device of Google's, or a node through which containers see one."""
+    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
+    nodes = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
+    return bool(nodes) or any(path.read_text().strip() == GOOGLE_PCI for path in vendors)
+
+
 def _quieten() -> None:
     """Third-party chatter off; warnings about our own use stay."""
+    if not _has_tpu():
+        # Installed to compile for TPUs, libtpu would be started by jax, and write errors on
+        # standard error. With None here it cannot be imported, as if it were not installed.
+        sys.modules.setdefault("libtpu", None)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     warnings.filterwarnings("ignore", module="google|tensorflow_datasets|etils")
