@@ -1,0 +1,173 @@
+"""Every program that a stage runs compiles for several TPU chips, on a machine that has none.
+
+On several chips a program traced outside of the device mesh does not compile: a Pallas kernel
+cannot be split from outside. On a CPU nothing of that is seen, as no Pallas kernel runs there.
+"""
+
+import ast
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("model", "train", "alignment", "eval", "launch")
+TOPOLOGY = "v5e:2x2"
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",  # the devices; libtpu is here a compiler alone
+    "TPU_SKIP_MDS_QUERY": "1",  # no look at the machine's own description
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several test runs at once
+}
+
+# (stage that runs it first, function that holds its `jax.jit`): whether attention in it is the
+# splash kernel. Generation attends to its cache by XLA; rows of sequence_kl are one shorter than
+# sft.seq_len, which is a multiple of 128; the others have no attention.
+EXPECTED = {
+    ("pretrain", "model.transformer.init"): False,
+    ("pretrain", "train.step.init_state"): False,
+    ("pretrain", "train.step.make_step"): True,
+    ("pretrain", "eval.text._row_nats"): True,
+    ("sft", "train.step.init_state"): False,
+    ("sft", "train.step.make_step"): True,
+    ("reward", "model.transformer.init"): False,
+    ("reward", "model.decode.generate"): False,
+    ("reward", "train.step.init_state"): False,
+    ("reward", "train.step.make_step"): True,
+    ("reward", "alignment.reward._score_batch"): True,
+    ("dpo", "alignment.dpo._answer_logprob"): True,
+    ("dpo", "train.step.init_state"): False,
+    ("dpo", "train.step.make_step"): True,
+    ("ppo", "alignment.ppo.make_iteration"): True,
+    ("ppo", "train.step.init_state"): False,
+    ("ppo", "train.step.make_step"): True,
+    ("eval", "model.decode.generate"): False,
+    ("eval", "alignment.rollout.sequence_kl"): False,
+}
+# Jitted functions that no stage calls on several chips, and why they are left out:
+# {function that holds it: why}.
+NOT_COMPILED = {
+    "model.flop.peak_flops": "measures one CPU, where the device is in no data sheet",
+    "model.fill.fill": "for users of model.hf.load; the verbs import and export hold no devices",
+    "model.fill._writer": "as fill",
+    "model.fill._reader": "as fill",
+    "model.transformer.forward": "the stages call it inside other programs alone",
+}
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is not installed; it comes with the extra `test` on Linux x86-64 only",
+)
+
+
+def compile_stages(folder: Path, mesh: str) -> list[dict]:
+    """What tests/tpu_programs.py says of each program, and the function that holds its jit."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.tpu_programs", folder, TOPOLOGY, mesh],
+        env={**os.environ, **ENVIRONMENT},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    programs = json.loads(done.stdout.splitlines()[-1])
+    for row in programs:
+        (row["holder"],) = (
+            name
+            for name, (module, lines, _) in jitted_places().items()
+            if module == row["module"] and row["line"] in lines
+        )
+    return programs
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    return compile_stages(tmp_path_factory.mktemp("tpu"), "fsdp=4")
+
+
+def complaints(programs: list[dict]) -> list[str]:
+    """What is wrong with the compiled programs, one line each."""
+    found, kernels = [], {key: [] for key in EXPECTED}
+    for row in programs:
+        key = (row["stage"], row["holder"])
+        kernels.setdefault(key, []).append(row["kernels"])
+        if row["error"] or row["platform"] != "tpu":
+            found.append(f"{key}: compiled for {row['platform'] or 'nothing'}: {row['error']}")
+    for key, has_splash in EXPECTED.items():
+        if not kernels[key]:
+            found.append(f"{key}: not compiled")
+        elif has_splash and not all(kernels[key]):
+            found.append(f"{key}: holds no splash attention")
+    return found
+
+
+@needs_libtpu
+def test_every_program_of_the_stages_compiles_for_four_chips(programs):
+    assert not complaints(programs), "\n" + "\n".join(complaints(programs))
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_every_program_compiles_for_chips_that_split_heads_too(tmp_path):
+    found = complaints(compile_stages(tmp_path, "fsdp=2,tensor=2"))
+    assert not found, "\n" + "\n".join(found)
+
+
+def jitted_places() -> dict[str, tuple[str, range, int]]:
+    """{"module.function": (module, its lines, number of uses)} of what uses `jax.jit`.
+
+    The function, or the assigned name, is the outermost that holds the use.
+    """
+    places = {}
+    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        module = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        for node in ast.parse(path.read_text()).body:
+            count = sum(map(is_jit, ast.walk(node)))
+            if count:
+                targets = [ast.unparse(target) for target in getattr(node, "targets", [])]
+                name = getattr(node, "name", None) or "=".join(targets) or f"line {node.lineno}"
+                starts = [node.lineno, *(x.lineno for x in getattr(node, "decorator_list", []))]
+                places[f"{module}.{name}"] = (
+                    module,
+                    range(min(starts), node.end_lineno + 1),
+                    count,
+                )
+    return places
+
+
+def is_jit(node: ast.AST) -> bool:
+    """`jax.jit`, `nnx.jit`, `jax.pmap`; or one of them imported by its bare name."""
+    names = [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+    if isinstance(node, ast.Attribute):
+        names = [node.attr]
+    return bool({"jit", "pjit", "pmap"} & set(names))
+
+
+@needs_libtpu
+def test_every_jitted_function_is_among_them(programs):
+    places = jitted_places()
+    assert NOT_COMPILED.keys() <= places.keys()
+    for name, (_, _, count) in places.items():
+        compiled = {row["line"] for row in programs if row["holder"] == name}
+        if name not in NOT_COMPILED:
+            assert len(compiled) == count, f"{name} holds a jitted function that was not compiled"
+
+
+@needs_libtpu
+def test_commands_leave_libtpu_alone_where_there_is_no_chip(tmp_path):
+    """Started by jax on such a machine it writes several lines of errors."""
+    config = f"--config={ROOT}/configs/quickstart.py"
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.run", "tokenizer", config, f"--run={tmp_path}"],
+        env={key: value for key, value in os.environ.items() if key != "JAX_PLATFORMS"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    # It ends where the devices are known: the stage before has not run.
+    assert done.returncode == 2 and done.stderr.startswith("seedbed: "), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr

@@ -1,0 +1,204 @@
+"""Runs every stage with a TPU compiler in the place of devices.
+
+test_tpu_lowering.py starts this file in a process of its own, with libtpu's environment:
+
+    python -m tests.tpu_programs FOLDER TOPOLOGY AXIS=SIZE[,AXIS=SIZE...]
+
+`jax.jit` is replaced before any package of ours is imported: a program is found because a stage
+calls it, never because it is listed here. When it is called it is traced and compiled for the
+chips of the topology, with the arguments, the shardings and the mesh (or the absence of one) of
+the stage's own call; once for each set of static arguments, other shapes are traced alone. It is
+not run, there being no chips: every output is filled with ones, which is all that the stages need
+to come to their end.
+
+The last line of standard output is a JSON list with one object a program: the stage, the module,
+line of its `jax.jit`, the number of Pallas kernels in the program, the platform of
+its devices, the seconds to compile, and the error ("" if none).
+"""
+
+import contextlib
+import dataclasses
+import inspect
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("model", "train", "alignment", "eval", "launch")
+LENGTH = 256  # tokens a row; splash attention takes multiples of 128
+# Verbs in order, and the keys that change from there on: DPO and PPO run the model on all tokens of
+# a row but the last.
+VERBS = (
+    ("curate", {}),
+    ("tokenizer", {}),
+    ("pretrain", {}),
+    ("sft", {}),
+    ("reward", {}),
+    ("reward", {"reward.seq_len": LENGTH + 1}),
+    ("dpo", {}),
+    ("ppo", {}),
+    ("eval", {}),
+)
+KERNEL = "tpu_custom_call"  # a Pallas kernel, in the text of a program
+plain_jit = jax.jit
+
+
+class Compiler:
+    """What takes the place of `jax.jit`, and the programs that it has compiled."""
+
+    def __init__(self, topology: str):
+        self.chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        self.rows: list[dict] = []
+        self._stage, self._again, self._outputs, self._compiled = "", False, {}, set()
+
+    def jit(self, function: Callable, **options: Any) -> Any:
+        caller = inspect.currentframe().f_back
+        module = caller.f_globals["__name__"]
+        if module.split(".")[0] not in PACKAGES:
+            return plain_jit(function, **options)
+        return Program(self, function, options, {"module": module, "line": caller.f_lineno})
+
+    def start(self, stage: str) -> None:
+        """Notes the stage; nothing is compiled for one that comes again."""
+        self._again = any(row["stage"] == stage for row in self.rows)
+        self._stage = stage
+
+    def call(self, program: "Program", args: tuple, kwargs: dict) -> Any:
+        """Ones in place of a program's outputs."""
+        mesh = jax.sharding.get_abstract_mesh()
+        axes = None if mesh.empty else tuple(mesh.shape.items())
+        args, kwargs = jax.tree.map(self._describe, (args, kwargs))
+        leaves, structure = jax.tree.flatten((args, kwargs))
+        static = tuple(x for x in leaves if not isinstance(x, jax.ShapeDtypeStruct))
+        alike = (program.function, structure, static, axes)
+        key = (*alike, tuple(leaves))
+        if key not in self._outputs:
+            options = jax.tree.map(self._move, program.options)
+            with jax.set_mesh(self._mesh(axes)) if axes else contextlib.nullcontext():
+                traced = plain_jit(program.function, **options).trace(*args, **kwargs)
+                if not self._again and alike not in self._compiled:
+                    self._compiled.add(alike)
+                    self.rows.append({"stage": self._stage, **program.place, **try_out(traced)})
+            self._outputs[key] = ones(traced.out_info, program.options.get("out_shardings"))
+        return self._outputs[key]()
+
+    def _describe(self, x: Any) -> Any:
+        """An array's shape, on the chips if it has a named sharding; anything else as it is."""
+        if not isinstance(x, jax.Array | np.ndarray | np.generic):
+            return x
+        place = getattr(x, "sharding", None)
+        named = self._move(place) if isinstance(place, NamedSharding) else None
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=named)
+
+    def _move(self, x: Any) -> Any:
+        """The same named sharding on the chips."""
+        if not isinstance(x, NamedSharding):
+            return x
+        return NamedSharding(self._mesh(tuple(x.mesh.shape.items())), x.spec)
+
+    def _mesh(self, axes: tuple) -> Mesh:
+        """The chips laid out as the stages lay out their devices."""
+        from model import sharding
+
+        count = math.prod(size for _, size in axes)
+        return sharding.make_mesh(sharding.MeshConfig(**dict(axes)), self.chips[:count])
+
+
+def try_out(traced: Any) -> dict:
+    """Compiles a traced program."""
+    found = {"kernels": 0, "platform": "", "error": ""}
+    start, cpu_start = time.perf_counter(), time.process_time()
+    try:
+        lowered = traced.lower()
+        found["kernels"] = lowered.as_text().count(KERNEL)
+        places = jax.tree.leaves(lowered.compile().output_shardings)
+        found["platform"] = next(iter(places[0].device_set)).platform
+    except (NotImplementedError, ValueError, jax.errors.JaxRuntimeError) as error:
+        found["error"] = f"{type(error).__name__}: {error}"[:1000]
+    found["secs"] = round(time.perf_counter() - start, 2)
+    return {**found, "cpu_secs": round(time.process_time() - cpu_start, 2)}
+
+
+def ones(shapes: Any, shardings: Any) -> Callable[[], Any]:
+    """What makes arrays of ones on the simulated devices."""
+    return plain_jit(
+        lambda: jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes), out_shardings=shardings
+    )
+
+
+@dataclasses.dataclass(eq=False)
+class Program:
+    """A jitted function of ours."""
+
+    compiler: Compiler
+    function: Callable
+    options: dict
+    place: dict
+
+    def __call__(self, *args, **kwargs):
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
+            return plain_jit(self.function, **self.options)(*args, **kwargs)
+        return self.compiler.call(self, args, kwargs)
+
+
+def settings(folder: Path, axes: dict[str, int]) -> dict[str, Any]:
+    """The pulse of test_launch_stages, with rows that splash attention takes, on the mesh."""
+    from tests.test_launch_stages import MIX, SMALL, sources
+
+    changes = {
+        "mesh.data": 1,
+        "mesh.fsdp": 1,
+        "mesh.tensor": 1,
+        "model.dtype": "bfloat16",
+        "model.d_model": 64,
+        "model.head_dim": 128,
+        "pretrain.seq_len": LENGTH,
+        "sft.seq_len": LENGTH,
+        "reward.seq_len": LENGTH,
+        "reward.pairs.corrupt_rate": 1.0,  # the model's own answers are all alike: ones
+        "ppo.max_prompt_tokens": LENGTH + 1 - SMALL["ppo.max_new_tokens"],
+        "ppo.num_epochs": 1,
+    }
+    mesh = {f"mesh.{axis}": size for axis, size in axes.items()}
+    return SMALL | MIX | sources(folder / "text") | changes | mesh
+
+
+def main(folder: str, topology: str, sizes: str) -> None:
+    """See the top of the file."""
+    axes = {axis: int(size) for axis, size in (pair.split("=") for pair in sizes.split(","))}
+    jax.config.update("jax_num_cpu_devices", math.prod(axes.values()))
+    # Quicker to compile, and what is compiled is not run.
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    jax.config.update("jax_memory_fitting_effort", -1.0)
+    compiler = Compiler(topology)
+    jax.jit = compiler.jit
+    # Where no mesh says what the devices are: as on a TPU machine.
+    jax.default_backend = lambda: "tpu"
+    from launch.run import run_command
+
+    chosen = settings(Path(folder), axes)
+    for verb, changes in VERBS:
+        compiler.start(verb)
+        chosen |= changes
+        overrides = [f"--config.{key}={value}" for key, value in chosen.items()]
+        config = [f"--config={ROOT}/configs/quickstart.py", f"--run={folder}/run", "--fresh"]
+        workers = ["--workers=1"] if verb in ("curate", "tokenizer") else []
+        with contextlib.redirect_stdout(sys.stderr):
+            code = run_command([verb, *config, *workers, *overrides])
+        if code:
+            sys.exit(f"{verb} ended with {code}")
+    print(json.dumps(compiler.rows))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
