@@ -1,5 +1,6 @@
 """Rotary positions as config.json says them, old spelling and new, and back."""
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -8,20 +9,16 @@ from model.config import RopeConfig, TransformerConfig
 from model.hf_keys import Keys
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-TYPES = ("default", "linear", "llama3", "yarn")
-WORDS, SWITCHES = {"type", "rope_type"}, {"truncate", "finetuned"}
+WORDS, SWITCHES = {"type", "rope_type"}, {"truncate"}
+# The numbers that each type reads. transformers warns of any other key, and ignores it.
+ANY = {"rope_theta", "partial_rotary_factor"}
+STRETCHED = ANY | {"factor", "mscale_all_dim"}
+TRAINED = STRETCHED | {"original_max_position_embeddings"}
 NUMBERS = {
-    "rope_theta",
-    "factor",
-    "original_max_position_embeddings",
-    "low_freq_factor",
-    "high_freq_factor",
-    "beta_slow",
-    "beta_fast",
-    "attention_factor",
-    "mscale",
-    "mscale_all_dim",
-    "partial_rotary_factor",
+    "default": ANY,
+    "linear": STRETCHED,
+    "llama3": TRAINED | {"low_freq_factor", "high_freq_factor"},
+    "yarn": TRAINED | {"beta_slow", "beta_fast", "attention_factor", "mscale"},
 }
 
 
@@ -57,16 +54,9 @@ def read(keys: Keys, nested: bool) -> dict[str, Any]:
 
 def _settings(given: Mapping[str, Any], longest: int) -> dict[str, Any]:
     kind = given.get("rope_type", given.get("type", "default"))
-    if kind not in TYPES:
-        raise ValueError(f"config.json: rope_type is {kind!r}; it must be one of {TYPES}")
-    for key, value in given.items():
-        partial = key == "partial_rotary_factor" and value not in (1, None)
-        if key not in WORDS | SWITCHES | NUMBERS or partial:
-            raise ValueError(f"config.json: {key} of RoPE is {value!r}; it is not read")
-        if key in NUMBERS and not _is_number(value):
-            raise ValueError(f"config.json: {key} of RoPE is {value!r}; it must be a number")
-        if key in SWITCHES and value not in (True, False, None):
-            raise ValueError(f"config.json: {key} of RoPE is {value!r}; it must be true or false")
+    if kind not in tuple(NUMBERS):
+        raise ValueError(f"config.json: rope_type is {kind!r}; it must be one of {tuple(NUMBERS)}")
+    _check_keys(given, kind)
     if given["rope_theta"] is None:
         raise ValueError("config.json lacks rope_theta")
     found = {"rope.theta": float(given["rope_theta"]), "rope.scaling": "none", "stretch": 1.0}
@@ -91,6 +81,22 @@ def _settings(given: Mapping[str, Any], longest: int) -> dict[str, Any]:
         found["rope.truncate"] = bool(given.get("truncate", True))
         found["rope.magnitude"] = _magnitude(given, factor)
     return found
+
+
+def _check_keys(given: Mapping[str, Any], kind: str) -> None:
+    for key, value in given.items():
+        is_switch = key in SWITCHES and kind == "yarn"
+        if key == "partial_rotary_factor" and value not in (1, None):
+            raise ValueError(f"config.json: {key} of RoPE is {value!r}; it is not read")
+        if key in NUMBERS[kind] and not _is_number(value):
+            raise ValueError(f"config.json: {key} of RoPE is {value!r}; it must be a number")
+        if is_switch and value not in (True, False, None):
+            raise ValueError(f"config.json: {key} of RoPE is {value!r}; it must be true or false")
+        if not is_switch and key not in WORDS | NUMBERS[kind]:
+            logging.getLogger(__name__).warning(
+                "config.json: %s of RoPE is ignored, as transformers does: type %s has no such key",
+                *(key, kind),
+            )
 
 
 def _is_number(value: Any) -> bool:

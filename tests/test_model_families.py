@@ -66,7 +66,6 @@ YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
             dict(rope_scaling=dict(rope_type="llama3", factor=8.0)),
             "lacks low_freq_factor",
         ),
-        ("llama 2", dict(rope_scaling=YARN | dict(short_factor=[1])), "short_factor of RoPE"),
         (
             "llama 2",
             dict(rope_parameters=dict(rope_theta=1e4, partial_rotary_factor=0.5)),
@@ -170,6 +169,41 @@ def test_key_turns_its_switch(case, changes, switches):
     flat = families.flatten(families.from_hf(changed(case, **changes)))
     for key, value in switches.items():
         assert flat[key] == (pytest.approx(value) if isinstance(value, float) else value)
+
+
+LINEAR = dict(rope_type="linear", factor=2.0)
+LLAMA_3 = dict(rope_type="llama3", factor=8.0, original_max_position_embeddings=16)
+LLAMA_3 |= dict(low_freq_factor=1.0, high_freq_factor=4.0)
+MAGNITUDE = 0.1 * math.log(4) + 1
+
+
+@pytest.mark.parametrize(
+    ("scaling", "more", "magnitude", "ignored"),
+    [
+        (YARN, dict(attention_factor=0.5), 0.5, ""),
+        (YARN, dict(attn_factor=0.5), MAGNITUDE, "attn_factor"),
+        (YARN, dict(attn_factor=0.5, attention_factor=0.7), 0.7, "attn_factor"),
+        (YARN, dict(mscale=0.5), MAGNITUDE, ""),
+        (YARN, dict(mscale_all_dim=0.5), MAGNITUDE, ""),
+        (YARN, dict(mscale=1.0, mscale_all_dim=0.5), 1.0648216253695715, ""),
+        (YARN, dict(short_factor=[1.0]), MAGNITUDE, "short_factor"),
+        (YARN, dict(low_freq_factor="x"), MAGNITUDE, "low_freq_factor"),
+        (YARN, dict(finetuned=True), MAGNITUDE, "finetuned"),
+        (LINEAR, dict(attention_factor=0.5), 1.0, "attention_factor"),
+        (LLAMA_3, dict(attention_factor=0.5), 1.0, "attention_factor"),
+        (LLAMA_3, dict(truncate=False), 1.0, "truncate"),
+        (dict(rope_type="default"), dict(factor=4.0), 1.0, "factor"),
+    ],
+)
+def test_keys_of_rope_that_transformers_ignores(caplog, scaling, more, magnitude, ignored):
+    """The magnitudes are its `attention_scaling`, the keys those that its warnings name."""
+    rope = families.from_hf(changed("llama 2", rope_scaling=scaling | more)).rope
+    plain = families.from_hf(changed("llama 2", rope_scaling=scaling)).rope
+    assert rope.magnitude == pytest.approx(magnitude, rel=1e-12)
+    assert dataclasses.replace(rope, magnitude=plain.magnitude) == plain
+    warned = [record.getMessage() for record in caplog.records]
+    assert len(warned) == bool(ignored)
+    assert all(f"{ignored} of RoPE is ignored" in message for message in warned)
 
 
 LLAMA = families.from_hf(CASES["llama 2"]["config"])
