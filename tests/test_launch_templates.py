@@ -1,0 +1,119 @@
+"""An imported model that has a chat template: taught, asked and exported in its own format."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from data import chat, instruct
+from data.tokenizers import pretrained
+from launch import settings
+from launch.rundir import RunDir
+from tests import chat_oracle
+from tests.test_launch_convert import TINY, make_source
+from tests.test_launch_stages import MIX, ROOT, SMALL, door, sources
+
+# Rows to spare, so that the vocabulary divides by the mesh's axes.
+MODEL = dataclasses.replace(TINY, vocab_size=384, max_positions=512)
+# Not those of the quickstart's model; the imported one has its own.
+SIZES = {key: value for key, value in SMALL.items() if not key.startswith("model.")} | MIX
+SIZES |= {"tokenizer.vocab_size": MODEL.vocab_size, "sft.seq_len": 320, "reward.seq_len": 320}
+SIZES |= {"ppo.max_prompt_tokens": 256, "ppo.loop.save_every": 2}
+STAGES = ("curate", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "eval")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Compiles in half the time; what is compiled runs a few steps only."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def bring_in(folder, name, template=None):
+    """An imported run of a tiny model with a published model's template, or with another."""
+    make_source(folder / "hf", MODEL)
+    chat_oracle.write_folder(folder / "hf", name)
+    if template is not None:
+        (folder / "hf" / "chat_template.jinja").write_text(template)
+    code, _, err = door("import", f"--hf={folder}/hf", f"--out={folder}/imported")
+    assert code == 0, err
+    return folder / "imported"
+
+
+def tune(folder, stages, **changes):
+    chosen = SIZES | sources(folder / "text") | {"stages": stages} | changes
+    config = f"--config={ROOT}/configs/tune.py:{folder}/imported"
+    return door("run", config, f"--run={folder}/run", "--json", **chosen)
+
+
+def ask(run, question):
+    code, out, err = door("chat", f"--run={run}", f"--prompt={question}", "--tokens=8", "--json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_every_stage_speaks_by_the_template(tmp_path):
+    imported = bring_in(tmp_path, "qwen3")
+    assert ask(imported, "What is 2 + 3?")["stage"] == "import"
+    own = tmp_path / "own.jsonl"
+    talks = [
+        chat_oracle.talk("Hi <|im_end|>", "Hello.", "And?", "So.", system="Be kind."),
+        chat_oracle.talk("Think.", "<think>\nhm\n</think>\n\nYes."),
+    ]
+    lines = [json.dumps({"messages": messages}) + "\n" for messages in talks]
+    own.write_text("\ufeff" + "".join(lines), encoding="utf-8")
+    code, out, err = tune(tmp_path, STAGES, **{"instruct.path": own})
+    assert code == 0, err
+    summary = json.loads(out)["stages"]
+    tokenizer = pretrained.load(imported / "tokenizer")
+    run = RunDir(tmp_path / "run")
+    config = settings.to_dataclass(
+        instruct.InstructConfig, run.read_config()["instruct"], "instruct"
+    )
+    examples = instruct.build(config)["train"]
+    taught = [(*x.messages, chat_oracle.say("assistant", x.demonstration)) for x in examples]
+    rendered = [chat.render(tokenizer, messages) for messages in taught + talks]
+    kept = [mask for ids, mask in rendered if len(ids) <= SIZES["sft.seq_len"] + 1]
+    assert summary["sft"]["num_tokens"] == sum(int(mask.sum()) for mask in kept)
+    assert summary["sft"]["own_examples"] == 2 and summary["sft"]["broken_lines"] == 0
+    prompts = {tuple(chat.render_prompt(tokenizer, x.messages).tolist()) for x in examples}
+    pairs = (run.stage("reward") / "train_pairs.jsonl").read_text().splitlines()
+    assert pairs and {tuple(json.loads(line)["prompt"]) for line in pairs} <= prompts
+    assert ask(run.path, "What is 2 + 3?")["stage"] == "ppo"
+    code, _, err = door("export", f"--run={run.path}", f"--hf={tmp_path}/out")
+    assert code == 0, err
+    for name in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "hf" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "why"),
+    [
+        ("deepseek-r1", None, "template does not show an answer after its own prompt"),
+        ("qwen2.5", "{{ messages[0].content }}", "chat template: an assistant's answer"),
+    ],
+)
+def test_a_template_that_cannot_teach_is_refused_first(tmp_path, name, template, why):
+    bring_in(tmp_path, name, template)
+    code, _, err = tune(tmp_path, STAGES)
+    assert code == 2 and err.startswith("seedbed: stages has 'sft': ") and why in err
+    assert err.count("\n") == 1 and not Path(tmp_path / "run").exists()
+
+
+def test_no_template_and_no_control_is_refused_first(tmp_path):
+    bring_in(tmp_path, "qwen2.5")
+    (tmp_path / "imported" / "tokenizer" / "chat_template.jinja").unlink()
+    code, _, err = tune(tmp_path, STAGES)
+    assert code == 2 and "stages has 'sft': this model's tokenizer has no chat template" in err
+    assert "tokenizer.control must name four tokens" in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    # With a tokenizer that is only taken, too.
+    taken = tmp_path / "imported" / "tokenizer"
+    chosen = SMALL | MIX | sources(tmp_path / "text") | {"tokenizer.path": taken}
+    chosen["tokenizer.vocab_size"] = MODEL.vocab_size
+    config = f"--config={ROOT}/configs/quickstart.py"
+    code, _, err = door("run", config, f"--run={tmp_path}/run", "--json", **chosen)
+    assert code == 2 and "this model's tokenizer has no chat template" in err
