@@ -81,7 +81,7 @@ CONFIG = ppo.PPOConfig(
 
 
 class Letters:
-    pad_id, end_id = 0, 7
+    pad_id, assistant_id, end_id = 0, 6, 7
 
 
 def make_params(config, seed):

@@ -327,6 +327,14 @@ def conversation(*roles):
     return json.dumps({"messages": [{"role": role, "content": f"{role}!"} for role in roles]})
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    lines = (json.dumps({"messages": messages}) + "\n") * 2
+    (tmp_path / "own.jsonl").write_text(lines, encoding="utf-8-sig")
+    examples, broken = instruct.load(tmp_path / "own.jsonl")
+    assert [len(examples), broken] == [2, []]
+
+
 def test_load_keeps_good_lines_and_reports_broken_ones(tmp_path):
     path = tmp_path / "own.jsonl"
     lines = [
