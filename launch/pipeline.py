@@ -87,7 +87,7 @@ def run_stages(
     described = describe_inputs(settings, table)
     if only is not None:
         _check_single(only, run, table, described)
-    inputs, done = _survey(run, table, described)
+    inputs, done = _survey(run, table, described, names if fresh else ())
     for name in names:
         if not fresh and set(table[name].needs) & described.keys() <= done.keys():
             _refuse_to_discard(run, name, inputs[name], done.get(name))
@@ -99,9 +99,9 @@ def run_stages(
     results = {}
     with run.lock(progress.note):
         run.write_config(to_dict(settings), devices)
-        for name in names:
+        for place, name in enumerate(names):
             # What other stages, or another process, have left until now.
-            inputs, done = _survey(run, table, described)
+            inputs, done = _survey(run, table, described, names[place:] if fresh else ())
             stage_context = dataclasses.replace(context, inputs=inputs[name])
             results[name] = _bring(stage_context, name, table[name], done.get(name), fresh)
     return results
@@ -123,8 +123,8 @@ def _bring(context: Context, name: str, stage: Stage, done: dict | None, fresh: 
     anew = fresh or damage is not None
     if anew:
         remove(run.cache(name))
-    started = run.read_started(name)
-    if started and run.checkpoints(name).exists() and not anew:
+    started = None if anew else run.read_started(name)
+    if started and run.checkpoints(name).exists():
         _note_code(progress, name, stage, started)
     code = _describe_code(stage)
     run.begin(name, inputs, code, fresh=anew or _changes(run, name, inputs) is not None)
@@ -132,12 +132,16 @@ def _bring(context: Context, name: str, stage: Stage, done: dict | None, fresh: 
 
 
 def _survey(
-    run: RunDir, table: Mapping[str, Stage], described: Mapping[str, dict]
+    run: RunDir,
+    table: Mapping[str, Stage],
+    described: Mapping[str, dict],
+    discarded: Collection[str] = (),
 ) -> tuple[dict[str, dict], dict[str, dict]]:
-    """The inputs of every stage, and what of those left that have finished on the same ones.
+    """The inputs of every stage, and the done.json of those that have finished on these inputs.
 
     Their files may be whole or not. An unfinished stage has no output: where one that stands on it
-    has finished, it was on another one.
+    has finished, it was on another one. What `discarded` stages left is about to be thrown away and
+    is not read: it may be damaged.
     """
     inputs: dict[str, dict] = {}
     done: dict[str, dict] = {}
@@ -145,7 +149,7 @@ def _survey(
         needs = [need for need in table[name].needs if need in described]
         upstream = {need: done[need]["output"] if need in done else "unfinished" for need in needs}
         inputs[name] = {**own, "upstream": upstream}
-        left = run.read_done(name)
+        left = None if name in discarded else run.read_done(name)
         if left and left["inputs"] == digest(inputs[name]):
             done[name] = left
     return inputs, done
@@ -182,7 +186,7 @@ def _check_single(
     """Refuses to run one stage on unfinished ones."""
     if only not in described:
         raise BadInput(f"stages is {tuple(described)}; it must hold {only!r} for this verb")
-    _, done = _survey(run, table, described)
+    _, done = _survey(run, table, described, (only,))
     for name in described:
         if name not in _upstream(only, table, described):
             continue

@@ -134,26 +134,14 @@ def _read_json(path: Path, keys: Sequence[str]) -> dict | None:
 def _read_metrics(path: Path) -> dict[str, dict[int, dict]]:
     """Metrics by stage and step; of a metric written twice for a step, the later one counts."""
     metrics: dict[str, dict[int, dict]] = {}
-    if not path.exists():
-        return metrics
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.endswith("\n"):
-                break  # a killed process was writing it; the stage will write it again
-            try:
-                row = json.loads(line)
-                rows = metrics.setdefault(row["stage"], {})
-                rows.setdefault(int(row["step"]), {}).update(row)
-            except (ValueError, KeyError, TypeError) as error:
-                raise BadInput(
-                    f"{path}, line {number}: {line.strip()[:80]!r} is not a JSON object "
-                    "with stage and step"
-                ) from error
+    for _, row in rundir.read_metrics(path) if path.exists() else ():
+        metrics.setdefault(row["stage"], {}).setdefault(row["step"], {}).update(row)
     return metrics
 
 
 def _title(run_dir: Path, identity: Mapping, metrics: Mapping, missing: Sequence[str]) -> dict:
-    times = [row["time"] for rows in metrics.values() for row in rows.values() if "time" in row]
+    rows = [row for found in metrics.values() for row in found.values()]
+    times = [row["time"] for row in rows if row.get("time") is not None]
     seconds = max(times) if times else (run_dir / "config.json").stat().st_mtime
     date = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
     devices = identity.get("devices", [])
@@ -320,7 +308,7 @@ def _curves(stage: str, rows: Mapping[int, Mapping]) -> dict:
             ("tokens_per_sec", "tokens/s", "{:,.0f}"),
             ("mfu", "MFU", "{:.1%}"),
         )
-        if (values := [row[metric] for row in rows.values() if metric in row])
+        if (values := [row[metric] for row in rows.values() if row.get(metric) is not None])
     ]
     return {"stage": stage, "steps": steps[-1], "plots": plots, "rates": rates}
 

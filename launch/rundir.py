@@ -38,6 +38,7 @@ ORIGIN = "origin.json"
 # In curate/, written long after the stage has finished: what the gates were measured to do.
 SCORE = "score.json"
 LOCK = ".lock"
+MAX_UNIX_SECS = 253_402_300_800  # the year 10000, which no date reaches
 # What flock gives where a file system has no locks, as some network mounts.
 LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -71,6 +72,8 @@ class RunDir:
         described = read_json(path, ("config",))
         if described is None:
             raise BadInput(f"{self.path}: no such run; {path}: no such file")
+        if not isinstance(described["config"], dict):
+            raise BadInput(f"{path}: config must be an object; restore it, or run again")
         return described["config"]
 
     def read_done(self, stage: str) -> dict | None:
@@ -165,14 +168,11 @@ class RunDir:
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the torn last line of a killed process
-            if record["stage"] != stage or record["step"] <= step:
-                kept.append(line + "\n")
+        kept = [
+            line + "\n"
+            for line, record in read_metrics(path)
+            if record["stage"] != stage or record["step"] <= step
+        ]
         write_text(path, "".join(kept))
 
     def write_config(self, settings: dict, devices: str) -> None:
@@ -318,6 +318,32 @@ def remove(directory: Path) -> None:
         shutil.rmtree(trash)
 
 
+def read_metrics(path: Path) -> Iterator[tuple[str, dict]]:
+    """Yields the lines of metrics.jsonl that hold a record of a stage, and those records.
+
+    What a killed process or a damaged disk has left is passed over: a line of a few numbers is no
+    reason to lose a run. A record has a stage, a step, and finite numbers or None for the rest.
+    """
+    with path.open("rb") as lines:
+        for line in lines:
+            record = _parse_metrics(line)
+            if record is not None:
+                yield line.decode().strip(), record
+
+
+def _parse_metrics(line: bytes) -> dict | None:
+    try:
+        record = json.loads(line.decode())
+        stage, step, secs = record["stage"], record["step"], record.get("time", 0)
+        numbers = [value for name, value in record.items() if name != "stage" and value is not None]
+        is_sound = isinstance(stage, str) and type(step) is int and 0 <= step < 1 << 63
+        is_sound = is_sound and 0 <= secs < MAX_UNIX_SECS and all(map(math.isfinite, numbers))
+    # Not UTF-8, not JSON, nested deeper than Python goes, no object, no numbers, too large ones.
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError, OverflowError):
+        return None
+    return record if is_sound else None
+
+
 def read_json(path: Path, keys: tuple[str, ...] = ()) -> Any:
     """A JSON file's content, or None where there is none.
 
@@ -328,7 +354,7 @@ def read_json(path: Path, keys: tuple[str, ...] = ()) -> Any:
         return None
     try:
         value = json.loads(path.read_text())
-    except ValueError as error:  # malformed JSON, or not UTF-8
+    except (ValueError, RecursionError) as error:  # malformed JSON, or not UTF-8
         raise BadInput(f"{path}: not JSON ({error}); remove it and run again") from error
     missing = [key for key in keys if not isinstance(value, dict) or key not in value]
     if missing:

@@ -375,6 +375,16 @@ def test_damaged_done_json_stops_the_run(pipeline):
         pipeline()
 
 
+@pytest.mark.parametrize("only", [None, "sft"])
+def test_fresh_does_not_read_what_it_throws_away(pipeline, only):
+    pipeline()
+    for file in ("done.json", "started.json"):
+        (pipeline.run.stage("sft") / file).write_text("[" * 100_000)
+    (pipeline.run.path / "metrics.jsonl").write_bytes(b'\xff\n{"loss": 1}\n')
+    assert tuple(pipeline(only=only, fresh=True)) == (ALL if only is None else (only,))
+    assert (pipeline.run.path / "metrics.jsonl").read_text() == ""
+
+
 def test_config_json_is_of_the_last_run_that_did_something(pipeline):
     pipeline()
     pipeline({"mesh.data": 2})

@@ -13,6 +13,7 @@ import pytest
 from data.errors import BadInput
 from launch import rundir
 from launch.rundir import MetricsWriter, RunDir
+from tests.test_launch_report import DAMAGED_LINES
 
 
 @pytest.fixture
@@ -43,6 +44,15 @@ def test_truncation_mends_the_last_line_of_a_killed_process(run, tail):
     run.truncate_metrics("pretrain", 2)
     assert read_lines(run) == [{"stage": "pretrain", "step": 1}]
     assert (run.path / "metrics.jsonl").read_text().endswith("\n")
+
+
+def test_truncation_drops_damaged_lines_and_keeps_the_rest(run):
+    good = [{"stage": "sft", "step": 1, "loss": None}, {"stage": "pretrain", "step": 1}]
+    run.path.mkdir()
+    lines = [json.dumps(good[0]).encode(), *DAMAGED_LINES, json.dumps(good[1]).encode()]
+    (run.path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    run.truncate_metrics("dpo", 0)
+    assert read_lines(run) == good
 
 
 def test_truncation_without_metrics_does_nothing(run):
@@ -175,6 +185,7 @@ def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         (b'{"inputs": "1f", "summ', "not JSON"),
         (b"", "not JSON"),
         (b"\xff\xfe", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
         (b"{}", "lacks ['inputs', 'summary', 'products']"),
         (b'{"inputs": "1f"}', "lacks ['summary', 'products']"),
         (b"[1]", "lacks"),
