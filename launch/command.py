@@ -49,6 +49,7 @@ FLAGS = {
 ASIDES = ("explain", "score", "fit-quality", "fit-toxicity")
 # An empty one would mean a place that nobody named.
 PLACES = ("run", "out", "hf", "gguf", "score", "explain")
+LOCAL_PLACES = ("run", "out", "hf", "gguf")
 DATA_FLAGS = ("runner", "ray-address", "explain", "score")
 # Flags without which a verb cannot start.
 NEEDED = {"chat": ("run",), "report": ("run",), "import": ("out",), "export": ("run", "hf")}
@@ -270,6 +271,12 @@ def _check_flags(verb: str, given: flags.FlagValues) -> None:
     for name in PLACES:
         if given[name].present and not given[name].value:
             raise BadInput(f"--{name}=: is empty; it must be {FLAG_LINES[name][0]}")
+    for name in LOCAL_PLACES:
+        if "://" in given[name].value:
+            raise BadInput(
+                f"--{name}={given[name].value}: runs and models are read and written on file "
+                f"systems alone, no object stores; it must be a directory of this machine"
+            )
     if given["config"].present > 1:
         raise BadInput(f"--config={given.config}: given twice; give one of them")
     if "config" in allowed and given.config is None:
