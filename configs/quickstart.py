@@ -63,7 +63,7 @@ def get_config() -> ConfigDict:
             num_samples=8,  # dialogues shown in the report
             num_pretrain_documents=8,  # held-out documents a domain scored while pretraining
             ngram_order=5,  # bytes, of the n-gram baseline
-            sets="",  # files of evaluation sets that no training document may share words with
+            sets="",  # files of evaluation sets, for the gate contamination; none is evaluated
         )
     )
     config.cost = ConfigDict(dict(machine_watts=30.0))  # W under load, an estimate

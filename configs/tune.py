@@ -32,5 +32,5 @@ def get_config(run: str) -> ConfigDict:
         raise ValueError(f"{run}: was trained here; it must be a run of `seedbed import`")
     config.model = ConfigDict(described["model"])
     config.mesh.update(dict(data=1, fsdp=-1))  # all devices share the weights
-    config.pretrain.optimizer.peak_lr = 1e-4  # a hundredth of a fresh model's: it has much to lose
+    config.pretrain.optimizer.peak_lr = 1e-4  # a thirtieth of a fresh model's: it has much to lose
     return config

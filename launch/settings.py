@@ -80,6 +80,7 @@ def parse(config: Any) -> Any:
     if "pretrain" in settings.stages:
         model_config(settings)
     _check_answers(settings)
+    _check_sets(settings)
     return settings
 
 
@@ -109,6 +110,19 @@ def _check_answers(settings: Any) -> None:
                 f"eval.max_new_tokens is {longest}; it must be below {name}.seq_len = {seq_len}, "
                 "which prompt and answer share"
             )
+
+
+def _check_sets(settings: Any) -> None:
+    """Refuses evaluation sets that no source is decontaminated against."""
+    sources = settings.data.sources
+    if not settings.eval.sets or isinstance(sources, str):  # every gate applies to a path
+        return
+    if not any({"contamination", "auto"} & set(source.gates) for source in sources.values()):
+        raise BadInput(
+            f"eval.sets is {settings.eval.sets!r}, but no source has the gate 'contamination', "
+            "which keeps their words out of training; it must be in data.sources.NAME.gates of at "
+            "least one, or eval.sets must be ''"
+        )
 
 
 def _check_mixture(settings: Any) -> None:

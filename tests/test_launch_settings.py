@@ -361,6 +361,15 @@ def test_rows_longer_than_learned_positions_are_refused(stages, words):
             settings.fit_mesh(parsed)
 
 
+@pytest.mark.parametrize("gates", [("contamination",), ("length", "contamination"), ("length",)])
+def test_evaluation_sets_need_the_gate_that_reads_them(gates):
+    config = change(nested(), "eval.sets", "sets/*.jsonl")
+    why = refusal(change(config, "data.sources.code.gates", gates))
+    wanted = "" if "contamination" in gates else "eval.sets is 'sets/*.jsonl', but no source has"
+    assert why.startswith(wanted) and bool(why) == bool(wanted)
+    assert refusal(change(config, "data.sources", "a folder")) == "", "every gate applies to a path"
+
+
 def test_mesh_axis_below_one_is_refused_at_the_config():
     with pytest.raises(BadInput, match="mesh.tensor is 0; it must be at least 1, or -1 for"):
         shrunk(tensor=0)

@@ -329,6 +329,7 @@ def test_config_trains_two_steps(name, tmp_path):
         argument = f":{text}"
         names = LAID_OUT[name].get_config("text").data.sources
         chosen |= {f"data.sources.{domain}.gates": "('length',)" for domain in names}
+        chosen |= {"eval.sets": ""}
     elif name == "web":
         write_texts(text / "a.jsonl", 0)
         chosen |= {"data.sources": text}
