@@ -5,6 +5,7 @@ seedbed chat --run=runs/quickstart
 
 import functools
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -41,10 +42,11 @@ def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int | None, as_js
       as_json: print nothing but the returned object.
 
     Returns:
-      {"stage", "turns": [{"prompt", "answer"}]}.
+      {"stage", "turns": [{"prompt", "answer"}]}; a line of standard input that alone is too long
+      has "error" in place of "answer", and the session goes on without it.
 
     Raises:
-      BadInput: there is no such run, it has no such model, or one question alone is too long.
+      BadInput: there is no such run, it has no such model, or `prompt` is too long.
     """
     described = run.read_config()
     stage = stage or _newest(run)
@@ -73,13 +75,30 @@ def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int | None, as_js
         )
     else:
         reply = functools.partial(_continue, config, params, tokenizer, num_tokens)
-    turns = []
     with jax.set_mesh(mesh):
-        for question in [prompt] if prompt else _questions(run.path, stage):
-            turns.append({"prompt": question, "answer": reply(question)})
+        if prompt:
+            turns = [{"prompt": prompt, "answer": reply(prompt)}]
             if not as_json:
-                print(turns[-1]["answer"], flush=True)
+                print(turns[0]["answer"], flush=True)
+        else:
+            turns = list(_answer_lines(_questions(run.path, stage), reply, as_json))
     return {"stage": stage, "turns": turns}
+
+
+def _answer_lines(
+    questions: Iterable[str], reply: Callable[[str], str], as_json: bool
+) -> Iterator[dict]:
+    """Turns of a session: a line that cannot be answered is refused, and the next one is read."""
+    for question in questions:
+        try:
+            turn = {"prompt": question, "answer": reply(question)}
+        except BadInput as error:
+            print(f"seedbed: {error}", file=sys.stderr, flush=True)
+            yield {"prompt": question, "error": str(error)}
+            continue
+        if not as_json:
+            print(turn["answer"], flush=True)
+        yield turn
 
 
 class _Conversation:
@@ -101,14 +120,14 @@ class _Conversation:
         )
 
     def __call__(self, question: str) -> str:
-        messages = self._messages
-        messages.append({"role": "user", "content": question})
+        messages = [*self._messages, {"role": "user", "content": question}]
         while (
             len(messages) > 1 and len(chat.render_prompt(self._tokenizer, messages)) > self._limit
         ):
             del messages[:2]
         answer = self._respond([messages])[0].text
-        messages.append({"role": "assistant", "content": answer or " "})
+        # Only now: a question that is refused leaves the conversation as it was.
+        self._messages = [*messages, {"role": "assistant", "content": answer or " "}]
         return answer
 
 
