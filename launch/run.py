@@ -295,12 +295,24 @@ def _table(result: dict) -> str:
             lines.append(f"{'  ' * depth}{name}")
             for key, item in value.items():
                 add(key, item, depth + 1)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            lines.append(f"{'  ' * depth}{name}")
+            for row in value:
+                shown = [f"{key} {_number(item)}" for key, item in row.items() if item != ""]
+                lines.append("  " * (depth + 1) + ", ".join(shown))
         else:
             lines.append(f"{'  ' * depth}{name:24} {value}")
 
     for key, item in result.items():
         add(key, item, 0)
     return "\n".join(lines)
+
+
+def _number(value: Any) -> Any:
+    """A fraction in four digits; anything else as it is."""
+    if not isinstance(value, float):
+        return value
+    return f"{value:,.0f}" if value >= 1e4 else f"{value:.4g}"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import pytest
 
+from launch import run
 from launch.command import FLAG_LINES, FLAGS, VERBS
 from tests.test_launch_run import QUICKSTART, ROOT, door, refusal
 
@@ -106,3 +107,20 @@ def test_help_of_a_verb_is_of_its_flags_alone(verb, form):
     taken = FLAGS.get(verb, ("config", "run", "fresh", "json"))
     shown = [line.split()[0] for line in out.splitlines() if line.startswith("  --")]
     assert shown == [FLAG_LINES[name][0] for name in taken]
+
+
+def test_the_table_for_people_shows_rows_of_a_list_as_lines():
+    mixture = [
+        {"stage": "all", "domain": "docs", "language": "", "asked": 1 / 3, "tokens": 409600.0},
+        {"stage": "", "domain": "code", "language": "en", "asked": 2 / 3, "tokens": 12.0},
+    ]
+    table = run._table({"stages": {"pretrain": {"mixture": mixture, "secs": 1.5, "rest": []}}})
+    assert table.splitlines() == [
+        "stages",
+        "  pretrain",
+        "    mixture",
+        "      stage all, domain docs, asked 0.3333, tokens 409,600",
+        "      domain code, language en, asked 0.6667, tokens 12",
+        f"    {'secs':24} 1.5",
+        f"    {'rest':24} []",
+    ]
