@@ -164,6 +164,12 @@ def test_control_tokens_survive_a_corpus_that_spells_them(tmp_path, kind):
         assert tokenizer.decode(ids) == piece
 
 
+def test_decode_drops_ids_of_rows_that_no_token_has(tokenizer):
+    ids = tokenizer.encode("some words")
+    beyond = [tokenizer.vocab_size, tokenizer.vocab_size + 1000, *ids, 1 << 31]
+    assert tokenizer.decode(beyond) == "some words"
+
+
 def test_decode_drops_control_tokens(tokenizer):
     ids = tokenizer.encode("one")
     assert tokenizer.decode([1, 5, *ids, 7, 3, 2, 0]) == "one"
