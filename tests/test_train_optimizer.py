@@ -1,6 +1,7 @@
 """Schedules at hand-computed points, the weight-decay mask, clipping, and AdamW in numpy."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -60,28 +61,88 @@ def test_warmup_reaches_the_peak_after_its_steps():
 
 
 def test_cosine_at_hand_computed_points():
-    """16 steps after the warmup, from 0.01 to 0.001: half way 0.0055, a quarter of the way
-    0.001 + 0.009 (1 + cos 45 degrees) / 2."""
+    """16 updates after the one at the peak, from 0.01 to 0.001: half way 0.0055, a quarter of the
+    way 0.001 + 0.009 (1 + cos 45 degrees) / 2."""
     expected = [0.01, 0.001 + 0.0045 * (1 + 0.5**0.5), 0.0055, 0.001 + 0.0045 * (1 - 0.5**0.5)]
-    np.testing.assert_allclose(rates(CONFIG, 20, (4, 8, 12, 16)), expected, RATE_RTOL)
-    np.testing.assert_allclose(rates(CONFIG, 20, (20, 30)), [0.001, 0.001], RATE_RTOL)
+    np.testing.assert_allclose(rates(CONFIG, 21, (4, 8, 12, 16)), expected, RATE_RTOL)
+    np.testing.assert_allclose(rates(CONFIG, 21, (20, 21, 30)), [0.001] * 3, RATE_RTOL)
 
 
 def test_wsd_holds_the_peak_and_falls_linearly():
-    """A quarter of 20 steps is 5: steps 15 .. 20 fall from 0.01 to 0.001."""
+    """A quarter of 20 updates is 5: the last five fall from 0.01 to 0.001."""
     config = dataclasses.replace(CONFIG, schedule="wsd")
-    np.testing.assert_allclose(rates(config, 20, (4, 9, 14, 15)), [0.01] * 4, RATE_RTOL)
-    expected = [0.0082, 0.0064, 0.0046, 0.0028, 0.001]
-    np.testing.assert_allclose(rates(config, 20, (16, 17, 18, 19, 20)), expected, RATE_RTOL)
+    np.testing.assert_allclose(rates(config, 20, (4, 9, 13, 14)), [0.01] * 4, RATE_RTOL)
+    expected = [0.0082, 0.0064, 0.0046, 0.0028, 0.001, 0.001]
+    np.testing.assert_allclose(rates(config, 20, range(15, 21)), expected, RATE_RTOL)
 
 
 @pytest.mark.parametrize(
     ("fraction", "steps", "expected"),
-    [(0.0, (4, 18, 19, 20), [0.01, 0.01, 0.01, 0.001]), (1.0, (4, 12, 20), [0.01, 0.0055, 0.001])],
+    [(0.0, (4, 18, 19), [0.01, 0.01, 0.001]), (1.0, (4, 12, 20), [0.01, 0.0055, 0.001])],
 )
 def test_wsd_with_no_decay_or_nothing_else(fraction, steps, expected):
     config = dataclasses.replace(CONFIG, schedule="wsd", decay_fraction=fraction)
-    np.testing.assert_allclose(rates(config, 20, steps), expected, RATE_RTOL)
+    np.testing.assert_allclose(rates(config, steps[-1] + 1, steps), expected, RATE_RTOL)
+
+
+def closed_form(config, num_steps):
+    """The rates of all updates in float64; the last one is at the final rate whatever else."""
+    peak, final = config.peak_lr, config.peak_lr * config.final_lr_fraction
+    left = num_steps - 1 - config.warmup_steps
+    if config.schedule == "wsd":
+        left = min(left, max(1, round(num_steps * config.decay_fraction)))
+    found = []
+    for number in range(1, num_steps + 1):
+        before_end = num_steps - number
+        if before_end == 0:
+            found.append(final)
+        elif number <= config.warmup_steps:
+            found.append(peak * number / (config.warmup_steps + 1))
+        elif before_end >= left:
+            found.append(peak)
+        elif config.schedule == "wsd":
+            found.append(final + (peak - final) * before_end / left)
+        else:
+            found.append(final + (peak - final) * (1 - np.cos(np.pi * before_end / left)) / 2)
+    return found
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 7, 30])
+def test_every_update_has_the_rate_of_the_closed_form_and_the_last_the_final(num_steps):
+    warmups = range(num_steps) if num_steps < 30 else (0, 1, 15, 29)
+    shapes = [("cosine", 0.2), *(("wsd", part) for part in (0.0, 0.2, 0.5, 1.0))]
+    for warmup, (schedule, part), final in itertools.product(warmups, shapes, (0.0, 0.1)):
+        config = dataclasses.replace(
+            CONFIG,
+            schedule=schedule,
+            warmup_steps=warmup,
+            decay_fraction=part,
+            final_lr_fraction=final,
+        )
+        got = make_schedule(config, num_steps)(np.arange(num_steps + 3))
+        expected = closed_form(config, num_steps) + [0.01 * final] * 3
+        message = f"{schedule} num_steps={num_steps} warmup={warmup} decay={part} final={final}"
+        np.testing.assert_allclose(got, expected, RATE_RTOL, 1e-9, err_msg=message)
+
+
+@pytest.mark.parametrize("resumed_at", [None, 1, 5])
+def test_the_optimizer_updates_by_the_rates_of_its_schedule_resumed_or_not(resumed_at):
+    """Under a constant gradient of ones, Adam's step is the rate itself."""
+    config = dataclasses.replace(CONFIG, weight_decay=0.0, clip_norm=1e9, warmup_steps=2)
+    params = make_params(0)
+    optimizer, grads, moved = (
+        make_optimizer(config, SHAPE, 7),
+        jax.tree.map(np.ones_like, params),
+        [],
+    )
+    state = optimizer.init(params)
+    for number in range(7):
+        if number == resumed_at:
+            optimizer, state = make_optimizer(config, SHAPE, 7), jax.tree.map(np.asarray, state)
+        updates, state = jax.jit(optimizer.update)(grads, state, params)
+        moved.append(-float(updates["embedding"][0, 0]))
+    np.testing.assert_allclose(moved, closed_form(config, 7), STEP_RTOL)
+    np.testing.assert_allclose(moved[-1], 0.001, STEP_RTOL)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])

@@ -50,14 +50,20 @@ class OptimizerConfig:
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Learning rate as a function of the step.
+    """Learning rate of an update as a function of the number of updates before it.
 
-    'cosine' falls from the end of the warmup to the last step. 'wsd' (warmup, stable, decay) holds
-    the peak and falls linearly over the last `decay_fraction` of the steps.
+    The rate rises linearly over `warmup_steps` updates, is at its peak in the next one, and is
+    peak_lr * final_lr_fraction in the last of the `num_steps` updates (and in any after it).
+    'cosine' falls along half a cosine between the two. 'wsd' (warmup, stable, decay) holds the peak
+    and falls linearly over the last `decay_fraction` of the updates: 1 is a linear fall from the
+    warmup on, 0 holds the peak up to the last update.
 
     Args:
       config: shape of the schedule.
-      num_steps: total steps, warmup included; more than warmup_steps.
+      num_steps: total updates, warmup included; more than warmup_steps.
+
+    Raises:
+      ValueError: the warmup is as long as training.
 
     Source: cosine arXiv 1608.03983; WSD arXiv 2404.06395, section 4.
     """
@@ -67,15 +73,17 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
         )
     peak, final = config.peak_lr, config.peak_lr * config.final_lr_fraction
     warmup = optax.linear_schedule(peak / (config.warmup_steps + 1), peak, config.warmup_steps)
-    left = num_steps - config.warmup_steps
-    if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, left, config.final_lr_fraction)
-        return optax.join_schedules([warmup, after], [config.warmup_steps])
-    num_decay = max(1, min(left, round(num_steps * config.decay_fraction)))
-    stable = optax.constant_schedule(peak)
-    decay = optax.linear_schedule(peak, final, num_decay)
-    boundaries = [config.warmup_steps, num_steps - num_decay]
-    return optax.join_schedules([warmup, stable, decay], boundaries)
+    num_decay = num_steps - 1 - config.warmup_steps  # updates after the one at the peak
+    if config.schedule == "wsd":
+        num_decay = min(num_decay, max(1, round(num_steps * config.decay_fraction)))
+    if num_decay == 0:
+        decay = optax.constant_schedule(final)
+    elif config.schedule == "cosine":
+        decay = optax.cosine_decay_schedule(peak, num_decay, config.final_lr_fraction)
+    else:
+        decay = optax.linear_schedule(peak, final, num_decay)
+    boundaries = [config.warmup_steps, num_steps - 1 - num_decay]
+    return optax.join_schedules([warmup, optax.constant_schedule(peak), decay], boundaries)
 
 
 def decay_mask(model_config: TransformerConfig) -> Any:
