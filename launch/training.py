@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from data import chat
@@ -106,16 +107,32 @@ def make_loader(
     transform: Callable[[Batch], Batch],
     stage_rows: Sequence[int] = (),
 ) -> Loader:
-    """This process's loader over the sources, seeded by the run."""
+    """This process's loader over the sources, seeded by the run; each row's ids are looked at."""
+    vocab_size = language_model(context).vocab_size
+
+    def checked(rows: Batch) -> Batch:
+        refuse_unknown_ids(rows["tokens"], vocab_size, list(sources))
+        return transform(rows)
+
     return Loader(
         sources,
         batch_size,
         context.settings.seed,
-        transform,
+        checked,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         stage_rows=stage_rows,
     )
+
+
+def refuse_unknown_ids(tokens: np.ndarray, vocab_size: int, names: Sequence[str]) -> None:
+    """Raises BadInput if there is a token without an embedding: a lookup would clamp it."""
+    lowest, highest = int(tokens.min()), int(tokens.max())
+    if lowest < 0 or highest >= vocab_size:
+        raise BadInput(
+            f"sources {list(names)}: a row holds token {lowest if lowest < 0 else highest}; ids "
+            f"must be in [0, {vocab_size}), the model's vocabulary"
+        )
 
 
 def lm_rows(mesh: sharding.MeshConfig, seq_len: int) -> Callable[[Batch], Batch]:
