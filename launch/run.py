@@ -29,7 +29,7 @@ MACHINE_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
 )
 GOOGLE_PCI = "0x1ae0"  # vendor of TPU chips
-DONE, BAD_INPUT, PREEMPTED, INTERRUPTED = 0, 2, 75, 130
+DONE, DIVERGED, BAD_INPUT, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def run_command(arguments: list[str]) -> int:
         return INTERRUPTED
     except FloatingPointError as error:
         return _refuse(
-            f"training diverged: {error}; a lower peak_lr or clip_norm is the usual cure"
+            f"training diverged: {error}; a lower peak_lr or clip_norm is the usual cure", DIVERGED
         )
     except OSError as error:
         if error.errno not in MACHINE_ERRORS:
@@ -82,9 +82,9 @@ def run_command(arguments: list[str]) -> int:
         return _refuse(f"{named}{error.strerror or error}")
 
 
-def _refuse(message: str) -> int:
+def _refuse(message: str, code: int = BAD_INPUT) -> int:
     print("seedbed:", " ".join(message.split()), file=sys.stderr)
-    return BAD_INPUT
+    return code
 
 
 def _run_verb(verb: str, arguments: list[str]) -> int:

@@ -27,3 +27,15 @@ def test_bench_measures_pretraining_of_a_config_that_does_not_train(monkeypatch)
     flag = "--config.pretrain.optimizer.warmup_steps=999"
     code, _, err = door("bench", f"--config={ROOT}/configs/web.py", flag)
     assert code == 2 and "warmup_steps is 999" in err
+
+
+def test_divergence_is_one_line_and_exits_with_1(monkeypatch):
+    """A scheduler that starts a run again must be able to tell it from a typing mistake."""
+
+    def diverge(_):
+        raise FloatingPointError("the loss is nan at step 7")
+
+    monkeypatch.setattr(bench, "run_bench", diverge)
+    code, out, err = door("bench", f"--config={ROOT}/configs/bench_cpu.py", **{"mesh.data": 8})
+    assert (code, out) == (1, "")
+    assert err.startswith("seedbed: training diverged: the loss is nan at step 7; a lower peak_lr")
