@@ -40,6 +40,9 @@ RATES = (
 # What is drawn of each stage, in this order, where it was measured.
 PANELS = {
     "loss": "loss",
+    "z_loss": "squared log-normaliser of the logits",
+    "moe_balance": "load balance of experts, 1 if even",
+    "moe_z": "squared log-normaliser of the routers",
     "lr": "learning rate",
     "grad_norm": "gradient norm",
     "accuracy": "accuracy on pairs",
@@ -50,11 +53,12 @@ PANELS = {
     "entropy": "entropy, nats",
     "clip_fraction": "clipped fraction",
     "value_loss": "value loss",
+    "value_grad_norm": "gradient norm of the critic",
     "explained_variance": "explained variance of the critic",
     "answer_tokens": "answer length, tokens",
     "finished": "share of finished answers",
 }
-LOGARITHMIC = {"grad_norm"}
+LOGARITHMIC = {"grad_norm", "value_grad_norm"}
 EXACT = {"lr"}  # known without noise: never smoothed
 
 
@@ -286,7 +290,10 @@ def _costs(done: Mapping[str, Mapping]) -> dict | None:
 
 
 def _curves(stage: str, rows: Mapping[int, Mapping]) -> dict:
-    """Every plot of one stage, what its evaluators measured (evaluator/name) too, and its rates."""
+    """Every plot of one stage, what its evaluators measured (evaluator/name) too, and its rates.
+
+    Rates are over the stage: what was done in all intervals over their seconds.
+    """
     steps = sorted(rows)
     evaluated = sorted({metric for row in rows.values() for metric in row if "/" in metric})
     plots = []
@@ -302,14 +309,16 @@ def _curves(stage: str, rows: Mapping[int, Mapping]) -> dict:
                     noisy=metric not in EXACT,
                 )
             )
-    rates = [
-        {"title": title, "value": form.format(sum(values) / len(values))}
-        for metric, title, form in (
-            ("tokens_per_sec", "tokens/s", "{:,.0f}"),
-            ("mfu", "MFU", "{:.1%}"),
-        )
-        if (values := [row[metric] for row in rows.values() if row.get(metric) is not None])
-    ]
+    rates = []
+    for metric, title, form in (
+        ("tokens_per_sec", "tokens/s", "{:,.0f}"),
+        ("mfu", "MFU", "{:.1%}"),
+    ):
+        timed = [row for row in rows.values() if None not in map(row.get, (metric, "train_secs"))]
+        if timed:
+            secs = sum(row["train_secs"] for row in timed)
+            mean = sum(row[metric] * row["train_secs"] for row in timed) / secs
+            rates.append({"title": title, "value": form.format(mean)})
     return {"stage": stage, "steps": steps[-1], "plots": plots, "rates": rates}
 
 

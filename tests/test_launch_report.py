@@ -92,7 +92,7 @@ def _stage_metrics(stage):
         row["loss"] = 1.2 + 6 * math.exp(-6 * part) + rng.gauss(0, 0.1)
         row["lr"] = 3e-3 * min(step / 20, 0.5 + 0.5 * math.cos(math.pi * part))
         row["grad_norm"] = math.exp(1 - 2 * part + rng.gauss(0, 0.2))
-        row["tokens_per_sec"] = 5200 + rng.gauss(0, 90)
+        row |= {"train_secs": 2.0, "tokens_per_sec": 5200 + rng.gauss(0, 90)}
         if stage in ("reward", "dpo"):
             row |= {"accuracy": 0.5 + 0.35 * part + rng.gauss(0, 0.03), "margin": 2 * part}
         if stage == "ppo":
@@ -359,6 +359,18 @@ def test_metrics_of_one_step_are_joined_and_the_later_value_counts(run_dir):
     page = _page(run_dir)
     assert "loss: 5 at first, 4.25 at last" in page
     assert "heldout/loss: 3.5 at first" in page
+
+
+def test_a_stages_speed_is_all_tokens_over_all_seconds(run_dir):
+    """1 s at 9000 tokens/s and 9 s at 1000: 18,000 tokens in 10 s; the first line has no speed."""
+    lines = [
+        {"stage": "sft", "step": 1, "loss": 5.0},
+        {"train_secs": 1.0, "tokens_per_sec": 9000.0, "mfu": 0.9, "stage": "sft", "step": 2},
+        {"train_secs": 9.0, "tokens_per_sec": 1000.0, "mfu": 0.1, "stage": "sft", "step": 3},
+    ]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    page = _page(run_dir)
+    assert "1,800 tokens/s on average" in page and "18.0% MFU on average" in page
 
 
 def test_long_curve_is_thinned_to_means():
