@@ -196,7 +196,7 @@ def test_a_second_run_has_nothing_to_do(pulse):
 
 
 def test_another_mesh_is_no_reason_to_start_again(pulse):
-    statuses = pulse.statuses(**{"mesh.data": 8, "mesh.fsdp": 1, "mesh.tensor": 1})
+    statuses = pulse.statuses(**{"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 4})
     assert set(statuses.values()) == {"skipped"}
 
 
