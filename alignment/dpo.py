@@ -20,7 +20,7 @@ from model.loss import token_logprobs
 from model.transformer import Params, forward
 from train.loop import LoopConfig
 from train.optimizer import OptimizerConfig
-from train.step import Batch, LossFn
+from train.step import Batch, LossFn, Sums
 
 KINDS = ("sigmoid", "ipo")
 
@@ -104,6 +104,6 @@ def dpo_loss(model_config: TransformerConfig, config: DPOConfig) -> LossFn:
             "margin": jnp.sum(margin_B),
             "chosen_logprob": jnp.sum(policy_B2[:, 0]),
         }
-        return jnp.sum(loss_B), jnp.float32(len(loss_B)), named
+        return Sums(jnp.sum(loss_B), jnp.float32(len(loss_B)), named)
 
     return loss

@@ -28,7 +28,7 @@ from model.loss import token_logprobs
 from model.transformer import Params
 from train.loop import LoopConfig
 from train.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from train.step import Batch, LossFn, TrainState, init_state, make_step, state_shardings
+from train.step import Batch, LossFn, Sums, TrainState, init_state, make_step, state_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +104,18 @@ def start(
     critic: Params,
     mesh: Mesh,
 ) -> TrainState:
-    """State before the first iteration; beside the policy's, `opt_state` holds the whole critic."""
+    """State before the first iteration; beside the policy's, `opt_state` holds the whole critic.
+
+    Policy and critic are copied: they are judges too, and a step donates its state.
+    """
     optimizers = _optimizers(config, model_config)
     configs = (model_config, scalar_config(model_config))
     states = [
-        init_state(params, optimizer, state_shardings(optimizer, shape, params, mesh))
+        init_state(
+            jax.tree.map(jnp.copy, params),
+            optimizer,
+            state_shardings(optimizer, shape, params, mesh),
+        )
         for params, optimizer, shape in zip((policy, critic), optimizers, configs, strict=True)
     ]
     return _pack(jnp.zeros((), jnp.int32), *states)
@@ -136,7 +143,8 @@ def make_iteration(
 
     Returns:
       iteration(state, prompts) -> (state, metrics); prompts are a batch of
-      `rollout.prompt_rows`.
+      `rollout.prompt_rows`. Metrics are those of `measure`, and means over the iteration's updates
+      of the policy's metrics and, with value_ before their names, of the critic's.
     """
     end_id = chat.end_id(tokenizer)
     policy_step, critic_step = _steps(config, model_config, mesh, start_state)
@@ -161,13 +169,22 @@ def make_iteration(
         sequences = rollout.join(prompts, answers.tokens_BR, answers.mask_BR)
         finished_B = jnp.any((answers.tokens_BR == end_id) & (answers.mask_BR == 1), -1)
         experience, metrics = gather(policy.params, critic.params, sequences, finished_B)
+        updates = []
         for part in _minibatches(config, experience, order_rng):
             policy, policy_metrics = policy_step(policy, part)
             critic, critic_metrics = critic_step(critic, part)
-        metrics |= {**policy_metrics, "value_loss": critic_metrics["loss"]}
-        return _pack(state.step + 1, policy, critic), metrics
+            updates.append(
+                policy_metrics | {f"value_{name}": x for name, x in critic_metrics.items()}
+            )
+        return _pack(state.step + 1, policy, critic), metrics | _mean(updates)
 
     return iteration
+
+
+@jax.jit
+def _mean(updates: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
+    """Each metric's mean over an iteration's updates: not finite if it is in any of them."""
+    return jax.tree.map(lambda *values: jnp.mean(jnp.stack(values)), *updates)
 
 
 def learning_rate(config: PPOConfig) -> Callable[[int], Any]:
@@ -248,7 +265,7 @@ def policy_loss(config: PPOConfig, model_config: TransformerConfig) -> LossFn:
             "entropy": jnp.sum(entropy_BR * mask_BR),
             "update_kl": jnp.sum(losses.kl_k2(logp_BR, part.old_logp_BR) * mask_BR),
         }
-        return jnp.sum(loss_BR * mask_BR), jnp.sum(mask_BR).astype(jnp.float32), named
+        return Sums(jnp.sum(loss_BR * mask_BR), jnp.sum(mask_BR).astype(jnp.float32), named)
 
     return loss
 
@@ -262,7 +279,7 @@ def critic_loss(config: PPOConfig, model_config: TransformerConfig) -> LossFn:
         loss_BR = losses.ppo_value_loss(
             values_BR, part.old_values_BR, part.returns_BR, clip=config.value_clip
         )
-        return jnp.sum(loss_BR * mask_BR), jnp.sum(mask_BR).astype(jnp.float32), {}
+        return Sums(jnp.sum(loss_BR * mask_BR), jnp.sum(mask_BR).astype(jnp.float32), {})
 
     return loss
 

@@ -19,7 +19,7 @@ from model.config import TransformerConfig
 from model.transformer import Params, forward, init
 from train.loop import LoopConfig
 from train.optimizer import OptimizerConfig
-from train.step import Batch, LossFn
+from train.step import Batch, LossFn, Sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +43,11 @@ def scalar_config(config: TransformerConfig) -> TransformerConfig:
 
 
 def start_from(config: TransformerConfig, params: Params, rng: jax.Array) -> Params:
-    """The language model's trunk under a fresh scalar head."""
-    fresh = init(scalar_config(config), rng)
+    """The language model's trunk, the same arrays, under a fresh scalar head."""
+    # Compiled for the head alone, the other weights are never made.
+    head_D = jax.jit(lambda rng: init(scalar_config(config), rng)["head"])(rng)
     trunk = {name: leaf for name, leaf in params.items() if name != "head"}
-    return {**trunk, "head": fresh["head"]}
+    return {**trunk, "head": head_D}
 
 
 def score(
@@ -85,7 +86,7 @@ def pair_loss(config: TransformerConfig, centering: float) -> LossFn:
         loss_B = losses.bradley_terry(chosen_B, rejected_B, jnp.zeros_like(chosen_B), centering)
         margin_B = chosen_B - rejected_B
         named = {"accuracy": jnp.sum(margin_B > 0), "margin": jnp.sum(margin_B)}
-        return jnp.sum(loss_B), jnp.float32(len(chosen_B)), named
+        return Sums(jnp.sum(loss_B), jnp.float32(len(chosen_B)), named)
 
     return loss
 

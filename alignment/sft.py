@@ -2,7 +2,7 @@
 
     seedbed sft --config=configs/quickstart.py
 
-The training itself is `train.lm.train_lm`: the mask in the rows is all that differs.
+The training itself is `train.lm.lm_loss`: the mask in the rows is all that differs.
 """
 
 from collections.abc import Sequence

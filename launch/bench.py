@@ -54,7 +54,7 @@ def _bench_training(settings: Any, config: TransformerConfig, params: Params, me
     shardings = state_shardings(optimizer, config, params, mesh)
     loss = lm_loss(config, section.z_loss, section.chunk_tokens)
     step = make_step(loss, optimizer, section.loop.num_microbatches, shardings)
-    state = init_state(params, optimizer, shardings)
+    state = init_state(jax.tree.map(jnp.copy, params), optimizer, shardings)
     batch_size, seq_len = section.loop.batch_size, section.seq_len
     rows = _random_rows(config.vocab_size, batch_size, seq_len + 1)
     batch = place(lm_rows(settings.mesh, seq_len)(rows), mesh)
@@ -71,7 +71,7 @@ def _bench_training(settings: Any, config: TransformerConfig, params: Params, me
         jax.block_until_ready(metrics)
         secs.append((time.perf_counter() - start) / STEPS_PER_ROUND)
     speeds = batch_size * seq_len / np.asarray(secs)
-    peak, source = flop.peak_flops()
+    peak, source = flop.peak_flops(config.dtype)
     achieved = flop.train_flops(config, seq_len) * float(np.median(speeds))
     return {
         "tokens_per_sec": round(float(np.median(speeds)), 1),

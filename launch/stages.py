@@ -195,12 +195,14 @@ def run_reward(context: Context) -> dict:
     pairs = _pairs(context, policy)
     rows, num_long = _pair_rows(context, pairs["train"])
     scalar, seed = reward.scalar_config(model_config), context.settings.seed
+    start = reward.start_from(model_config, policy, jax.random.fold_in(jax.random.key(seed), 1))
+    del policy  # or its own head would stay in memory
     state = training.fit_stage(
         context,
         "reward",
         reward.pair_loss(scalar, config.centering),
         scalar,
-        reward.start_from(model_config, policy, jax.random.fold_in(jax.random.key(seed), 1)),
+        start,
         training.make_loader(context, {"pairs": (rows, 1.0)}, config.loop.batch_size, dict),
         step_tokens=config.loop.batch_size * 2 * config.seq_len,
         seq_len=config.seq_len,

@@ -1,13 +1,14 @@
 """The one FLOP counter: trainer, bench, report and, later, scaling fits read it."""
 
+import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 
-from model.config import TransformerConfig, layer_kinds
+from model.config import DTYPES, TransformerConfig, layer_kinds
 from model.layer import is_matrix
 from model.transformer import declare
 
@@ -20,6 +21,8 @@ PEAK_FLOPS = {
     "NVIDIA H100 80GB HBM3": 989e12,
     "NVIDIA H200": 989e12,
 }
+# A product is timed well when it takes this long; beyond the size nothing is faster any more.
+MEASURED_SECS, MAX_MEASURED_SIZE = 0.01, 16384
 
 
 def num_params(config: TransformerConfig) -> int:
@@ -86,22 +89,41 @@ def train_flops(config: TransformerConfig, seq_len: int) -> float:
     return 3 * forward_flops(config, seq_len)
 
 
-def peak_flops() -> tuple[float, str]:
-    """Peak FLOP/s of the devices at hand and where the figure comes from.
+def peak_flops(dtype: str) -> tuple[float, str]:
+    """Peak FLOP/s of all devices, of which MFU is the share, and where the figure comes from.
+
+    Args:
+      dtype: that the model computes in, a key of `config.DTYPES`.
 
     Returns:
-      (FLOP/s over all devices, 'data sheet' or 'measured'): a device missing from PEAK_FLOPS
-      (a CPU, say) is measured by float32 matrix products of 1024 x 1024 on all its cores.
+      (FLOP/s over all devices, 'data sheet' or 'measured'). A device in PEAK_FLOPS counts with its
+      dense bf16 peak whatever the dtype; of another (a CPU, say) matrix products in this dtype are
+      timed, on all devices of the process at once.
     """
     kind = jax.devices()[0].device_kind
     if kind in PEAK_FLOPS:
         return PEAK_FLOPS[kind] * jax.device_count(), "data sheet"
-    size, multiply = 1024, jax.jit(jnp.matmul)
-    x = jnp.ones((size, size))
-    multiply(x, x).block_until_ready()
-    best_secs = math.inf
-    for _ in range(8):
-        start = time.perf_counter()
+    return _measured_peak(dtype), "measured"
+
+
+@functools.cache
+def _measured_peak(dtype: str) -> float:
+    """The best of square products, of growing size until one takes long enough to be timed."""
+    mesh = jax.sharding.Mesh(jax.local_devices(), ("device",))
+    each = jax.sharding.PartitionSpec("device")
+    multiply = jax.jit(jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(each, each), out_specs=each))
+    place = jax.sharding.NamedSharding(mesh, each)
+    peak, secs, size = 0.0, 0.0, 512
+    while secs < MEASURED_SECS and size < MAX_MEASURED_SIZE:
+        size *= 2
+        x = jax.device_put(jnp.ones((size * mesh.size, size), DTYPES[dtype]), place)
         multiply(x, x).block_until_ready()
-        best_secs = min(best_secs, time.perf_counter() - start)
-    return 2 * size**3 / best_secs, "measured"
+        secs = min(_time(multiply, x) for _ in range(8))
+        peak = max(peak, 2 * size**3 * jax.device_count() / secs)
+    return peak
+
+
+def _time(multiply: Callable, x: jax.Array) -> float:
+    start = time.perf_counter()
+    multiply(x, x).block_until_ready()
+    return time.perf_counter() - start

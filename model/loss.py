@@ -68,12 +68,12 @@ def head_loss(
     head_DV: jax.Array,
     targets_BL: jax.Array,
     weights_BL: jax.Array,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Weighted sum of `cross_entropy` over a batch; its logits never stand whole in memory.
 
     Each device takes `chunk_tokens` of its tokens at a time through the head. As the loss is one
     sum with known weights, its gradients are made in the same sweep: no product is done twice.
-    Gradients flow to x_BLD and head_DV only.
+    Gradients flow from the total to x_BLD and head_DV only; its two parts are for reporting.
 
     Args:
       config: vocab_size, which hides the padding of the vocabulary, and logit_softcap.
@@ -85,19 +85,20 @@ def head_loss(
       weights_BL: weight of each token's loss.
 
     Returns:
-      The sum, float32, over all devices.
+      (total, nats, squares), float32 weighted sums over the tokens of all devices: `nats` of the
+      negative log-likelihood, `squares` of logsumexp^2, and total = nats + z_loss * squares.
     """
     inputs = (x_BLD, head_DV, targets_BL, weights_BL)
     return _head_loss(config, z_loss, chunk_tokens, False, *inputs)[0]
 
 
 def _head_loss_forward(config, z_loss, chunk_tokens, *inputs):
-    loss, x_grad, head_grad = _head_loss(config, z_loss, chunk_tokens, True, *inputs)
-    return loss, (x_grad, head_grad)
+    sums, x_grad, head_grad = _head_loss(config, z_loss, chunk_tokens, True, *inputs)
+    return sums, (x_grad, head_grad)
 
 
-def _head_loss_backward(_config, _z_loss, _chunk_tokens, residuals, grad):
-    x_grad, head_grad = residuals
+def _head_loss_backward(_config, _z_loss, _chunk_tokens, residuals, grads):
+    (x_grad, head_grad), grad = residuals, grads[0]
     return x_grad * grad.astype(x_grad.dtype), head_grad * grad, None, None
 
 
@@ -105,7 +106,7 @@ head_loss.defvjp(_head_loss_forward, _head_loss_backward)
 
 
 def _head_loss(config, z_loss, chunk_tokens, with_grads, x_BLD, head_DV, targets_BL, weights_BL):
-    """(loss, gradient of x_BLD, gradient of head_DV); each device works on its own tokens."""
+    """(sums, gradient of x_BLD, gradient of head_DV); each device works on its own tokens."""
     local = functools.partial(_local_head_loss, config, z_loss, chunk_tokens, with_grads)
     if jax.sharding.get_abstract_mesh().empty:
         return local((), (), x_BLD, head_DV, targets_BL, weights_BL)
@@ -116,7 +117,7 @@ def _head_loss(config, z_loss, chunk_tokens, with_grads, x_BLD, head_DV, targets
     return jax.shard_map(
         functools.partial(local, *shared),
         in_specs=(x_spec, head_spec, rows, rows),
-        out_specs=(jax.sharding.PartitionSpec(), x_spec, head_spec),
+        out_specs=((jax.sharding.PartitionSpec(),) * 3, x_spec, head_spec),
         check_vma=False,
     )(x_BLD, head_DV, targets_BL, weights_BL)
 
@@ -150,7 +151,7 @@ def _local_head_loss(
         return jax.lax.psum(x, axes) if axes else x
 
     def visit(carry, chunk):
-        loss, head_grad = carry
+        nats, squares, head_grad = carry
         x_LD, target_L, weight_L = chunk
         raw_LV = jnp.matmul(x_LD, head, preferred_element_type=jnp.float32)
         logits_LV = softcap(raw_LV, config.logit_softcap)
@@ -160,9 +161,10 @@ def _local_head_loss(
         lse_L = top_L + jnp.log(total(jnp.exp(logits_LV - top_L[:, None]).sum(-1), vocab_axes))
         hit_LV = target_L[:, None] == vocab_V[None]
         chosen_L = total(jnp.where(hit_LV, logits_LV, 0.0).sum(-1), vocab_axes)
-        loss += jnp.sum((lse_L - chosen_L + z_loss * jnp.square(lse_L)) * weight_L)
+        nats += jnp.sum((lse_L - chosen_L) * weight_L)
+        squares += jnp.sum(jnp.square(lse_L) * weight_L)
         if not with_grads:
-            return (loss, head_grad), None
+            return (nats, squares, head_grad), None
         pull_L = weight_L * (1.0 + 2.0 * z_loss * lse_L)
         grad_LV = jnp.exp(logits_LV - lse_L[:, None]) * pull_L[:, None]
         grad_LV -= jnp.where(hit_LV, weight_L[:, None], 0.0)
@@ -171,13 +173,14 @@ def _local_head_loss(
         grad_LV = grad_LV.astype(x_LD.dtype)
         x_grad_LD = jnp.matmul(grad_LV, head.T, preferred_element_type=jnp.float32)
         head_grad += jnp.matmul(x_LD.T, grad_LV, preferred_element_type=jnp.float32)
-        return (loss, head_grad), x_grad_LD.astype(x_LD.dtype)
+        return (nats, squares, head_grad), x_grad_LD.astype(x_LD.dtype)
 
-    start = (jnp.zeros(()), jnp.zeros((D, V)) if with_grads else None)
+    start = (jnp.zeros(()), jnp.zeros(()), jnp.zeros((D, V)) if with_grads else None)
     chunks = tuple(cut(x) for x in (x_BLD, targets_BL, weights_BL))
-    (loss, head_grad), x_grad = jax.lax.scan(visit, start, chunks)
-    loss = total(loss, row_axes)
+    (nats, squares, head_grad), x_grad = jax.lax.scan(visit, start, chunks)
+    nats, squares = total(nats, row_axes), total(squares, row_axes)
+    sums = (nats + z_loss * squares, nats, squares)
     if not with_grads:
-        return loss, x_BLD, head_DV
+        return sums, x_BLD, head_DV
     x_grad = total(x_grad.reshape(-1, D)[: B * L].reshape(B, L, D), vocab_axes)
-    return loss, x_grad, total(head_grad, row_axes)
+    return sums, x_grad, total(head_grad, row_axes)

@@ -98,8 +98,8 @@ def batch():
 @functools.partial(jax.jit, static_argnums=0)
 def loss_and_grad(config, params, batch):
     def loss(params):
-        total, weight, named = dpo.dpo_loss(CONFIG, config)(params, batch)
-        return total, (weight, named)
+        sums = dpo.dpo_loss(CONFIG, config)(params, batch)
+        return sums.objective, (sums.weight, sums.named)
 
     return jax.value_and_grad(loss, has_aux=True)(params)
 

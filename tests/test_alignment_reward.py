@@ -12,7 +12,7 @@ import pytest
 from alignment import reward
 from model import sharding
 from model.config import TransformerConfig
-from model.transformer import declare, forward
+from model.transformer import declare, forward, init
 from train.step import init_state, make_step, state_shardings
 
 SCORE_ATOL = 1e-5  # the same sums in another order
@@ -93,6 +93,16 @@ def test_start_keeps_the_trunk_and_has_a_fresh_head():
     assert reward.scalar_config(language) == CONFIG
 
 
+def test_the_fresh_head_is_that_of_a_fresh_model_and_made_alone():
+    language = dataclasses.replace(CONFIG, head="tied")
+    params, rng = jax.tree.map(jnp.asarray, make_params(language)), jax.random.key(3)
+    whole = init(CONFIG, rng)["head"]
+    made = jax.jit(lambda rng: reward.start_from(language, params, rng)["head"])
+    memory = made.lower(rng).compile().memory_analysis()
+    assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 1000  # of 16 numbers
+    np.testing.assert_array_equal(reward.start_from(language, params, rng)["head"], whole)
+
+
 def test_positions_count_from_the_first_real_token():
     real_BL = np.array([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]])
     # Padding on the right repeats the last position; it is seen by nothing.
@@ -119,7 +129,7 @@ def test_score_is_the_value_at_the_last_real_token(side):
 def test_pair_loss_is_bradley_terry_of_the_scores(centering):
     params, rows = make_params(CONFIG), make_rows()
     chosen, rejected = scores_alone(params, rows).astype(np.float64).T
-    loss, weight, named = jax.jit(reward.pair_loss(CONFIG, centering))(params, stack(rows))
+    loss, weight, named, _ = jax.jit(reward.pair_loss(CONFIG, centering))(params, stack(rows))
     per_pair = np.log1p(np.exp(rejected - chosen)) + centering * (chosen + rejected) ** 2
     np.testing.assert_allclose(loss, per_pair.sum(), LOSS_RTOL)
     assert weight == 5
@@ -131,7 +141,7 @@ def test_swapped_pairs_have_the_opposite_margin():
     params, loss = make_params(CONFIG), jax.jit(reward.pair_loss(CONFIG, 0.0))
     batch = stack(make_rows())
     swapped = {name: array[:, ::-1] for name, array in batch.items()}
-    (_, _, one), (_, _, other) = loss(params, batch), loss(params, swapped)
+    one, other = loss(params, batch).named, loss(params, swapped).named
     np.testing.assert_allclose(one["margin"], -other["margin"], LOSS_RTOL, SCORE_ATOL)
     assert one["accuracy"] + other["accuracy"] == 5
 

@@ -130,11 +130,32 @@ def test_num_params(head, num_head_params):
     assert flop.num_params(config) == sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def test_peak_of_an_unknown_device_is_measured():
-    peak, source = flop.peak_flops()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_peak_of_an_unknown_device_is_measured(dtype):
+    peak, source = flop.peak_flops(dtype)
     assert source == "measured" and peak > 1e8
+
+
+def test_what_is_measured_is_a_product_on_every_device_in_the_dtype(monkeypatch):
+    """Eight devices that take a second for a product each: eight products a second."""
+    seen = []
+
+    def a_second(multiply, x):
+        seen.append((x.dtype, len(x.sharding.device_set), multiply(x, x)))
+        return 1.0
+
+    monkeypatch.setattr(flop, "_time", a_second)
+    flop._measured_peak.cache_clear()
+    try:
+        assert flop.peak_flops("bfloat16") == (8 * 2 * 1024**3, "measured")
+    finally:
+        flop._measured_peak.cache_clear()
+    for dtype, num_devices, product in seen:
+        assert (dtype, num_devices, product.dtype) == (jnp.bfloat16, 8, jnp.bfloat16)
+        assert product.shape == (8 * 1024, 1024) and jnp.all(product == 1024)
+        assert product.addressable_shards[0].data.shape == (1024, 1024)
 
 
 def test_peak_of_a_known_device_is_the_data_sheets(monkeypatch):
     monkeypatch.setitem(flop.PEAK_FLOPS, jax.devices()[0].device_kind, 1e12)
-    assert flop.peak_flops() == (8e12, "data sheet")
+    assert flop.peak_flops("float32") == (8e12, "data sheet")

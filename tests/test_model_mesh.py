@@ -126,8 +126,8 @@ def run(config, params, batch, num_microbatches):
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def sums(params, batch):
         def total(params, batch):
-            loss, weight, named = lm_loss(config, 1e-3, 40)(params, batch)
-            return loss, (weight, named)
+            sums = lm_loss(config, 1e-3, 40)(params, batch)
+            return sums.objective, (sums.weight, {**sums.named, "loss": sums.loss})
 
         return jax.value_and_grad(total, has_aux=True)(params, batch)
 

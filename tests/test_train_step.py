@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from model import sharding
 from model.config import TransformerConfig
 from model.sharding import MeshConfig
-from model.transformer import declare
+from model.transformer import declare, forward
 from train.lm import LMConfig, lm_loss
 from train.optimizer import OptimizerConfig, make_optimizer
-from train.step import init_state, make_step, state_shardings
+from train.step import RESERVED, Sums, TrainState, init_state, make_step, state_shardings
 
 SPLIT_RTOL = 2e-5  # float32 sums over rows, taken in another order
 SPLIT_ATOL = 3e-6
@@ -83,13 +84,13 @@ BATCHES = [make_batch(seed) for seed in range(NUM_STEPS)]
 
 
 def counted_loss(params, batch):
-    """The language model's loss with a named sum beside it."""
-    loss, weight, _ = lm_loss(SHAPE, Z_LOSS, 64)(params, batch)
-    return loss, weight, {"even_targets": jnp.sum((batch["targets"] % 2 == 0) * batch["weights"])}
+    """The language model's loss with a named sum more."""
+    sums = lm_loss(SHAPE, Z_LOSS, 64)(params, batch)
+    even = jnp.sum((batch["targets"] % 2 == 0) * batch["weights"])
+    return sums._replace(named={**sums.named, "even_targets": even})
 
 
-@functools.cache
-def train(sizes, num_microbatches):
+def train_anew(sizes, num_microbatches):
     """Three steps; returns the state on the host, metrics of each step, and what was compiled."""
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = sharding.make_mesh(
@@ -109,6 +110,9 @@ def train(sizes, num_microbatches):
     return state, metrics, step, before, shardings
 
 
+train = functools.cache(train_anew)
+
+
 def assert_same(got, expected):
     for one, other in zip(got[1], expected[1], strict=True):
         for name in expected[1][0]:
@@ -122,24 +126,32 @@ def assert_same(got, expected):
 
 
 def test_a_step_is_loss_gradient_and_optax():
-    """The first two steps by hand: mean over the weights, and optax's own functions."""
+    """The steps by hand: means over the weights of plain sums over the logits, and optax."""
     optimizer, params = make_optimizer(OPTIMIZER, SHAPE, 20), make_params()
     opt_state = optimizer.init(params)
 
     @jax.jit
-    def mean_loss(params, batch):
-        loss, weight, named = counted_loss(params, batch)
-        return loss / weight, named["even_targets"] / weight
+    def means(params, batch):
+        rows = (batch[name] for name in ("tokens", "positions", "segments"))
+        logits_BLV = forward(SHAPE, params, *rows)
+        lse_BL = jax.nn.logsumexp(logits_BLV, -1)
+        chosen_BL1 = jnp.take_along_axis(logits_BLV, batch["targets"][..., None], -1)
+        mean = functools.partial(jnp.average, weights=batch["weights"])
+        loss, z_loss = mean(lse_BL - chosen_BL1[..., 0]), mean(jnp.square(lse_BL))
+        parts = {"loss": loss, "z_loss": z_loss, "even_targets": mean(batch["targets"] % 2 == 0)}
+        return loss + Z_LOSS * z_loss, parts
 
-    grad_fn, update = jax.value_and_grad(mean_loss, has_aux=True), jax.jit(optimizer.update)
+    grad_fn, update = jax.value_and_grad(means, has_aux=True), jax.jit(optimizer.update)
     for batch, metrics in zip(BATCHES, train(*ALONE)[1], strict=True):
-        (loss, even), grads = grad_fn(params, batch)
-        np.testing.assert_allclose(metrics["loss"], loss, SPLIT_RTOL)
-        np.testing.assert_allclose(metrics["even_targets"], even, SPLIT_RTOL)
-        np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), SPLIT_RTOL)
-        assert set(metrics) == {"loss", "even_targets", "grad_norm"}
+        (_, expected), grads = grad_fn(params, batch)
         updates, opt_state = update(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
+        expected["grad_norm"] = optax.tree.norm(grads)
+        after = optax.apply_updates(params, updates)
+        expected["param_growth"] = optax.tree.norm(after) / optax.tree.norm(params)
+        params = after
+        assert set(metrics) == set(expected)
+        for name, value in expected.items():
+            np.testing.assert_allclose(metrics[name], value, SPLIT_RTOL, err_msg=name)
     for got, wanted in zip(
         jax.tree.leaves(train(*ALONE)[0].params), jax.tree.leaves(params), strict=True
     ):
@@ -158,8 +170,8 @@ def test_a_mean_of_means_would_show():
     """What the test above guards against is far outside its tolerance."""
     sums = jax.jit(counted_loss)
     parts = [{name: x[part::2] for name, x in BATCHES[0].items()} for part in range(2)]
-    losses, weights, _ = zip(*(sums(make_params(), part) for part in parts), strict=True)
-    means = [loss / weight for loss, weight in zip(losses, weights, strict=True)]
+    found = [sums(make_params(), part) for part in parts]
+    weights, means = [part.weight for part in found], [part.loss / part.weight for part in found]
     assert abs(np.mean(means) / train(*ALONE)[1][0]["loss"] - 1) > 100 * SPLIT_RTOL
     assert max(weights) > 1.5 * min(weights)
 
@@ -205,8 +217,48 @@ def test_the_callers_parameters_are_left_alone():
 def test_targets_without_weight_change_nothing():
     batch, sums = BATCHES[0], jax.jit(counted_loss)
     changed = {**batch, "targets": np.where(batch["weights"] > 0, batch["targets"], 5)}
-    assert sums(make_params(), changed)[0] == sums(make_params(), batch)[0]
+    assert sums(make_params(), changed).objective == sums(make_params(), batch).objective
     assert (changed["targets"] != batch["targets"]).any()
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+def test_a_batch_without_any_target_changes_no_parameter_and_no_moment(num_microbatches):
+    """Nor does the schedule move on: the step is counted, and its metrics are 0."""
+    state, _, step, _, _ = train_anew(ALONE[0], num_microbatches)
+    before, batch = jax.tree.map(np.asarray, state), BATCHES[0]
+    empty = {**batch, "weights": np.zeros_like(batch["weights"])}
+    after, metrics = step(state, empty)
+    jax.tree.map(np.testing.assert_array_equal, after[1:], before[1:])
+    assert int(after.step) == NUM_STEPS + 1
+    assert metrics.pop("param_growth") == 1
+    assert all(value == 0 for value in metrics.values())
+    assert step(after, batch)[1]["loss"] > 0
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_no_named_sum_takes_the_place_of_a_metric_of_the_step_or_the_loop(name):
+    def loss_fn(params, batch):
+        return Sums(jnp.sum(params["w"]), jnp.float32(2.0), {name: jnp.float32(99.0)})
+
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    step = make_step(loss_fn, optax.sgd(0.1), 1, everywhere)
+    state = TrainState(jnp.zeros((), jnp.int32), {"w": jnp.ones(3)}, optax.sgd(0.1).init({}))
+    with pytest.raises(ValueError, match=f"names sums \\['{name}'\\]"):
+        step(state, {})
+
+
+def test_a_sum_named_weight_is_a_metric_and_no_divisor():
+    def loss_fn(params, batch):
+        return Sums(jnp.sum(params["w"]), jnp.float32(2.0), {"weight": jnp.float32(99.0)})
+
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    step = make_step(loss_fn, optax.sgd(0.1), 1, NamedSharding(mesh, PartitionSpec()))
+    params = {"w": jnp.ones(3)}
+    state = TrainState(jnp.zeros((), jnp.int32), params, optax.sgd(0.1).init(params))
+    state, metrics = step(state, {})
+    assert metrics["loss"] == 1.5 and metrics["weight"] == 49.5
+    np.testing.assert_allclose(state.params["w"], 1 - 0.1 / 2)
 
 
 @pytest.mark.parametrize(

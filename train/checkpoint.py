@@ -86,6 +86,10 @@ class Checkpointer:
             found = self._manager.restore(step, args=wanted)
         return step, found.params, found.rest, found.loader
 
+    def is_empty(self) -> bool:
+        """Whether there is no checkpoint yet."""
+        return self._manager.latest_step() is None
+
     def wait(self) -> None:
         """Blocks until what was saved is on disk."""
         self._manager.wait_until_finished()

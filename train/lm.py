@@ -10,7 +10,7 @@ from model.loss import head_loss
 from model.transformer import Params, features
 from train.loop import LoopConfig
 from train.optimizer import OptimizerConfig
-from train.step import Batch, LossFn
+from train.step import Batch, LossFn, Sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,9 @@ class LMConfig:
 def lm_loss(config: TransformerConfig, z_loss: float, chunk_tokens: int) -> LossFn:
     """Weighted next-token loss of a batch from `data.loader.lm_batch`, in the balanced order.
 
-    With experts it adds the router's losses, averaged over layers and tokens as the loss is.
+    The loss is the cross-entropy alone, in nats. The objective adds, each times its weight, the
+    named sums `z_loss` (logsumexp^2 of the logits) and with experts the router's `moe_balance` and
+    `moe_z`, averaged over layers and tokens as the loss is.
 
     Args:
       config: shape of the model.
@@ -47,13 +49,14 @@ def lm_loss(config: TransformerConfig, z_loss: float, chunk_tokens: int) -> Loss
         places = Places(batch["positions"], batch["segments"], balanced=True)
         weights_BL = batch["weights"]
         x_BLD, head_DV, stats = features(config, params, batch["tokens"], places)
-        total = head_loss(
+        total, nats, squares = head_loss(
             config, z_loss, chunk_tokens, x_BLD, head_DV, batch["targets"], weights_BL
         )
-        named = _router_sums(config, stats, places.segments_BL, weights_BL)
-        if named:
-            total += config.moe.aux_loss * named["moe_balance"] + config.moe.z_loss * named["moe_z"]
-        return total, jnp.sum(weights_BL), named
+        router = _router_sums(config, stats, places.segments_BL, weights_BL)
+        if router:
+            moe = config.moe
+            total += moe.aux_loss * router["moe_balance"] + moe.z_loss * router["moe_z"]
+        return Sums(total, jnp.sum(weights_BL), {"z_loss": squares, **router}, loss=nats)
 
     return loss
 

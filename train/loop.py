@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -21,6 +22,9 @@ from train.step import LossFn, TrainState, init_state, make_step, state_sharding
 
 if TYPE_CHECKING:  # Orbax is slow to import, and a mistake in a configuration is to be said soon
     from train.checkpoint import Checkpointer
+
+# Of the norm of all parameters in one update: beyond it, the update is larger than what it updates.
+MAX_GROWTH = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +42,8 @@ class LoopConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value < 1:
-                raise ValueError(f"{field.name} is {value}; it must be at least 1")
+            if not 1 <= value < 2**31:  # an optimizer counts in int32
+                raise ValueError(f"{field.name} is {value}; it must be at least 1, below 2^31")
         if self.batch_size % self.num_microbatches:
             raise ValueError(
                 f"num_microbatches is {self.num_microbatches}; "
@@ -81,7 +85,7 @@ def fit(
       optimizer_config: of `params`.
       loss_fn: see `step.LossFn`.
       model_config: shape of the model.
-      params: where to start; they are left as they are.
+      params: where to start; they are donated, so that no second copy stays alive.
       seq_len: tokens a row, for the FLOPs of attention.
       The others are as in `run`.
     """
@@ -89,6 +93,7 @@ def fit(
     shardings = state_shardings(optimizer, model_config, params, mesh)
     state = init_state(params, optimizer, shardings)
     step = make_step(loss_fn, optimizer, config.num_microbatches, shardings)
+    step_flops = step_tokens * flop.train_flops(model_config, seq_len)
     return run(
         config,
         state,
@@ -98,7 +103,7 @@ def fit(
         checkpointer,
         watch,
         step_tokens=step_tokens,
-        step_flops=step_tokens * flop.train_flops(model_config, seq_len),
+        ideal_step_secs=step_flops / flop.peak_flops(model_config.dtype)[0],
         learning_rate=make_schedule(optimizer_config, config.num_steps),
         evaluators=evaluators,
     )
@@ -114,51 +119,61 @@ def run(
     watch: Watch,
     *,
     step_tokens: int,
-    step_flops: float | None = None,
+    ideal_step_secs: float | None = None,
     learning_rate: Callable[[int], Any] | None = None,
     evaluators: Mapping[str, Callable[[Any], dict]],
 ) -> TrainState:
     """Trains from the newest checkpoint, or from `state`, to `config.num_steps`.
 
     The next step is dispatched before the metrics of the last one are read, so the device never
-    waits for the host.
+    waits for the host, but where it evaluates or saves. Before a save it looks whether the state is
+    fit to go on from: losses, gradient norms and every number of the state are finite, and the last
+    update has not grown the parameters' norm more than MAX_GROWTH times.
 
     Args:
       config: length and rhythm.
-      state: where to start if there is no checkpoint.
+      state: where to start if there is no checkpoint; donated, or deleted if there is one.
       step_fn: from `step.make_step`.
       loader: iterable of dicts of numpy arrays, with get_state() and set_state().
       mesh: where batches go; the caller has set it (`jax.set_mesh`).
       checkpointer: of this stage.
       watch: metrics and progress.
       step_tokens: tokens a step reads, for tokens a second.
-      step_flops: operations of a step, for mfu; None if it is more than one model's training.
+      ideal_step_secs: what a step would take at the devices' peak, for mfu; None if it is more
+        than one model's training.
       learning_rate: of the update that follows a number of steps, for the metrics.
-      evaluators: {name: fn(params) -> dict}, called every `eval_every` steps and at the end.
+      evaluators: {name: fn(params) -> {name: number}}, called every `eval_every` steps and at the
+        end; their time is not counted as training.
 
     Returns the final state.
 
     Raises:
       PreemptedError: SIGTERM came; state and loader are saved.
-      FloatingPointError: the loss or the gradient is not finite; no such state is ever saved.
+      FloatingPointError: a loss or gradient norm of a step that is logged or saved is not finite,
+        or its state is not fit to be saved; earlier checkpoints are left.
     """
     state, first = _resume(state, loader, checkpointer)
     watch.truncate(first)
-    meter = Meter(config, watch, step_tokens, step_flops, learning_rate)
+    meter = Meter(config, watch, step_tokens, ideal_step_secs, learning_rate)
     batches = iter(loader)
     with listen_for_sigterm() as told_to_stop:
         for step in range(first, config.num_steps):
-            state, metrics = step_fn(state, place(next(batches), mesh))
+            batch = place(next(batches), mesh)
+            meter.before_step()
+            state, metrics = step_fn(state, batch)
             done = step + 1
+            is_last = done == config.num_steps
             meter.record(done, metrics)
-            if done == config.num_steps or done % config.eval_every == 0:
-                for name, evaluate in evaluators.items():
-                    watch.write({"step": done, **_prefix(name, evaluate(state.params))})
+            if evaluators and (is_last or done % config.eval_every == 0):
+                with meter.paused():
+                    for name, evaluate in evaluators.items():
+                        watch.write({"step": done, **_prefix(name, evaluate(state.params))})
             stopping = told_to_stop()
-            if done == config.num_steps or done % config.save_every == 0 or stopping:
-                meter.flush()
-                refuse_infinite(done, metrics)
-                checkpointer.save(done, state.params, _rest(state), loader.get_state())
+            if is_last or done % config.save_every == 0 or stopping:
+                with meter.paused():
+                    refuse_infinite(done, metrics)
+                    _refuse_blown_up(done, metrics, state)
+                    checkpointer.save(done, state.params, _rest(state), loader.get_state())
             if stopping:
                 checkpointer.wait()
                 raise PreemptedError(f"stopped by SIGTERM after step {done}, saved")
@@ -167,46 +182,78 @@ def run(
 
 
 class Meter:
-    """Reads metrics one logging interval late and turns them into lines."""
+    """Reads the metrics of a step after the next one is dispatched, and turns them into lines.
+
+    A line's speed is over its `train_secs`: from the end of the step of the line before to the end
+    of its own, on the device, without what was spent in `paused`. The intervals touch and do not
+    overlap. The first line of a process has none, since its time is that of compiling.
+    """
 
     def __init__(
         self,
         config: LoopConfig,
         watch: Watch,
         step_tokens: int,
-        step_flops: float | None,
+        ideal_step_secs: float | None,
         learning_rate: Callable[[int], Any] | None,
     ):
         self._config, self._watch, self._learning_rate = config, watch, learning_rate
-        self._step_tokens, self._step_flops = step_tokens, step_flops
-        self._peak_flops = flop.peak_flops()[0] if step_flops else None
+        self._step_tokens, self._ideal_step_secs = step_tokens, ideal_step_secs
+        self._paused_secs = 0.0
+        self._newest: dict = {}
         self._pending: tuple[int, dict] | None = None
+        self._ended_secs: float | None = None  # of the pending step, if its end was seen
         self._last: tuple[int, float] | None = None
+
+    def before_step(self) -> None:
+        """Takes the pending step's time if it has ended: the next one is not to be timed with it.
+
+        Where dispatching a step runs it, on some CPUs, afterwards would be a step too late.
+        """
+        if self._pending and all(leaf.is_ready() for leaf in jax.tree.leaves(self._pending[1])):
+            self._ended_secs = self._clock_secs()
 
     def record(self, step: int, metrics: dict) -> None:
         """Keeps this step's metrics if they are due, after reading the ones kept before."""
-        if self._pending is not None:
-            self.flush()
+        self._flush()
+        self._newest = metrics
         if step == 1 or step % self._config.log_every == 0 or step == self._config.num_steps:
             self._pending = (step, metrics)
 
-    def flush(self) -> None:
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Waits for the newest step and writes its line; time within is no training time."""
+        jax.block_until_ready(self._newest)
+        start_secs = time.perf_counter()
+        try:
+            self._flush(start_secs - self._paused_secs)
+            yield
+        finally:
+            self._paused_secs += time.perf_counter() - start_secs
+
+    def _clock_secs(self) -> float:
+        return time.perf_counter() - self._paused_secs
+
+    def _flush(self, ended_secs: float | None = None) -> None:
         """Reads and writes what is pending."""
         if self._pending is None:
             return
-        step, metrics = self._pending
-        self._pending = None
+        (step, metrics), self._pending = self._pending, None
+        jax.block_until_ready(metrics)
+        if self._ended_secs is not None:
+            ended_secs, self._ended_secs = self._ended_secs, None
+        elif ended_secs is None:
+            ended_secs = self._clock_secs()
         line = {"step": step, **_numbers(metrics)}
         refuse_infinite(step, line)
         if self._learning_rate:
             line["lr"] = float(self._learning_rate(step - 1))
-        now = time.perf_counter()
         if self._last is not None:
-            steps, secs = step - self._last[0], now - self._last[1]
-            line["tokens_per_sec"] = steps * self._step_tokens / secs
-            if self._step_flops:
-                line["mfu"] = steps * self._step_flops / secs / self._peak_flops
-        self._last = (step, now)
+            steps, secs = step - self._last[0], ended_secs - self._last[1]
+            line |= {"train_secs": secs, "tokens_per_sec": steps * self._step_tokens / secs}
+            if self._ideal_step_secs:
+                line["mfu"] = steps * self._ideal_step_secs / secs
+        self._last = (step, ended_secs)
         self._watch.write(line)
         self._watch.log(describe(line, self._config.num_steps))
 
@@ -224,11 +271,35 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def refuse_infinite(step: int, metrics: Mapping[str, Any]) -> None:
-    """Raises FloatingPointError if this step's loss or gradient is not finite."""
-    for name in ("loss", "grad_norm"):
-        value = float(np.asarray(metrics[name]))
-        if not np.isfinite(value):
+    """Raises FloatingPointError if any loss or gradient norm of this step is not finite."""
+    for name in sorted(metrics, key=len):  # the plain loss before its parts
+        if name.endswith(("loss", "grad_norm")) and not np.isfinite(value := float(metrics[name])):
             raise FloatingPointError(f"the {name} is {value} at step {step}")
+
+
+def _refuse_blown_up(step: int, metrics: Mapping[str, Any], state: TrainState) -> None:
+    """Raises FloatingPointError if the update of this step has spoilt the state.
+
+    The other metrics are of the parameters before the update. Parameters can be blown up and
+    finite: a model whose activations overflow to a gradient of 0 has finite metrics for some steps.
+    """
+    for name, value in metrics.items():
+        if name.endswith("param_growth") and not float(value) <= MAX_GROWTH:
+            raise FloatingPointError(
+                f"the {name} is {float(value):.4g} in the update of step {step}"
+            )
+    parts = {"parameters are": state.params, "optimizer state is": state.opt_state}
+    for name, is_finite in _are_finite(parts).items():
+        if not is_finite:
+            raise FloatingPointError(f"the {name} not finite after the update of step {step}")
+
+
+@jax.jit
+def _are_finite(parts: dict[str, Any]) -> dict[str, jax.Array]:
+    return {
+        name: jax.tree.reduce(lambda so_far, leaf: so_far & jnp.all(jnp.isfinite(leaf)), tree, True)
+        for name, tree in parts.items()
+    }
 
 
 def describe(line: dict, num_steps: int) -> str:
@@ -257,10 +328,11 @@ def listen_for_sigterm() -> Iterator[Callable[[], bool]]:
 
 
 def _resume(state: TrainState, loader: Any, checkpointer: "Checkpointer") -> tuple[TrainState, int]:
-    found = checkpointer.restore(state.params, _rest(state))
-    if found is None:
+    if checkpointer.is_empty():
         return state, 0
-    step, params, rest, loader_state = found
+    # From here on it gives shapes and places alone, so that two states are never in memory.
+    jax.tree.map(lambda leaf: leaf.delete(), state)
+    step, params, rest, loader_state = checkpointer.restore(state.params, _rest(state))
     loader.set_state(loader_state)
     return TrainState(rest["step"], params, rest["opt_state"]), step
 

@@ -14,8 +14,27 @@ from model.transformer import Params, declare
 from train.optimizer import BALANCE
 
 Batch = Mapping[str, jax.Array]
-# loss_fn(params, batch) -> (loss sum, weight sum, {name: sum}), each summed over the batch's rows.
-LossFn = Callable[[Params, Batch], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
+# Metrics that the step and the loop make; no named sum may take their place.
+RESERVED = (
+    *("step", "loss", "grad_norm", "param_growth"),
+    *("lr", "train_secs", "tokens_per_sec", "mfu"),
+)
+
+
+class Sums(NamedTuple):
+    """What a loss makes of a batch, each summed over the batch's rows.
+
+    `objective` is what is descended, over `weight`. `loss` is what is reported under that name, if
+    the objective has terms beside it; `named` are further metrics, numbers or arrays.
+    """
+
+    objective: jax.Array
+    weight: jax.Array
+    named: dict[str, jax.Array]
+    loss: jax.Array | None = None
+
+
+LossFn = Callable[[Params, Batch], Sums]
 
 
 class TrainState(NamedTuple):
@@ -31,13 +50,15 @@ def init_state(
 ) -> TrainState:
     """State at step 0, placed by `shardings` (see `state_shardings`).
 
-    The parameters are copied, since the step donates its state and the caller may keep them.
+    The parameters are donated: they become the state's, and no second copy of them is ever made.
+    Who wants to keep them passes a copy.
     """
     create = jax.jit(
         lambda params: TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)),
         out_shardings=shardings,
+        donate_argnums=0,
     )
-    return create(jax.tree.map(jnp.copy, params))
+    return create(jax.device_put(params, shardings.params))
 
 
 def state_shardings(
@@ -68,10 +89,12 @@ def make_step(
     """Compiles a training step for a loss.
 
     Losses, gradients and named sums are added up over microbatches and devices and divided once by
-    the global weight: a mean of means would be biased where microbatches carry unequal weight.
+    the global weight: a mean of means would be biased where microbatches carry unequal weight. A
+    batch without any weight leaves parameters and optimizer state, the schedule's count included,
+    as they are, and its loss, gradient norm and sums are 0.
 
     Args:
-      loss_fn: see LossFn.
+      loss_fn: (params, batch) -> Sums.
       optimizer: any optax transformation.
       num_microbatches: parts into which the batch's rows are split, one after another.
       shardings: from `state_shardings`; the new state stays where the old one was, so that the
@@ -79,21 +102,36 @@ def make_step(
 
     Returns:
       step(state, batch) -> (new state, metrics); the old state is donated. Metrics are loss,
-      grad_norm, and each named sum (a number, or an array) over the weight.
+      grad_norm (of the objective, before clipping), param_growth (norm of all parameters after the
+      update over that before it), and each named sum over the weight.
+
+    Raises, when the step is first called:
+      ValueError: a named sum has a reserved name.
     """
-    grad_fn = jax.value_and_grad(_sums_of(loss_fn), has_aux=True)
+    grad_fn = jax.value_and_grad(_with_sums(loss_fn), has_aux=True)
 
     def step(state: TrainState, batch: Batch):
         if num_microbatches == 1:
             (_, sums), grads = grad_fn(state.params, batch)
         else:
             sums, grads = _accumulate(grad_fn, state.params, _split(batch, num_microbatches))
-        weight = sums.pop("weight")
-        grads = jax.tree.map(lambda g: g / weight, grads)
-        metrics = {name: total / weight for name, total in sums.items()}
+        has_weight = sums.weight > 0
+        divisor = jnp.where(has_weight, sums.weight, 1.0)
+        grads = jax.tree.map(lambda g: g / divisor, grads)
+        loss = sums.objective if sums.loss is None else sums.loss
+        metrics = {name: total / divisor for name, total in {**sums.named, "loss": loss}.items()}
         metrics["grad_norm"] = optax.tree.norm(_without_balance(grads))
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+
+        def update():
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            return optax.apply_updates(state.params, updates), opt_state
+
+        # Not jnp.where, which would keep old moments beside new ones.
+        params, opt_state = jax.lax.cond(
+            has_weight, update, lambda: (state.params, state.opt_state)
+        )
+        # Of what is read and written anyway; the update's own norm would keep a copy of it.
+        metrics["param_growth"] = optax.tree.norm(params) / optax.tree.norm(state.params)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
@@ -104,12 +142,14 @@ def _without_balance(grads: Params) -> list[jax.Array]:
     return [leaf for path, leaf in jax.tree.leaves_with_path(grads) if path[-1].key != BALANCE]
 
 
-def _sums_of(loss_fn: LossFn):
-    def sums(params, batch):
-        loss, weight, named = loss_fn(params, batch)
-        return loss, {"loss": loss, "weight": weight, **named}
+def _with_sums(loss_fn: LossFn):
+    def objective(params: Params, batch: Batch) -> tuple[jax.Array, Sums]:
+        sums = loss_fn(params, batch)
+        if taken := set(RESERVED) & set(sums.named):
+            raise ValueError(f"a loss names sums {sorted(taken)}; {RESERVED} are taken")
+        return sums.objective, sums
 
-    return sums
+    return objective
 
 
 def _split(batch: Batch, parts: int) -> Batch:

@@ -1,0 +1,81 @@
+"""PPO's updates: their rates, their metrics, and a critic that must not be saved blown up."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from alignment import ppo
+from data.loader import Loader
+from tests.test_alignment_ppo import (
+    CONFIG,
+    LOOP,
+    OPTIMIZER,
+    SCORER,
+    iterate,
+    make_prompts,
+    make_run,
+)
+from train import loop
+from train.checkpoint import Checkpointer
+
+
+def test_the_last_minibatch_of_the_last_iteration_has_the_final_rate():
+    """Twelve iterations of 2 epochs of 2 minibatches are 48 updates, falling from 0.01 to 0."""
+    fall = dataclasses.replace(OPTIMIZER, decay_fraction=1.0, final_lr_fraction=0.0)
+    rate = ppo.learning_rate(dataclasses.replace(CONFIG, optimizer=fall))
+    expected = [0.01 * (47 - (4 * iteration + 3)) / 47 for iteration in range(12)]
+    np.testing.assert_allclose([rate(i) for i in range(12)], expected, 1e-5, 1e-8)
+    assert rate(11) == 0.0
+
+
+@pytest.fixture(scope="module")
+def short():
+    """One iteration of two updates each, at a rate at which the critic's numbers overflow."""
+    critic_optimizer = dataclasses.replace(OPTIMIZER, peak_lr=1e38)
+    config = dataclasses.replace(CONFIG, num_epochs=1, critic_optimizer=critic_optimizer)
+    return config, make_run(config, SCORER)
+
+
+def test_metrics_are_means_over_the_updates_of_policy_and_critic(short, monkeypatch):
+    seen, mean = [], ppo._mean
+    monkeypatch.setattr(ppo, "_mean", lambda updates: seen.extend(updates) or mean(updates))
+    _, measured = iterate(short[1], 1)
+    assert len(seen) == 2
+    names = {"loss", "grad_norm", "param_growth", "clip_fraction", "entropy", "update_kl"}
+    assert set(seen[0]) == names | {"value_loss", "value_grad_norm", "value_param_growth"}
+    for name in ("loss", "grad_norm", "entropy", "param_growth"):
+        values = [float(update[name]) for update in seen]
+        assert values[0] != values[1]
+        np.testing.assert_allclose(measured[0][name], np.mean(values), 1e-5, 1e-7, err_msg=name)
+    assert np.isfinite(seen[0]["value_loss"]) and not np.isfinite(measured[0]["value_loss"])
+
+
+def test_a_critic_that_blows_up_stops_and_is_not_saved(short, tmp_path):
+    """The policy's loss and gradient are finite all the while."""
+    config, (mesh, start, iteration) = short
+    records = [
+        jax.tree.map(lambda x, i=i: x[i].astype(np.int32), make_prompts()) for i in range(16)
+    ]
+    loader = Loader({"prompts": (records, 1.0)}, 16, 0, dict)
+    checkpointer, lines = Checkpointer(tmp_path, {}, 1), []
+    with jax.set_mesh(mesh):
+        state = start()
+    try:
+        with pytest.raises(FloatingPointError, match="the value_.* step 1"):
+            loop.run(
+                dataclasses.replace(LOOP, num_steps=1),
+                state,
+                iteration,
+                loader,
+                mesh,
+                checkpointer,
+                loop.Watch(lines.append, lines.append, lambda _: None),
+                step_tokens=80,
+                evaluators={},
+            )
+    finally:
+        checkpointer.close()
+        loader.close()
+    assert not [path for path in tmp_path.iterdir() if path.name.isdigit()]
