@@ -138,8 +138,7 @@ def _local_head_loss(
     (B, L, D), V = x_BLD.shape, head_DV.shape[1]
     num_chunks = -(-B * L // chunk_tokens)
     size = -(-B * L // num_chunks)
-    first = jax.lax.axis_index(vocab_axes) * V if vocab_axes else 0
-    vocab_V = first + jnp.arange(V)
+    vocab_V = jnp.arange(V) + (jax.lax.axis_index(vocab_axes) * V if vocab_axes else 0)
     head = head_DV.astype(x_BLD.dtype)
 
     def cut(x):
