@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# Processes that run tests; a file's tests stay together, since they share what they build.
+JOBS ?= 2
 IN_VENV := .venv/bin/python
 
 .PHONY: install run test test-slow lint
@@ -31,10 +33,10 @@ run: install
 	$(IN_VENV) -m launch.run run --config=configs/quickstart.py $(ARGS)
 
 test: install
-	$(IN_VENV) -m pytest -q -m "not slow"
+	$(IN_VENV) -m pytest -q -m "not slow" -n $(JOBS) --dist loadfile
 
 test-slow: install
-	$(IN_VENV) -m pytest -q -m slow
+	$(IN_VENV) -m pytest -q -m slow -n $(JOBS) --dist loadfile
 
 lint: install
 	$(IN_VENV) -m ruff check .

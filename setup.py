@@ -57,7 +57,14 @@ setup(
         # Curation on a cluster; and another way from HTML to text.
         "ray": ["ray>=2.50"],
         "trafilatura": ["trafilatura>=2"],
-        "test": ["pytest>=8", "ruff>=0.17,<0.18", "qwix>=0.1.8,<0.2", "ray>=2.50", TPU],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3",
+            "ruff>=0.17,<0.18",
+            "qwix>=0.1.8,<0.2",
+            "ray>=2.50",
+            TPU,
+        ],
     },
     entry_points={"console_scripts": ["seedbed = launch.run:main"]},
 )

@@ -99,11 +99,12 @@ def dpo_loss(model_config: TransformerConfig, config: DPOConfig) -> LossFn:
             label_smoothing=config.label_smoothing,
             kind=config.kind,
         )
+        weight_B = batch["weight"]
         named = {
-            "accuracy": jnp.sum(margin_B > 0),
-            "margin": jnp.sum(margin_B),
-            "chosen_logprob": jnp.sum(policy_B2[:, 0]),
+            "accuracy": jnp.sum((margin_B > 0) * weight_B),
+            "margin": jnp.sum(margin_B * weight_B),
+            "chosen_logprob": jnp.sum(policy_B2[:, 0] * weight_B),
         }
-        return Sums(jnp.sum(loss_B), jnp.float32(len(loss_B)), named)
+        return Sums(jnp.sum(loss_B * weight_B), jnp.sum(weight_B), named)
 
     return loss

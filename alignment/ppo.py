@@ -11,22 +11,24 @@ Source: arXiv 1707.06347; details as in arXiv 2403.17031.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from alignment import gae, losses, rollout
 from alignment.reward import scalar_config, score
 from data import chat
+from data.loader import fixed_batches
 from data.tokenizers.tokenizer import Tokenizer
 from model import decode
 from model.config import TransformerConfig
 from model.loss import token_logprobs
 from model.transformer import Params
-from train.loop import LoopConfig
+from train.loop import LoopConfig, place
 from train.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from train.step import Batch, LossFn, Sums, TrainState, init_state, make_step, state_shardings
 
@@ -181,6 +183,75 @@ def make_iteration(
     return iteration
 
 
+def heldout_reward(
+    config: PPOConfig,
+    model_config: TransformerConfig,
+    scorer: Scorer,
+    tokenizer: Tokenizer,
+    rows: Sequence[Batch],
+    seed: int,
+    mesh: Mesh,
+) -> Callable[[Params], dict[str, float]]:
+    """An evaluator for `train.loop.run`: what answers to prompts that are never trained on score.
+
+    Args:
+      config: of the stage; `loop.batch_size` prompts are answered at a time.
+      model_config: shape of the policy.
+      scorer: frozen judges.
+      tokenizer: for the end and padding tokens.
+      rows: of `rollout.prompt_rows`, at least one.
+      seed: of sampling; each evaluation draws the same numbers.
+      mesh: where batches go; the caller has set it.
+
+    Returns:
+      evaluate(params) -> {"reward", "kl"}: means over the prompts, as `measure` has them.
+    """
+    judges = scorer_arrays(scorer)
+    judge = functools.partial(jax.jit(_judge, static_argnums=(0, 1)), config, model_config, judges)
+    batches = list(fixed_batches(rows, config.loop.batch_size, filler=rows[0]))
+
+    def evaluate(params: Params) -> dict[str, float]:
+        scores, spent = [], []
+        for number, batch in enumerate(batches):
+            rng = jax.random.fold_in(jax.random.key(seed), number)
+            prompts = place(batch, mesh)
+            sequences, finished_B = _answer(config, model_config, tokenizer, params, prompts, rng)
+            score_B, logp_BR, ref_logp_BR = judge(params, sequences, finished_B)
+            scores.append(score_B)
+            spent.append(jnp.sum(losses.kl_k1(logp_BR, ref_logp_BR) * sequences.mask_BR, -1))
+        found = {"reward": scores, "kl": spent}
+        return {
+            name: float(np.concatenate(jax.device_get(parts))[: len(rows)].mean())
+            for name, parts in found.items()
+        }
+
+    return evaluate
+
+
+def _answer(
+    config: PPOConfig,
+    model_config: TransformerConfig,
+    tokenizer: Tokenizer,
+    policy: Params,
+    prompts: Batch,
+    rng: jax.Array,
+) -> tuple[rollout.Sequences, jax.Array]:
+    """Sampled answers beside their prompts, and which of them reached their end."""
+    answers = decode.generate(
+        model_config,
+        policy,
+        prompts["tokens"],
+        prompts["real"],
+        rng,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        end_id=tokenizer.end_id,
+        pad_id=tokenizer.pad_id,
+    )
+    finished_B = jnp.any((answers.tokens_BR == tokenizer.end_id) & (answers.mask_BR == 1), -1)
+    return rollout.join(prompts, answers.tokens_BR, answers.mask_BR), finished_B
+
+
 @jax.jit
 def _mean(updates: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
     """Each metric's mean over an iteration's updates: not finite if it is in any of them."""
@@ -214,14 +285,9 @@ def measure(
       explained_variance.
     """
     mask_BR = sequences.mask_BR
-    raw_B = score(
-        scalar_config(model_config), judges["reward"], sequences.tokens_BT, sequences.real_BT
+    score_B, logp_BR, ref_logp_BR = _judge(
+        config, model_config, judges, policy, sequences, finished_B
     )
-    score_B = (raw_B - judges["mean"]) / judges["std"]
-    score_B = gae.missing_eos_score(score_B, finished_B, config.missing_end_score)
-    temperature = config.temperature
-    logp_BR = rollout.answer_logprobs(model_config, policy, sequences, temperature)
-    ref_logp_BR = rollout.answer_logprobs(model_config, judges["reference"], sequences, temperature)
     values_BR = rollout.answer_values(model_config, critic, sequences)
     rewards_BR = gae.kl_penalised_rewards(score_B, logp_BR, ref_logp_BR, mask_BR, config.kl_price)
     advantages_BR, returns_BR = gae.gae(
@@ -238,6 +304,27 @@ def measure(
     }
     advantages_BR = gae.whiten(advantages_BR, mask_BR)
     return Experience(sequences, logp_BR, values_BR, advantages_BR, returns_BR), metrics
+
+
+def _judge(
+    config: PPOConfig,
+    model_config: TransformerConfig,
+    judges: dict[str, Any],
+    policy: Params,
+    sequences: rollout.Sequences,
+    finished_B: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(normalised score_B, log-probabilities_BR of the policy, and of the reference)."""
+    raw_B = score(
+        scalar_config(model_config), judges["reward"], sequences.tokens_BT, sequences.real_BT
+    )
+    score_B = (raw_B - judges["mean"]) / judges["std"]
+    score_B = gae.missing_eos_score(score_B, finished_B, config.missing_end_score)
+    logp_BR, ref_logp_BR = (
+        rollout.answer_logprobs(model_config, params, sequences, config.temperature)
+        for params in (policy, judges["reference"])
+    )
+    return score_B, logp_BR, ref_logp_BR
 
 
 def policy_loss(config: PPOConfig, model_config: TransformerConfig) -> LossFn:

@@ -142,8 +142,8 @@ def pair_rows(
       pad_id: fills rows on the right.
 
     Returns:
-      (rows {tokens_2L, real_2L, answer_2L}, number of pairs left out); `real` is 1 on all tokens
-      and `answer` on those of the answer alone.
+      (rows {tokens_2L, real_2L, answer_2L, weight}, number of pairs left out); `real` is 1 on all
+      tokens and `answer` on those of the answer alone; `weight` is 1, and 0 in a row of zeros.
 
     Raises:
       BadInput: no pair fits.
@@ -155,7 +155,8 @@ def pair_rows(
         sides = [
             _row(pair.prompt, answer, seq_len, pad_id) for answer in (pair.chosen, pair.rejected)
         ]
-        rows.append({key: np.stack([side[key] for side in sides]) for key in sides[0]})
+        row = {key: np.stack([side[key] for side in sides]) for key in sides[0]}
+        rows.append({**row, "weight": np.float32(1.0)})
     if not rows:
         raise BadInput(f"reward.seq_len is {seq_len}: none of {len(pairs)} pairs fits")
     return rows, len(pairs) - len(rows)

@@ -84,9 +84,12 @@ def pair_loss(config: TransformerConfig, centering: float) -> LossFn:
         score_B2 = score(config, params, tokens_BL, real_BL).reshape(-1, 2)
         chosen_B, rejected_B = score_B2[:, 0], score_B2[:, 1]
         loss_B = losses.bradley_terry(chosen_B, rejected_B, jnp.zeros_like(chosen_B), centering)
-        margin_B = chosen_B - rejected_B
-        named = {"accuracy": jnp.sum(margin_B > 0), "margin": jnp.sum(margin_B)}
-        return Sums(jnp.sum(loss_B), jnp.float32(len(chosen_B)), named)
+        margin_B, weight_B = chosen_B - rejected_B, batch["weight"]
+        named = {
+            "accuracy": jnp.sum((margin_B > 0) * weight_B),
+            "margin": jnp.sum(margin_B * weight_B),
+        }
+        return Sums(jnp.sum(loss_B * weight_B), jnp.sum(weight_B), named)
 
     return loss
 

@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,25 @@ def lm_batch(rows: Batch) -> Batch:
         "segments": segments_BL,
         "positions": np.where(segments_BL > 0, index_L[None] - start_BL, 0).astype(np.int32),
     }
+
+
+def fixed_batches(
+    rows: Sequence[Batch], batch_size: int, filler: Batch | None = None
+) -> Iterator[Batch]:
+    """Stacks rows in order, batch_size at a time, and fills up the last batch.
+
+    Args:
+        rows: at least one.
+        batch_size: rows of every batch.
+        filler: the row to fill up with; by default one of zeros, which carries no weight: its
+            segments, mask or weight are 0.
+    """
+    if filler is None:
+        filler = {key: np.zeros_like(array) for key, array in rows[0].items()}
+    for start in range(0, len(rows), batch_size):
+        chunk = list(rows[start : start + batch_size])
+        chunk += [filler] * (batch_size - len(chunk))
+        yield {key: np.stack([row[key] for row in chunk]) for key in filler}
 
 
 class Loader:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from data.loader import Batch, lm_batch
+from data.loader import Batch, fixed_batches, lm_batch
 from data.shards import pack_documents
 from data.tokenizers.tokenizer import Tokenizer
 from model.config import TransformerConfig
@@ -74,12 +74,9 @@ def _score(
     config: TransformerConfig, params: Params, rows: list[Batch], batch_size: int
 ) -> tuple[float, int]:
     """Total negative log-likelihood in nats, and the number of targets."""
-    blank = {key: np.zeros_like(array) for key, array in rows[0].items()}
-    rows = rows + [blank] * (-len(rows) % batch_size)
     sums, num_tokens = [], 0
-    for start in range(0, len(rows), batch_size):
-        chunk = rows[start : start + batch_size]
-        batch = lm_batch({key: np.stack([row[key] for row in chunk]) for key in blank})
+    for stacked in fixed_batches(rows, batch_size):
+        batch = lm_batch(stacked)
         # Not read yet: the device goes on while the next batch is put together.
         sums.append(_row_nats(config, params, batch))
         num_tokens += int(batch["weights"].sum())

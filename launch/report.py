@@ -303,7 +303,7 @@ def _curves(stage: str, rows: Mapping[int, Mapping]) -> dict:
         if points:
             plots.append(
                 plot.line(
-                    PANELS.get(metric, metric),
+                    _title(metric),
                     points,
                     logarithmic=metric in LOGARITHMIC,
                     noisy=metric not in EXACT,
@@ -320,6 +320,11 @@ def _curves(stage: str, rows: Mapping[int, Mapping]) -> dict:
             mean = sum(row[metric] * row["train_secs"] for row in timed) / secs
             rates.append({"title": title, "value": form.format(mean)})
     return {"stage": stage, "steps": steps[-1], "plots": plots, "rates": rates}
+
+
+def _title(metric: str) -> str:
+    name = metric.removeprefix("heldout/")
+    return PANELS.get(name, name) + ", held out" * (name != metric)
 
 
 def _percent(fraction: float) -> str:

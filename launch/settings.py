@@ -45,7 +45,7 @@ class EvalConfig:
     temperature: float
     num_duels: int
     num_samples: int
-    num_pretrain_documents: int
+    num_heldout: int
     ngram_order: int
     sets: str
 
@@ -53,7 +53,7 @@ class EvalConfig:
         for key in ("batch_size", "max_new_tokens", "num_duels", "ngram_order"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}; it must be at least 1")
-        for key in ("temperature", "num_samples", "num_pretrain_documents"):
+        for key in ("temperature", "num_samples", "num_heldout"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key} is {getattr(self, key)}; it must be 0 or more")
 

@@ -1,7 +1,7 @@
 """What each stage of the pipeline does: it wires the rooms together and owns no maths."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from alignment import dpo, ppo, preference, reward, rollout, sft
 from data import chat, curate, engine, instruct, packing
 from data.loader import Batch
+from data.shards import pack_documents
 from eval import tasks
 from eval.text import bits_per_byte
 from launch import evaluation, measure, mixing, training
@@ -20,7 +21,9 @@ from model.config import TransformerConfig
 from model.transformer import Params, init
 from train import loop
 from train.checkpoint import params_hash
+from train.heldout import heldout_loss
 from train.lm import lm_loss
+from train.step import LossFn
 
 
 def run_curate(context: Context) -> dict:
@@ -97,16 +100,17 @@ def run_pretrain(context: Context) -> dict:
         planned.stage_rows(config.seq_len, config.loop.num_steps * config.loop.batch_size),
     )
     mesh = training.device_mesh(context)
+    loss = lm_loss(model_config, config.z_loss, config.chunk_tokens)
     state = training.fit_stage(
         context,
         "pretrain",
-        lm_loss(model_config, config.z_loss, config.chunk_tokens),
+        loss,
         model_config,
         _first_params(context, model_config, mesh),
         loader,
         step_tokens=config.loop.batch_size * config.seq_len,
         seq_len=config.seq_len,
-        evaluators=_heldout_evaluator(context),
+        evaluators=_text_evaluators(context, loss),
     )
     return {
         "mixture": planned.table(loader.realised_rows()),
@@ -121,13 +125,15 @@ def _first_params(context: Context, model_config: TransformerConfig, mesh: Mesh)
     return training.load_start(context, model_config, mesh)
 
 
-def _heldout_evaluator(context: Context) -> dict:
-    """Bits per byte of the first few held-out documents of each domain, while training."""
-    count = context.settings.eval.num_pretrain_documents
+def _text_evaluators(context: Context, loss: LossFn) -> dict:
+    """Loss and bits per byte of the first few held-out documents of each domain, while training."""
+    config, count = context.settings.pretrain, context.settings.eval.num_heldout
     few = measure.read_first(context, count) if count else {}
     if not few:
         return {}
     model_config, model = training.language_model(context), training.load_tokenizer(context.run)
+    ids = model.encode_batch([text for texts in few.values() for text in texts])
+    rows = list(pack_documents(ids, config.seq_len, model.bos_id, model.eos_id))
 
     def evaluate(params: Params) -> dict:
         bits = bits_per_byte(
@@ -135,12 +141,35 @@ def _heldout_evaluator(context: Context) -> dict:
             params,
             model,
             few,
-            seq_len=context.settings.pretrain.seq_len,
+            seq_len=config.seq_len,
             batch_size=context.settings.eval.batch_size,
         )
         return {domain: row["bits_per_byte"] for domain, row in bits.items()}
 
-    return {"heldout_bits_per_byte": evaluate}
+    rows_to_batch = training.lm_rows(context.settings.mesh, config.seq_len)
+    return {
+        **_heldout(context, loss, rows, config.loop, rows_to_batch),
+        "heldout_bits_per_byte": evaluate,
+    }
+
+
+def _heldout(
+    context: Context,
+    loss: LossFn,
+    rows: Sequence[Batch],
+    config: loop.LoopConfig,
+    transform: Callable[[Batch], Batch] = dict,
+) -> dict:
+    """The evaluator of a stage's own loss on held-out rows; none where there are no rows."""
+    mesh = training.device_mesh(context)
+    return {"heldout": heldout_loss(loss, rows, config.batch_size, transform, mesh)} if rows else {}
+
+
+def _heldout_examples(context: Context) -> list[instruct.Example]:
+    """Conversations of every kind that are measured while training, every k-th of them."""
+    count = context.settings.eval.num_heldout
+    examples = instruct.build(context.settings.instruct)["heldout"]
+    return examples[:: -(-len(examples) // count)] if count else []
 
 
 @training.on_mesh
@@ -152,20 +181,23 @@ def run_sft(context: Context) -> dict:
     model = training.load_tokenizer(context.run)
     rows, counts = sft.pack_demonstrations(examples + own, model, config.seq_len)
     context.progress.log(f"{counts['num_examples']} conversations in {counts['num_rows']} rows")
+    heldout = _heldout_examples(context)
+    heldout_rows = sft.pack_demonstrations(heldout, model, config.seq_len)[0] if heldout else []
     sources, transform = (
         {"instruct": (rows, 1.0)},
         training.lm_rows(context.settings.mesh, config.seq_len),
     )
+    loss = lm_loss(model_config, config.z_loss, config.chunk_tokens)
     state = training.fit_stage(
         context,
         "sft",
-        lm_loss(model_config, config.z_loss, config.chunk_tokens),
+        loss,
         model_config,
         training.load_params(context, "pretrain"),
         training.make_loader(context, sources, config.loop.batch_size, transform),
         step_tokens=config.loop.batch_size * config.seq_len,
         seq_len=config.seq_len,
-        evaluators={},
+        evaluators=_heldout(context, loss, heldout_rows, config.loop, transform),
     )
     return {
         **counts,
@@ -194,21 +226,22 @@ def run_reward(context: Context) -> dict:
     policy = training.load_params(context, "sft")
     pairs = _pairs(context, policy)
     rows, num_long = _pair_rows(context, pairs["train"])
+    heldout, _ = _pair_rows(context, pairs["heldout"])
     scalar, seed = reward.scalar_config(model_config), context.settings.seed
     start = reward.start_from(model_config, policy, jax.random.fold_in(jax.random.key(seed), 1))
     del policy  # or its own head would stay in memory
+    loss = reward.pair_loss(scalar, config.centering)
     state = training.fit_stage(
         context,
         "reward",
-        reward.pair_loss(scalar, config.centering),
+        loss,
         scalar,
         start,
         training.make_loader(context, {"pairs": (rows, 1.0)}, config.loop.batch_size, dict),
         step_tokens=config.loop.batch_size * 2 * config.seq_len,
         seq_len=config.seq_len,
-        evaluators={},
+        evaluators=_heldout(context, loss, heldout, config.loop),
     )
-    heldout, _ = _pair_rows(context, pairs["heldout"])
     batch_size = context.settings.eval.batch_size
     hits = reward.accuracy(scalar, state.params, heldout, batch_size)
     return {
@@ -271,19 +304,24 @@ def run_dpo(context: Context) -> dict:
     """Preference pairs straight to a policy."""
     config, model_config = context.settings.dpo, training.language_model(context)
     reference = training.load_params(context, "sft")
-    rows, num_long = _pair_rows(context, _pairs(context, reference)["train"])
+    pairs = _pairs(context, reference)
+    rows, num_long = _pair_rows(context, pairs["train"])
+    heldout, _ = _pair_rows(context, pairs["heldout"])
     batch_size = context.settings.eval.batch_size
-    rows = dpo.with_reference(model_config, reference, rows, batch_size)
+    rows, heldout = (
+        dpo.with_reference(model_config, reference, x, batch_size) for x in (rows, heldout)
+    )
+    loss = dpo.dpo_loss(model_config, config)
     state = training.fit_stage(
         context,
         "dpo",
-        dpo.dpo_loss(model_config, config),
+        loss,
         model_config,
         reference,
         training.make_loader(context, {"pairs": (rows, 1.0)}, config.loop.batch_size, dict),
         step_tokens=config.loop.batch_size * 2 * context.settings.reward.seq_len,
         seq_len=context.settings.reward.seq_len,
-        evaluators={},
+        evaluators=_heldout(context, loss, heldout, config.loop),
     )
     return {
         "train_pairs": len(rows),
@@ -308,9 +346,14 @@ def run_ppo(context: Context) -> dict:
     rows = rollout.prompt_rows(examples, model, config.max_prompt_tokens)
     loader = training.make_loader(context, {"prompts": (rows, 1.0)}, config.loop.batch_size, dict)
     start = ppo.start(config, model_config, scorer.reference, scorer.reward, mesh)
-    iterate = ppo.make_iteration(
-        config, model_config, scorer, model, context.settings.seed, mesh, start
-    )
+    seed = context.settings.seed
+    iterate = ppo.make_iteration(config, model_config, scorer, model, seed, mesh, start)
+    evaluators = {}
+    if heldout := _heldout_examples(context):
+        prompts = rollout.prompt_rows(heldout, model, config.max_prompt_tokens)
+        evaluators["heldout"] = ppo.heldout_reward(
+            config, model_config, scorer, model, prompts, seed, mesh
+        )
     train = functools.partial(
         loop.run,
         config.loop,
@@ -320,7 +363,7 @@ def run_ppo(context: Context) -> dict:
         mesh,
         step_tokens=config.loop.batch_size * config.max_new_tokens,
         learning_rate=ppo.learning_rate(config),
-        evaluators={},
+        evaluators=evaluators,
     )
     state = training.with_checkpoints(
         context, "ppo", model_config, lambda checkpointer, watch: train(checkpointer, watch)

@@ -59,8 +59,13 @@ def token_logprobs(logits_BLV: jax.Array, targets_BL: jax.Array, temperature: fl
     return -cross_entropy(logits_BLV * scale, targets_BL, 0.0)
 
 
+def head_loss(*inputs) -> jax.Array:
+    """The total of `head_sums` of these arguments, as a scalar that can be differentiated."""
+    return head_sums(*inputs)[0]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def head_loss(
+def head_sums(
     config: TransformerConfig,
     z_loss: float,
     chunk_tokens: int,
@@ -89,25 +94,25 @@ def head_loss(
       negative log-likelihood, `squares` of logsumexp^2, and total = nats + z_loss * squares.
     """
     inputs = (x_BLD, head_DV, targets_BL, weights_BL)
-    return _head_loss(config, z_loss, chunk_tokens, False, *inputs)[0]
+    return _head_sums(config, z_loss, chunk_tokens, False, *inputs)[0]
 
 
-def _head_loss_forward(config, z_loss, chunk_tokens, *inputs):
-    sums, x_grad, head_grad = _head_loss(config, z_loss, chunk_tokens, True, *inputs)
+def _head_sums_forward(config, z_loss, chunk_tokens, *inputs):
+    sums, x_grad, head_grad = _head_sums(config, z_loss, chunk_tokens, True, *inputs)
     return sums, (x_grad, head_grad)
 
 
-def _head_loss_backward(_config, _z_loss, _chunk_tokens, residuals, grads):
+def _head_sums_backward(_config, _z_loss, _chunk_tokens, residuals, grads):
     (x_grad, head_grad), grad = residuals, grads[0]
     return x_grad * grad.astype(x_grad.dtype), head_grad * grad, None, None
 
 
-head_loss.defvjp(_head_loss_forward, _head_loss_backward)
+head_sums.defvjp(_head_sums_forward, _head_sums_backward)
 
 
-def _head_loss(config, z_loss, chunk_tokens, with_grads, x_BLD, head_DV, targets_BL, weights_BL):
+def _head_sums(config, z_loss, chunk_tokens, with_grads, x_BLD, head_DV, targets_BL, weights_BL):
     """(sums, gradient of x_BLD, gradient of head_DV); each device works on its own tokens."""
-    local = functools.partial(_local_head_loss, config, z_loss, chunk_tokens, with_grads)
+    local = functools.partial(_local_head_sums, config, z_loss, chunk_tokens, with_grads)
     if jax.sharding.get_abstract_mesh().empty:
         return local((), (), x_BLD, head_DV, targets_BL, weights_BL)
     x_spec = sharding.activation_spec("BLD", x_BLD.shape)
@@ -122,7 +127,7 @@ def _head_loss(config, z_loss, chunk_tokens, with_grads, x_BLD, head_DV, targets
     )(x_BLD, head_DV, targets_BL, weights_BL)
 
 
-def _local_head_loss(
+def _local_head_sums(
     config,
     z_loss,
     chunk_tokens,

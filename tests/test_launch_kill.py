@@ -34,7 +34,7 @@ SMALL = {
     "pretrain.loop.save_every": 3,
     "pretrain.loop.eval_every": 20,
     "eval.batch_size": 8,
-    "eval.num_pretrain_documents": 1,
+    "eval.num_heldout": 1,
 }
 PATIENCE_SECS = 120.0
 POLL_SECS = 0.002

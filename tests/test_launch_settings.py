@@ -233,10 +233,7 @@ ROWS_OF_A_PART = "it must divide by mesh.data x mesh.fsdp x mesh.expert, which i
             {"ppo.num_minibatches": 16},
             f"ppo.loop.batch_size is 64, 4 in each of 16 parts; {ROWS_OF_A_PART} 8",
         ),
-        (
-            {"ppo.num_minibatches": 4, "ppo.loop.num_microbatches": 4},
-            "64, 4 in each of 16 parts",
-        ),
+        ({"ppo.num_minibatches": 4, "ppo.loop.num_microbatches": 4}, "64, 4 in each of 16 parts"),
         ({"ppo.num_minibatches": 4, "ppo.loop.num_microbatches": 2}, ""),
         ({"pretrain.loop.num_microbatches": 4}, "16, 4 in each of 4 parts"),
         # A pair is two rows of the model.

@@ -51,7 +51,7 @@ SMALL = {
     "eval.max_new_tokens": 8,
     "eval.num_duels": 8,
     "eval.num_samples": 4,
-    "eval.num_pretrain_documents": 1,
+    "eval.num_heldout": 1,
     "eval.ngram_order": 2,
 }
 for _stage in settings.TRAINED:
@@ -155,6 +155,15 @@ def test_run_answers_with_every_stage(pulse):
     assert {row["status"] for row in stages.values()} == {"done"}
     hashes = {stages[name]["params_sha256"] for name in settings.TRAINED}
     assert len(hashes) == len(settings.TRAINED), "each stage moves the parameters"
+
+
+def test_every_training_stage_measures_what_it_never_trains_on(pulse):
+    lines = metrics(pulse.path)
+    wanted = {name: {"heldout/loss"} for name in settings.TRAINED} | {"ppo": {"heldout/reward"}}
+    wanted["reward"] = wanted["dpo"] = {"heldout/loss", "heldout/accuracy", "heldout/margin"}
+    for stage, names in wanted.items():
+        measured = [line for line in lines[stage] if names <= line.keys()]
+        assert [line["step"] for line in measured] == [2], stage
 
 
 def test_run_leaves_what_the_design_promises(pulse):

@@ -161,9 +161,10 @@ def test_every_jitted_function_is_among_them(programs):
 def test_commands_leave_libtpu_alone_where_there_is_no_chip(tmp_path):
     """Started by jax on such a machine it writes several lines of errors."""
     config = f"--config={ROOT}/configs/quickstart.py"
+    set_here = ("JAX_PLATFORMS", "TPU_LIBRARY_PATH")  # by conftest.py; by the import of jax
     done = subprocess.run(
         [sys.executable, "-m", "launch.run", "tokenizer", config, f"--run={tmp_path}"],
-        env={key: value for key, value in os.environ.items() if key != "JAX_PLATFORMS"},
+        env={key: value for key, value in os.environ.items() if key not in set_here},
         cwd=ROOT,
         capture_output=True,
         text=True,

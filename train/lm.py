@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from model.attention import Places
 from model.config import TransformerConfig, layer_kinds
-from model.loss import head_loss
+from model.loss import head_sums
 from model.transformer import Params, features
 from train.loop import LoopConfig
 from train.optimizer import OptimizerConfig
@@ -42,14 +42,14 @@ def lm_loss(config: TransformerConfig, z_loss: float, chunk_tokens: int) -> Loss
     Args:
       config: shape of the model.
       z_loss: weight of logsumexp^2 of the logits.
-      chunk_tokens: see `model.loss.head_loss`.
+      chunk_tokens: see `model.loss.head_sums`.
     """
 
     def loss(params: Params, batch: Batch):
         places = Places(batch["positions"], batch["segments"], balanced=True)
         weights_BL = batch["weights"]
         x_BLD, head_DV, stats = features(config, params, batch["tokens"], places)
-        total, nats, squares = head_loss(
+        total, nats, squares = head_sums(
             config, z_loss, chunk_tokens, x_BLD, head_DV, batch["targets"], weights_BL
         )
         router = _router_sums(config, stats, places.segments_BL, weights_BL)
