@@ -68,7 +68,6 @@ def respond(
     """
     prompts = [chat.render_prompt(tokenizer, messages) for messages in conversations]
     _check_lengths(prompts, seq_len, max_new_tokens)
-    end_id = chat.end_id(tokenizer)
     batches = _plan(prompts, batch_size, seq_len - max_new_tokens)
     responses: dict[int, Response] = {}
     for number, (width, chosen) in enumerate(batches):
@@ -81,12 +80,12 @@ def respond(
             jax.random.fold_in(jax.random.key(seed), number),
             max_new_tokens=max_new_tokens,
             temperature=temperature,
-            end_id=end_id,
+            end_id=chat.end_id(tokenizer),
             pad_id=tokenizer.pad_id,
         )
         rows = zip(np.asarray(generation.tokens_BR), np.asarray(generation.mask_BR), strict=True)
         for index, (tokens_R, mask_R) in zip(chosen, rows, strict=False):
-            responses[index] = _response(tokenizer, tokens_R[mask_R == 1], end_id)
+            responses[index] = _response(tokenizer, tokens_R[mask_R == 1])
         if number % LOG_EVERY_BATCHES == LOG_EVERY_BATCHES - 1 or number == len(batches) - 1:
             log(f"answered {len(responses)} of {len(prompts)} prompts")
     return [responses[index] for index in range(len(prompts))]
@@ -145,6 +144,6 @@ def _pad_left(
     return tokens_BP, mask_BP
 
 
-def _response(tokenizer: Tokenizer, tokens: np.ndarray, end_id: int) -> Response:
+def _response(tokenizer: Tokenizer, tokens: np.ndarray) -> Response:
     ids = tuple(tokens.tolist())
-    return Response(chat.read_answer(tokenizer, ids), ids, ids[-1] == end_id)
+    return Response(chat.read_answer(tokenizer, ids), ids, ids[-1] == chat.end_id(tokenizer))
