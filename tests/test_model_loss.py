@@ -1,5 +1,6 @@
-"""The cross-entropy with its own backward pass, against float64 and against autodiff."""
+"""Losses with backward passes of their own, against float64 and against autodiff."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,11 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.loss import cross_entropy, token_logprobs
+from model import sharding
+from model.config import TransformerConfig
+from model.loss import cross_entropy, head_loss, token_logprobs
 
 VALUE_RTOL = 2e-6  # float32 against float64
 GRAD_RTOL = 1e-5
 GRAD_ATOL = 1e-7
+# Relative error (norms) of a gradient whose factors are rounded to bfloat16, 2^-9 each.
+BF16_ERROR = 5e-3
 Z_LOSSES = (0.0, 1e-4, 0.1)
 
 
@@ -143,3 +148,112 @@ def test_probabilities_of_all_words_sum_to_one():
     logits_BLV, targets_BL, _ = make_inputs()
     each_V = [token_logprobs(logits_BLV, np.full_like(targets_BL, v), 0.8) for v in range(11)]
     np.testing.assert_allclose(np.exp(each_V).sum(0), 1.0, VALUE_RTOL)
+
+
+VOCAB, PADDED = 13, 16
+SCALE = 1.7  # the cotangent of the loss, other than 1
+
+
+def make_head_config(cap):
+    return TransformerConfig(
+        vocab_size=VOCAB,
+        num_layers=1,
+        d_model=8,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+        d_ff=8,
+        vocab_multiple=PADDED,
+        logit_softcap=cap,
+    )
+
+
+def make_head_inputs(rows=4, length=6, dtype=jnp.float32):
+    """Activations, head, targets, and weights, which are 0 on some tokens and on one row."""
+    rng = np.random.default_rng(0)
+    x_BLD = jnp.asarray(rng.normal(size=(rows, length, 8)), dtype)
+    head_DV = jnp.asarray(rng.normal(size=(8, PADDED)), jnp.float32)
+    weights_BL = np.float32(rng.uniform(0.2, 2.0, (rows, length)))
+    weights_BL[1, 2:4], weights_BL[2] = 0, 0
+    return x_BLD, head_DV, rng.integers(0, VOCAB, (rows, length)), weights_BL
+
+
+def plain_head_loss(config, z_loss, x_BLD, head_DV, targets_BL, weights_BL):
+    """The formula on all logits at once, without the padding; its gradients come from autodiff."""
+    logits_BLV, cap = (x_BLD @ head_DV)[..., :VOCAB], config.logit_softcap
+    logits_BLV = cap * jnp.tanh(logits_BLV / cap) if cap else logits_BLV
+    return jnp.sum(plain_loss(logits_BLV, targets_BL, z_loss) * weights_BL)
+
+
+def measure(loss, x_BLD, head_DV, targets_BL, weights_BL):
+    """(SCALE x loss, (gradient of x_BLD, gradient of head_DV))."""
+    measured = jax.value_and_grad(lambda *x: SCALE * loss(*x, targets_BL, weights_BL), (0, 1))
+    fast_compile = {"xla_backend_optimization_level": 0}
+    return jax.jit(measured, compiler_options=fast_compile)(x_BLD, head_DV)
+
+
+def assert_measures(got, expected):
+    np.testing.assert_allclose(got[0], expected[0], VALUE_RTOL)
+    for one, other in zip(got[1], expected[1], strict=True):
+        limit = GRAD_RTOL * np.abs(other).max()
+        np.testing.assert_allclose(one, other, GRAD_RTOL, limit)
+
+
+@pytest.mark.parametrize(
+    ("cap", "z_loss", "chunk_tokens"),  # of 24 tokens
+    [(0.0, 0.0, 24), (0.0, 0.1, 6), (3.0, 0.0, 5), (3.0, 0.1, 1), (3.0, 0.1, 100)],
+)
+def test_head_loss_is_the_plain_formula(cap, z_loss, chunk_tokens):
+    config, inputs = make_head_config(cap), make_head_inputs()
+    loss = functools.partial(head_loss, config, z_loss, chunk_tokens)
+    got = measure(loss, *inputs)
+    assert_measures(got, measure(functools.partial(plain_head_loss, config, z_loss), *inputs))
+    # Without gradients the code takes another path.
+    np.testing.assert_allclose(SCALE * jax.jit(loss)(*inputs), got[0], VALUE_RTOL)
+    x_grad, head_grad = got[1]
+    assert not x_grad[inputs[3] == 0].any() and not head_grad[:, VOCAB:].any()
+    assert np.all(np.abs(x_grad).max(-1)[inputs[3] > 0] > 0)
+
+
+@pytest.mark.parametrize("cap", [0.0, 3.0])
+def test_head_loss_of_bfloat16_is_near_the_formula_in_float32(cap):
+    """Logits, loss and sums over tokens are float32; factors of products are bfloat16."""
+    config, inputs = make_head_config(cap), make_head_inputs(dtype=jnp.bfloat16)
+    loss, (x_grad, head_grad) = measure(functools.partial(head_loss, config, 0.1, 5), *inputs)
+    assert (loss.dtype, x_grad.dtype, head_grad.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
+    wide = [jnp.asarray(x, jnp.bfloat16).astype(jnp.float32) for x in inputs[:2]]
+    formula = functools.partial(plain_head_loss, config, 0.1)
+    expected, grads = measure(formula, *wide, *inputs[2:])
+    np.testing.assert_allclose(loss, expected, VALUE_RTOL)
+    for one, other in zip((x_grad.astype(jnp.float32), head_grad), grads, strict=True):
+        assert np.linalg.norm(one - other) < BF16_ERROR * np.linalg.norm(other)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "chunk_tokens"),
+    [
+        (dict(tensor=8), 5),
+        (dict(fsdp=4, tensor=2), 4),
+        (dict(expert=2, context=2, tensor=2), 100),
+    ],
+    ids=str,
+)
+def test_head_loss_on_a_mesh_is_the_plain_formula(sizes, chunk_tokens):
+    """Rows, lengths and the vocabulary split; the last device's words are padding in part."""
+    config, inputs = make_head_config(3.0), make_head_inputs(rows=8)
+    expected = measure(functools.partial(plain_head_loss, config, 0.1), *inputs)
+    with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(**sizes))):
+        got = measure(functools.partial(head_loss, config, 0.1, chunk_tokens), *inputs)
+    assert_measures(got, expected)
+
+
+def test_head_loss_never_holds_all_logits():
+    """Temporary memory of value and gradients is that of a chunk, not of all tokens."""
+    num_tokens, num_words = 4096, 1024
+    config = dataclasses.replace(make_head_config(3.0), vocab_size=num_words)
+    shapes = ((1, num_tokens, 8), (8, num_words), (1, num_tokens), (1, num_tokens))
+    arrays = [jnp.zeros(s, t) for s, t in zip(shapes, "ffif", strict=True)]
+    loss = functools.partial(head_loss, config, 0.1, 64)
+    for step in (loss, jax.value_and_grad(loss, (0, 1))):
+        compiled = jax.jit(step).lower(*arrays).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes < 4 * num_tokens * num_words / 8
