@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.config import TransformerConfig
+from model.config import MLAConfig, TransformerConfig
 from model.decode import generate
 from model.loss import token_logprobs
 from model.transformer import declare, forward
@@ -77,12 +77,12 @@ def sample(prompts, *, temperature, seed=0, end_id=NEVER, config=CONFIG, params=
 full_forward = jax.jit(functools.partial(forward, CONFIG))
 
 
-def logits_before_each_new_token(prompts, tokens_BR):
+def logits_before_each_new_token(prompts, tokens_BR, full_forward=full_forward, params=PARAMS):
     """The trainer's logits, one row at a time and without any padding."""
     rows = []
     for prompt, real, answer in zip(*prompts, tokens_BR, strict=True):
         ids = np.concatenate([prompt[real == 1], answer])[None]
-        logits = full_forward(PARAMS, ids, np.arange(ids.shape[1])[None], np.ones_like(ids))
+        logits = full_forward(params, ids, np.arange(ids.shape[1])[None], np.ones_like(ids))
         rows.append(logits[0, -NUM_NEW - 1 : -1])
     return np.stack(rows)
 
@@ -93,6 +93,19 @@ def test_greedy_decoding_is_the_argmax_of_the_full_forward_at_every_step():
     logits_BRV = logits_before_each_new_token(prompts, out.tokens_BR)
     np.testing.assert_array_equal(out.tokens_BR, logits_BRV.argmax(-1))
     assert out.mask_BR.all() and len(np.unique(out.tokens_BR)) > NUM_NEW
+    expected = token_logprobs(logits_BRV, out.tokens_BR, 0.0)
+    np.testing.assert_allclose(out.logprobs_BR, expected, atol=LOGPROB_ATOL)
+
+
+def test_a_cache_of_latents_decodes_as_the_full_forward():
+    """Latent attention multiplies in another order where it has a cache."""
+    mla = MLAConfig(16, 24, 4, 8)
+    config = dataclasses.replace(CONFIG, num_kv_heads=4, head_dim=12, qk_norm="none", mla=mla)
+    params, prompts = make_params(config), [x[:1] for x in make_prompts()]
+    out = sample(prompts, temperature=0.0, config=config, params=params)
+    full = functools.partial(forward, config)
+    logits_BRV = logits_before_each_new_token(prompts, out.tokens_BR, full, params)
+    np.testing.assert_array_equal(out.tokens_BR, logits_BRV.argmax(-1))
     expected = token_logprobs(logits_BRV, out.tokens_BR, 0.0)
     np.testing.assert_allclose(out.logprobs_BR, expected, atol=LOGPROB_ATOL)
 

@@ -1,6 +1,5 @@
 """Experts against a plain loop in float64, and every mesh against one device."""
 
-import dataclasses
 import functools
 
 import jax
@@ -202,8 +201,6 @@ def test_experts_are_the_loop(router, dispatch):
 def test_gradients_are_the_slopes_of_the_loop(router, dispatch):
     config = make_config(ROUTERS[router], dispatch=dispatch, capacity_factor=0.7)
     params, (x_BLD, segments_BL) = make_params(config), make_batch()
-    params.pop("balance_bias", None)
-    config = dataclasses.replace(config, moe=dataclasses.replace(config.moe, balance_bias=False))
     direction_BLD = target(x_BLD)
     gradients = run(config, params, x_BLD, segments_BL, direction_BLD)[1]
     _, start = loop(config, params, x_BLD, segments_BL)
@@ -216,7 +213,9 @@ def test_gradients_are_the_slopes_of_the_loop(router, dispatch):
 
     leaves, tree = jax.tree.flatten((params, x_BLD))
     rng = np.random.default_rng(5)
-    for number, gradient in enumerate(jax.tree.leaves(gradients)):
+    for number, (path, gradient) in enumerate(jax.tree.leaves_with_path(gradients)):
+        if "balance_bias" in jax.tree_util.keystr(path):
+            continue  # a surplus, not a slope
         step = 1e-5 * rng.normal(size=gradient.shape)
         ends = []
         for sign in (1, -1):
