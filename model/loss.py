@@ -155,8 +155,7 @@ def _local_head_sums(
         return jax.lax.psum(x, axes) if axes else x
 
     def visit(carry, chunk):
-        nats, squares, head_grad = carry
-        x_LD, target_L, weight_L = chunk
+        (nats, squares, head_grad), (x_LD, target_L, weight_L) = carry, chunk
         raw_LV = jnp.matmul(x_LD, head, preferred_element_type=jnp.float32)
         logits_LV = softcap(raw_LV, config.logit_softcap)
         logits_LV = jnp.where((vocab_V < config.vocab_size)[None], logits_LV, -jnp.inf)

@@ -125,10 +125,8 @@ def run(
 ) -> TrainState:
     """Trains from the newest checkpoint, or from `state`, to `config.num_steps`.
 
-    The next step is dispatched before the metrics of the last one are read, so the device never
-    waits for the host, but where it evaluates or saves. Before a save it looks whether the state is
-    fit to go on from: losses, gradient norms and every number of the state are finite, and the last
-    update has not grown the parameters' norm more than MAX_GROWTH times.
+    The next step is dispatched before the metrics of the last one are read, so the device waits for
+    the host only where it evaluates or saves. What is not finite, or blown up, is not saved.
 
     Args:
       config: length and rhythm.
@@ -139,18 +137,15 @@ def run(
       checkpointer: of this stage.
       watch: metrics and progress.
       step_tokens: tokens a step reads, for tokens a second.
-      ideal_step_secs: what a step would take at the devices' peak, for mfu; None if it is more
-        than one model's training.
+      ideal_step_secs: of a step at the devices' peak, for mfu; None if no one model is trained.
       learning_rate: of the update that follows a number of steps, for the metrics.
-      evaluators: {name: fn(params) -> {name: number}}, called every `eval_every` steps and at the
-        end; their time is not counted as training.
+      evaluators: {name: fn(params) -> {name: number}}, called every `eval_every` steps and last.
 
     Returns the final state.
 
     Raises:
       PreemptedError: SIGTERM came; state and loader are saved.
-      FloatingPointError: a loss or gradient norm of a step that is logged or saved is not finite,
-        or its state is not fit to be saved; earlier checkpoints are left.
+      FloatingPointError: see `refuse_infinite`, of what is logged, and `refuse_blown_up`.
     """
     state, first = _resume(state, loader, checkpointer)
     watch.truncate(first)
@@ -158,11 +153,9 @@ def run(
     batches = iter(loader)
     with listen_for_sigterm() as told_to_stop:
         for step in range(first, config.num_steps):
-            batch = place(next(batches), mesh)
             meter.before_step()
-            state, metrics = step_fn(state, batch)
-            done = step + 1
-            is_last = done == config.num_steps
+            state, metrics = step_fn(state, place(next(batches), mesh))
+            done, is_last = step + 1, step + 1 == config.num_steps
             meter.record(done, metrics)
             if evaluators and (is_last or done % config.eval_every == 0):
                 with meter.paused():
@@ -171,8 +164,7 @@ def run(
             stopping = told_to_stop()
             if is_last or done % config.save_every == 0 or stopping:
                 with meter.paused():
-                    refuse_infinite(done, metrics)
-                    _refuse_blown_up(done, metrics, state)
+                    refuse_blown_up(done, metrics, state)
                     checkpointer.save(done, state.params, _rest(state), loader.get_state())
             if stopping:
                 checkpointer.wait()
@@ -277,12 +269,15 @@ def refuse_infinite(step: int, metrics: Mapping[str, Any]) -> None:
             raise FloatingPointError(f"the {name} is {value} at step {step}")
 
 
-def _refuse_blown_up(step: int, metrics: Mapping[str, Any], state: TrainState) -> None:
-    """Raises FloatingPointError if the update of this step has spoilt the state.
+def refuse_blown_up(step: int, metrics: Mapping[str, Any], state: TrainState) -> None:
+    """Raises FloatingPointError if training should not go on from this state, and be saved so.
 
-    The other metrics are of the parameters before the update. Parameters can be blown up and
-    finite: a model whose activations overflow to a gradient of 0 has finite metrics for some steps.
+    A loss or gradient norm of its step is not finite, nor is a number of the state; or the update
+    has grown the norm of the parameters more than MAX_GROWTH times. Losses and gradients are those
+    before the update. Blown-up parameters can be finite, and so, for some steps, are the metrics of
+    a model whose activations overflow to a gradient of 0.
     """
+    refuse_infinite(step, metrics)
     for name, value in metrics.items():
         if name.endswith("param_growth") and not float(value) <= MAX_GROWTH:
             raise FloatingPointError(
