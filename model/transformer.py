@@ -99,11 +99,12 @@ class Transformer(nnx.Module):
     """Embedding, stacks of layers, final norm and head."""
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        sizes, fan_in = config.sizes(), config.d_model**-0.5
+        sizes, input_rms = config.sizes(), _input_rms(config)
+        scale = config.d_model**0.5 if config.scale_embedding else 1.0
         self.config = config
-        self.embedding = weight(rngs, "VD", sizes, fan_in)
+        self.embedding = weight(rngs, "VD", sizes, input_rms / scale)
         learned = config.positions == "learned"
-        self.position_table = weight(rngs, "TD", sizes, fan_in) if learned else None
+        self.position_table = weight(rngs, "TD", sizes, input_rms) if learned else None
         for number, stack in enumerate(stacks(config)):
             make = nnx.vmap(
                 functools.partial(Cycle, config, stack),
@@ -114,7 +115,7 @@ class Transformer(nnx.Module):
         # Scalar: N(0, 1/sqrt(D + 1)), arXiv 2403.17031 (reward head of the OpenAI code).
         self.head = {
             "tied": lambda: None,
-            "untied": lambda: weight(rngs, "DV", sizes, fan_in),
+            "untied": lambda: weight(rngs, "DV", sizes, 1.0 / config.d_model),
             "scalar": lambda: weight(rngs, "D", sizes, (config.d_model + 1) ** -0.5),
         }[config.head]()
 
@@ -221,6 +222,13 @@ class Transformer(nnx.Module):
         return step
 
 
+def _input_rms(config: TransformerConfig) -> float:
+    """RMS of fresh token vectors in the residual stream; `init` says why."""
+    if config.head != "tied":
+        return 1.0
+    return config.d_model**-0.25 if config.scale_embedding else (3 * config.d_model) ** -0.5
+
+
 @functools.lru_cache(maxsize=64)
 def _abstract(config: TransformerConfig) -> tuple[nnx.GraphDef, nnx.State]:
     """Structure of the model, and its parameters' shapes and letters; no device is touched."""
@@ -250,8 +258,20 @@ def declare(config: TransformerConfig) -> Params:
 def init(config: TransformerConfig, rng: jax.Array, mesh: Mesh | None = None) -> Params:
     """Fresh parameters: float32, a nested dict of arrays, placed on the mesh if one is given.
 
+    Weights have variance 1 / fan-in, so that a product of unit-variance inputs has unit variance;
+    the last product of a sublayer is smaller by sqrt(2 x layers), so that all of them together add
+    a variance of at most about 1 to the residual stream. The first loss is near ln V:
+      A head of its own has std 1 / D, and logits have variance 1 / D. Token vectors have RMS 1.
+      A tied head has the embedding's std s, and logits have variance s^2 D. A token's own logit is
+      s D x (share of its vector in the normed output), at most s D r with an input RMS of r. With
+      vectors scaled by sqrt(D), r = s sqrt(D), and r = D^-1/4 is the greatest that keeps it of
+      order 1 at any width; without, r = s, and s = (3 D)^-1/2 is GPT-2's 0.02 at its width of 768.
+
     Raises:
       ValueError: the mesh cannot split some weight.
+
+    Source: inputs arXiv 2312.16903; sublayers GPT-2 (Radford et al. 2019), section 2.3; own head
+    arXiv 2203.03466, table 3; tied (3 D)^-1/2 arXiv 2201.11990, section 3.1; D^-1/4 is ours.
     """
 
     def create(rng):
