@@ -15,7 +15,7 @@ def folder(tmp_path):
         "gsm/test.jsonl": b'{"question": "How many?", "steps": [{"text": "Two."}], "n": 2}\n\n',
         "quiz.json": json.dumps({"rows": ["One", {"q": "Two"}]}).encode(),
         "table.csv": b'\xef\xbb\xbfq,a\n"Why, then?",Because\n',
-        "packed/test.tsv.gz": gzip.compress(b"q\ta\nWho\tI\n"),
+        "packed/test.tsv.gz": gzip.compress(b"q\ta\nWho\tI\n", mtime=0),
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
@@ -51,7 +51,11 @@ def test_no_path_has_no_texts():
     [
         ("a.txt", b"x", r"eval\.sets: .*: no file of \.jsonl, \.json, \.csv, \.tsv found"),
         ("a.jsonl", b"{", r"eval\.sets: .*a\.jsonl: cannot be read"),
-        ("a.json.gz", gzip.compress(b"{}" * 99)[:20], r"eval\.sets: .*a\.json\.gz: cannot be read"),
+        (
+            "a.json.gz",
+            gzip.compress(b"{}" * 99, mtime=0)[:20],
+            r"eval\.sets: .*a\.json\.gz: cannot be read",
+        ),
         ("a.csv", b'a,b\n"unclosed', r"eval\.sets: .*a\.csv: cannot be read"),
         ("a.jsonl", b"", r"eval\.sets: .*: not one text in 1 file"),
         ("a.csv", b"\xff", r"eval\.sets: .*a\.csv: cannot be read"),

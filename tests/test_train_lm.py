@@ -99,18 +99,21 @@ def test_loss_and_gradients_are_the_formula(name):
     params = make_params(config)
 
     def by_chunks(params):
-        total, *others = lm_loss(config, Z_LOSS, 10)(params, batch)
-        return total, others
+        sums = lm_loss(config, Z_LOSS, 10)(params, batch)
+        return sums.objective, sums
 
     run = functools.partial(jax.jit, compiler_options=FAST_COMPILE)
-    (total, (weight, named)), grads = run(jax.value_and_grad(by_chunks, has_aux=True))(params)
+    (total, sums), grads = run(jax.value_and_grad(by_chunks, has_aux=True))(params)
     formula = functools.partial(by_formula, config, batch=batch)
     wanted, wanted_grads = run(jax.value_and_grad(formula))(params)
     np.testing.assert_allclose(total, wanted, VALUE_RTOL)
-    np.testing.assert_allclose(weight, batch["weights"].sum(), VALUE_RTOL)
+    np.testing.assert_allclose(sums.weight, batch["weights"].sum(), VALUE_RTOL)
+    terms = {"z_loss": Z_LOSS, "moe_balance": config.moe.aux_loss, "moe_z": config.moe.z_loss}
+    parts = sum(rate * sums.named.get(name, 0.0) for name, rate in terms.items())
+    np.testing.assert_allclose(sums.loss + parts, total, VALUE_RTOL)
     assert_near(grads, wanted_grads)
-    if named:  # an even load would be 1 everywhere; it is 1 on average
-        load_XE = named["moe_load"] / weight
+    if "moe_load" in sums.named:  # an even load would be 1 everywhere; it is 1 on average
+        load_XE = sums.named["moe_load"] / sums.weight
         assert load_XE.shape == (2, 4)
         np.testing.assert_allclose(load_XE.mean(1), 1.0, VALUE_RTOL)
 
