@@ -18,9 +18,11 @@ import jax
 import numpy as np
 from sentencepiece import SentencePieceProcessor
 
+from data import chat
 from data.errors import BadInput
 from data.tokenizers import fast_tokenizer, pretrained, tokenizer, tokenizer_files
 from data.tokenizers.gguf_tokenizer import from_gguf
+from launch import training
 from launch.console import Progress
 from launch.newdir import appear
 from launch.rundir import ORIGIN, RunDir, code_version, digest, write_json
@@ -225,7 +227,13 @@ def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
     config = to_dataclass(TransformerConfig, saved["model"], "model")
     origin = run.stage("tokenizer") / ORIGIN
     described |= read_json(origin)["config"] if origin.exists() else {}
-    dtype, ids = described.get("dtype", "float32"), described.get("token_ids", _own_ids(stage))
+    dtype, folder = described.get("dtype", "float32"), run.stage("tokenizer")
+    if "format" in described:
+        kind, ids = described["format"], described["token_ids"]
+    else:
+        is_own = training.is_own(folder)
+        model = tokenizer.load(folder) if is_own else training.load_tokenizer(run)
+        kind, ids = "own" if is_own else "hf", _trained_ids(model, stage)
     with appear(out, "--hf", progress) as part:
         with _as_bad_input():
             name, shown = _find_family(described, config)
@@ -236,9 +244,7 @@ def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
         generation = described.get("generation", ids)
         if generation:
             (part / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-        taken = described.get("config", {}).get("tokenizer", {}).get("path")
-        kind = described.get("format", "hf" if taken else "own")
-        checked = _export_tokenizer(run.stage("tokenizer"), kind, stage, part)
+        checked = _export_tokenizer(folder, kind, stage, part)
     progress.note(f"{stage} of {run.path} is in {out} as {name}, {dtype}; tokenizer: {checked}")
     return {"stage": stage, "model_type": name, "dtype": dtype, "tokenizer": checked}
 
@@ -285,10 +291,12 @@ def _taker(leaves: Any, config: TransformerConfig, shown: TransformerConfig) -> 
     return take
 
 
-def _own_ids(stage: str) -> dict[str, Any]:
-    """Token ids of a run of our own: a model that has learnt to answer stops at <|end|> too."""
-    stop = tokenizer.EOS_ID if stage == "pretrain" else [tokenizer.END_ID, tokenizer.EOS_ID]
-    return dict(zip(TOKEN_KEYS, (tokenizer.BOS_ID, stop, tokenizer.PAD_ID), strict=True))
+def _trained_ids(model: Any, stage: str) -> dict[str, Any]:
+    """Token ids of a run's tokenizer: a model that has learnt to answer stops at its turn's end."""
+    stop = [model.eos_id] if stage == "pretrain" else [chat.end_id(model), model.eos_id]
+    stop = list(dict.fromkeys(stop))
+    values = (model.bos_id, stop[0] if len(stop) == 1 else stop, model.pad_id)
+    return dict(zip(TOKEN_KEYS, values, strict=True))
 
 
 def _items(parts: list, take: Callable, progress: Progress) -> Iterator[tuple]:

@@ -165,7 +165,7 @@ def tokenizer_loader(run: RunDir) -> Callable[[], Tokenizer | Pretrained]:
 
 def _loader(folder: Path, described: dict) -> Callable[[], Tokenizer | Pretrained]:
     config = described["tokenizer"]
-    if not described["start"] and (not config["path"] or _is_own(folder)):
+    if not described["start"] and (not config["path"] or is_own(folder)):
         return functools.partial(tokenizer.load, folder)
     rows = described["model"]["vocab_size"] or config["vocab_size"]
     return functools.partial(pretrained.load_for_training, folder, rows, tuple(config["control"]))
@@ -195,7 +195,7 @@ def take_tokenizer(chosen: Any, folder: Path) -> None:
         write_json(folder / ORIGIN, {"config": start.read_config()})
     else:
         tokenizer_source.take(Path(config.path), folder, _read_gguf)
-    if not _is_own(folder):
+    if not is_own(folder):
         pretrained.load_for_training(folder, rows, config.control)
     elif (num_ids := tokenizer.load(folder).vocab_size) > rows:
         raise BadInput(f"{folder}: the tokenizer has {num_ids} ids, and the model {rows} rows")
@@ -218,7 +218,7 @@ def check_chat(chosen: Any) -> None:
         raise BadInput(f"stages has 'sft': {error}") from error
 
 
-def _is_own(folder: Path) -> bool:
+def is_own(folder: Path) -> bool:
     """Whether the tokenizer in a folder is one that was trained here."""
     try:
         tokenizer.load(folder)

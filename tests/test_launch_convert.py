@@ -31,6 +31,7 @@ from model.config import RopeConfig, TransformerConfig
 from model.sharding import MeshConfig, make_mesh
 from model.tensors import write_safetensors
 from model.transformer import declare, forward
+from tests.test_token_layouts import BYTE_LEVEL, CONTROL, write_byte_level
 from train.checkpoint import Checkpointer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -250,6 +251,37 @@ def test_a_run_of_our_own_is_exported(own, tmp_path, stage, expected):
     assert (said["model_type"], said["dtype"], said["bos_token_id"]) == ("qwen3", "float32", 1)
     assert said["eos_token_id"] == (2 if expected == "pretrain" else [7, 2])
     assert "same ids for 8 of 8 samples" in out
+
+
+@pytest.mark.parametrize(
+    ("family", "stage", "bos", "stop", "pad"),
+    [
+        ("deepseek_v3", "pretrain", 0, 1, 1),
+        ("gpt2", "pretrain", 280, 280, 280),
+        ("gpt2", "dpo", 280, [284, 280], 280),
+    ],
+)
+def test_a_run_with_a_tokenizer_of_others_names_its_ids(tmp_path, family, stage, bos, stop, pad):
+    config, run = (
+        dataclasses.replace(TINY, vocab_size=400, qk_norm="head"),
+        RunDir(tmp_path / "run"),
+    )
+    chosen = {"path": "elsewhere", "control": list(CONTROL), "vocab_size": 400}
+    run.write_config({"model": to_dict(config), "start": "", "tokenizer": chosen}, "1 x cpu")
+    run.begin("tokenizer", {}, {}, fresh=True)
+    write_byte_level(run.stage("tokenizer"), *BYTE_LEVEL[family])
+    saved = Checkpointer(run.checkpoints(stage), {"model": to_dict(config)}, {}, 1)
+    saved.save(1, make_params(config), {"step": np.int32(1)}, {})
+    saved.close()
+    code, out, err = door("export", f"--run={run.path}", f"--hf={tmp_path}/hf", f"--stage={stage}")
+    assert code == 0, err
+    for name in ("config.json", "generation_config.json"):
+        said = json.loads((tmp_path / "hf" / name).read_text())
+        found = tuple(said[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id"))
+        assert found == (bos, stop, pad)
+    assert "as it was imported" in out
+    source = (run.stage("tokenizer") / "tokenizer.json").read_bytes()
+    assert (tmp_path / "hf" / "tokenizer.json").read_bytes() == source
 
 
 def test_a_scale_that_no_family_has_goes_into_the_embedding(tmp_path):
