@@ -172,7 +172,7 @@ def test_training_widens_the_margin_and_leaves_the_reference_alone(batch):
     optimizer = optax.adam(3e-3)
     shardings = state_shardings(optimizer, CONFIG, reference, mesh)
     with jax.set_mesh(mesh):
-        state = init_state(reference, optimizer, shardings)
+        state = init_state(jax.tree.map(jnp.copy, reference), optimizer, shardings)
         step, measured = make_step(dpo.dpo_loss(CONFIG, DPO), optimizer, 1, shardings), []
         for _ in range(20):
             state, metrics = step(state, jax.tree.map(jnp.asarray, batch))

@@ -203,15 +203,19 @@ def test_state_stays_where_it_was_and_moments_lie_with_their_weights():
     assert q.addressable_shards[0].data.size * 4 == q.size
 
 
-def test_the_callers_parameters_are_left_alone():
+def test_the_starting_parameters_become_the_states():
+    """On the device they are the same memory; on the host they are left as they are."""
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    optimizer, params = optax.sgd(0.1), make_params()
-    with jax.set_mesh(mesh):
-        shardings = state_shardings(optimizer, SHAPE, params, mesh)
-        params = jax.device_put(params, shardings.params)
-        state = init_state(params, optimizer, shardings)
-    jax.tree.map(lambda leaf: leaf.delete(), state.params)
-    jax.tree.map(np.testing.assert_array_equal, params, make_params())
+    optimizer, on_host = optax.sgd(0.1), make_params()
+    shardings = state_shardings(optimizer, SHAPE, on_host, mesh)
+    params = jax.device_put(jax.tree.map(jnp.asarray, on_host), shardings.params)
+    before = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params)]
+    state = init_state(params, optimizer, shardings)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(params))
+    assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.params)] == before
+    init_state(on_host, optimizer, shardings)
+    jax.tree.map(np.testing.assert_array_equal, state.params, on_host)
+    jax.tree.map(np.testing.assert_array_equal, on_host, make_params())
 
 
 def test_targets_without_weight_change_nothing():
