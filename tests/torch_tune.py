@@ -49,13 +49,12 @@ OVERRIDES = {
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A family's shape and tokenizer: split, special tokens, roles, class."""
+    """A family's shape and tokenizer: split, special tokens, roles."""
 
     config: dict
     split: str
     special: tuple[str, ...]
     roles: dict
-    tokenizer_class: str
 
 
 SHAPE = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)
@@ -71,16 +70,15 @@ LAYOUTS = {
         "llama-bpe",
         ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"),
         dict(bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>"),
-        "PreTrainedTokenizerFast",
     ),
     # No bos; padding is eos.
     "qwen2": Layout(
         SHAPE | dict(model_type="qwen2", tie_word_embeddings=True),
-        *("qwen2", QWEN, QWEN_ROLES, "Qwen2Tokenizer"),
+        *("qwen2", QWEN, QWEN_ROLES),
     ),
     "qwen3": Layout(
         SHAPE | dict(model_type="qwen3", head_dim=16),
-        *("qwen2", QWEN, QWEN_ROLES, "Qwen2Tokenizer"),
+        *("qwen2", QWEN, QWEN_ROLES),
     ),
 }
 
@@ -110,24 +108,47 @@ def write_text(folder: Path) -> None:
 def make(folder: Path) -> None:
     """Models and tokenizers, written by transformers' save_pretrained."""
     import torch
-    from tokenizers import AddedToken
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-
-    from data.tokenizers import byte_level
-    from tests.test_data_byte_level import byte_vocab
 
     for name, layout in LAYOUTS.items():
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**layout.config))
         for key, weight in model.named_parameters():
             weight.data = torch.from_numpy(values(key, tuple(weight.shape)))
         model.save_pretrained(folder / name)
-        vocab, merges = byte_vocab()
-        vocab |= {token: len(vocab) + i for i, token in enumerate(layout.special)}
-        added = [AddedToken(token, special=True, normalized=False) for token in layout.special]
-        backend = byte_level.build(vocab, merges, layout.split, added)
+        backend = build_tokenizer(layout)
         PreTrainedTokenizerFast(tokenizer_object=backend, **layout.roles).save_pretrained(
             folder / name
         )
+
+
+def build_tokenizer(layout: Layout):
+    """A small byte-level vocabulary with the family's split and special tokens."""
+    from tokenizers import AddedToken
+
+    from data.tokenizers import byte_level
+    from tests.test_data_byte_level import byte_vocab
+
+    vocab, merges = byte_vocab()
+    vocab |= {token: len(vocab) + i for i, token in enumerate(layout.special)}
+    added = [AddedToken(token, special=True, normalized=False) for token in layout.special]
+    return byte_level.build(vocab, merges, layout.split, added)
+
+
+def write_frozen(folder: Path, name: str) -> list[float]:
+    """Writes what `make` does, without torch, from FROZEN; gives torch's losses."""
+    from safetensors.numpy import save_file
+
+    from model import families, hf
+
+    frozen = json.loads(FROZEN.read_text())[name]
+    (folder / name).mkdir(parents=True)
+    for file in ("config", "tokenizer_config"):
+        (folder / name / f"{file}.json").write_text(json.dumps(frozen[file]))
+    build_tokenizer(LAYOUTS[name]).save(str(folder / name / "tokenizer.json"))
+    parts = hf.outline(families.from_hf(frozen["config"]), frozen["config"]["model_type"])
+    tensors = {part.name: values(part.name, part.shape) for part in parts}
+    save_file(tensors, folder / name / "model.safetensors")
+    return frozen["losses"]
 
 
 def flags(name: str, folder: Path) -> list[str]:
@@ -154,6 +175,8 @@ def tune(name: str, folder: Path, *more: str) -> tuple[list[float], list[dict]]:
             batches.append(super().__next__())
             return batches[-1]
 
+    for domain in ("docs", "code"):
+        write_text(folder / "text" / domain)
     source = f"--hf={folder}/{name}"
     assert run_command(["import", source, f"--out={folder}/{name}-imported"]) == 0
     plain, training.Loader = training.Loader, Recording
@@ -169,8 +192,6 @@ def tune(name: str, folder: Path, *more: str) -> tuple[list[float], list[dict]]:
 
 def ours(folder: Path) -> None:
     """Trains; keeps the rows and the losses."""
-    for domain in ("docs", "code"):
-        write_text(folder / "text" / domain)
     for name in LAYOUTS:
         losses, batches = tune(name, folder)
         stacked = {key: np.stack([batch[key] for batch in batches]) for key in batches[0]}
@@ -246,7 +267,7 @@ def freeze(folder: Path) -> None:
         name: {
             "config": json.loads((folder / name / "config.json").read_text()),
             "tokenizer_config": json.loads((folder / name / "tokenizer_config.json").read_text()),
-            "losses": [round(x, 7) for x in json.loads((folder / f"{name}.json").read_text())],
+            "losses": json.loads((folder / f"{name}.json").read_text()),
         }
         for name in LAYOUTS
     }
