@@ -303,7 +303,7 @@ def _curves(stage: str, rows: Mapping[int, Mapping]) -> dict:
         if points:
             plots.append(
                 plot.line(
-                    _title(metric),
+                    _metric_title(metric),
                     points,
                     logarithmic=metric in LOGARITHMIC,
                     noisy=metric not in EXACT,
@@ -322,7 +322,7 @@ def _curves(stage: str, rows: Mapping[int, Mapping]) -> dict:
     return {"stage": stage, "steps": steps[-1], "plots": plots, "rates": rates}
 
 
-def _title(metric: str) -> str:
+def _metric_title(metric: str) -> str:
     name = metric.removeprefix("heldout/")
     return PANELS.get(name, name) + ", held out" * (name != metric)
 

@@ -37,6 +37,7 @@ ARGUED_LENGTHS: dict[str, str] = {}
 # Public functions that only users of the rooms call, and who they are: {"room.module.name": who}.
 LIBRARY_FACE: dict[str, str] = {
     "model.hf.load": "README's three lines: a model of others from Python, onto any mesh",
+    "model.loss.head_loss": "the scalar that oracles differentiate; training needs its parts too",
     "model.hf.save": "its counterpart; the verb export streams from disk instead",
 }
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".jinja", ".txt", ".yaml", ".yml", ".json", ".sh", ""}

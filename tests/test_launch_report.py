@@ -358,7 +358,7 @@ def test_metrics_of_one_step_are_joined_and_the_later_value_counts(run_dir):
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     page = _page(run_dir)
     assert "loss: 5 at first, 4.25 at last" in page
-    assert "heldout/loss: 3.5 at first" in page
+    assert "loss, held out: 3.5 at first" in page
 
 
 def test_a_stages_speed_is_all_tokens_over_all_seconds(run_dir):

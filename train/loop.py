@@ -134,15 +134,13 @@ def run(
       step_fn: from `step.make_step`.
       loader: iterable of dicts of numpy arrays, with get_state() and set_state().
       mesh: where batches go; the caller has set it (`jax.set_mesh`).
-      checkpointer: of this stage.
-      watch: metrics and progress.
+      checkpointer, watch: where states go; where metrics and progress go.
       step_tokens: tokens a step reads, for tokens a second.
       ideal_step_secs: of a step at the devices' peak, for mfu; None if no one model is trained.
       learning_rate: of the update that follows a number of steps, for the metrics.
       evaluators: {name: fn(params) -> {name: number}}, called every `eval_every` steps and last.
 
     Returns the final state.
-
     Raises:
       PreemptedError: SIGTERM came; state and loader are saved.
       FloatingPointError: see `refuse_infinite`, of what is logged, and `refuse_blown_up`.

@@ -131,7 +131,8 @@ def make_step(
             has_weight, update, lambda: (state.params, state.opt_state)
         )
         # Of what is read and written anyway; the update's own norm would keep a copy of it.
-        metrics["param_growth"] = optax.tree.norm(params) / optax.tree.norm(state.params)
+        growth = optax.tree.norm(params) / optax.tree.norm(state.params)
+        metrics["param_growth"] = jnp.where(has_weight, growth, 1.0)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
