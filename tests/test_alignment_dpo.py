@@ -16,6 +16,8 @@ from model.config import TransformerConfig
 from model.transformer import declare, forward
 from train.step import init_state, make_step, state_shardings
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 START_ATOL = 2e-6  # log-ratios of the policy to itself, of answers of some -20 nats
 LOGPROB_ATOL = 2e-5
 GRAD_RTOL = 1e-4

@@ -17,6 +17,8 @@ from train.checkpoint import Checkpointer, params_hash
 from train.loop import LoopConfig
 from train.optimizer import OptimizerConfig
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MEASURE_RTOL = 2e-4  # float32 through two layers, then sums of advantages, against float64
 MEASURE_ATOL = 2e-4
 MESH_RTOL = 1e-4  # float32 sums in another order, whitened

@@ -20,6 +20,8 @@ from tests.test_alignment_ppo import (
 from train import loop
 from train.checkpoint import Checkpointer
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def test_the_last_minibatch_of_the_last_iteration_has_the_final_rate():
     """Twelve iterations of 2 epochs of 2 minibatches are 48 updates, falling from 0.01 to 0."""

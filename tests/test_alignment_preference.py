@@ -171,9 +171,11 @@ def test_rows_by_hand():
         "tokens": [[1, 5, 6, 20, 21, 7, 0, 0], [1, 5, 6, 30, 7, 0, 0, 0]],
         "real": [[1, 1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0, 0, 0]],
         "answer": [[0, 0, 0, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 0, 0, 0]],
+        "weight": 1.0,
     }
     assert {name: array.tolist() for name, array in rows[0].items()} == expected
-    assert {array.dtype for array in rows[0].values()} == {np.dtype(np.int32)}
+    types = {name: str(array.dtype) for name, array in rows[0].items()}
+    assert types == dict.fromkeys(expected, "int32") | {"weight": "float32"}
 
 
 def test_pairs_that_do_not_fit_are_left_out_and_counted():

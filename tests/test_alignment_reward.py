@@ -15,6 +15,8 @@ from model.config import TransformerConfig
 from model.transformer import declare, forward, init
 from train.step import init_state, make_step, state_shardings
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SCORE_ATOL = 1e-5  # the same sums in another order
 LOSS_RTOL = 1e-5
 

@@ -15,6 +15,8 @@ from model.config import TransformerConfig
 from model.decode import generate
 from model.transformer import declare, forward
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LOGPROB_ATOL = 2e-5  # sampler and trainer: the same sums in another order
 
 CONFIG = TransformerConfig(

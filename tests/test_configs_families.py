@@ -12,6 +12,8 @@ from launch import settings
 from model import families, hf_keys
 from model.transformer import declare, forward, init
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # Parameters of the models that transformers 5.23.0 builds (on the meta device) from the config.json
 # that `to_hf` writes; DeepSeek-V3's with its 14,848 balancing biases, which are buffers there.
 NUM_PARAMS = {

@@ -10,6 +10,8 @@ from eval import dialog
 from model import decode, transformer
 from model.config import TransformerConfig
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIG = TransformerConfig(
     vocab_size=264,
     num_layers=2,

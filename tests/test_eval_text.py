@@ -10,6 +10,8 @@ from eval import text
 from model import transformer
 from model.config import TransformerConfig
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 EXACT = 1e-6  # float32 sums of some hundred terms
 PACKING = 1e-5
 

@@ -8,6 +8,8 @@ from data.errors import BadInput
 from launch import settings
 from tests.test_launch_pipeline import Pipeline
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture
 def pipeline(tmp_path):

@@ -328,6 +328,7 @@ def test_quickstart_runs_on_eight_devices_as_it_stands(tmp_path):
     assert RunDir(tmp_path / "run").read_config()["mesh"]["data"] == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in SPEED | TRIED])
 def test_config_trains_two_steps(name, tmp_path):
     """On the eight devices, whatever the config's mesh and batch sizes make of them."""

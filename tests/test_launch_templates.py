@@ -55,7 +55,8 @@ def ask(run, question):
     return json.loads(out)
 
 
-@pytest.mark.parametrize("stages", [STAGES[:4], pytest.param(STAGES, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stages", [STAGES[:4], STAGES])
 def test_every_stage_speaks_by_the_template(tmp_path, stages):
     imported = bring_in(tmp_path, "qwen3")
     assert ask(imported, "What is 2 + 3?")["stage"] == "import"

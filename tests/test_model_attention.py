@@ -9,6 +9,8 @@ from model import attention
 from model.attention import Places, visible
 from model.config import RopeConfig
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 F32_RTOL = 1e-5  # float32 against float64
 F32_ATOL = 2e-6
 ROPE_ATOL = 1e-5  # float32 angles of some thousand radians in the largest case

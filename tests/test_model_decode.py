@@ -13,6 +13,8 @@ from model.decode import generate
 from model.loss import token_logprobs
 from model.transformer import declare, forward
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LOGPROB_ATOL = 2e-5  # sampler and trainer: the same sums in another order
 NUM_SIGMAS = 4.5  # of a multinomial count; a fixed seed, so that the test cannot flicker
 PAD, NEVER = 0, 64  # an end token outside the vocabulary

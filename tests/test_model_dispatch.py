@@ -11,6 +11,8 @@ from jax.sharding import PartitionSpec
 from model import dispatch, sharding
 from model.sharding import MeshConfig
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SUM_TOL = 2e-4  # float32 sums of up to 640 products
 
 

@@ -10,6 +10,8 @@ import pytest
 from model import families, hf_keys
 from model.config import MLAConfig, MoEConfig, RopeConfig, TransformerConfig
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CASES = json.loads((Path(__file__).parent / "hf_logits.json").read_text())
 
 

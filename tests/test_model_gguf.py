@@ -15,6 +15,8 @@ from gguf import GGUFValueType as Value
 from model import tensors
 from model.gguf import open_gguf
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # Blocks and what the package makes of them on the way.
 CONSTANT_BYTES = 24 << 20
 REFUSAL_SECS = 2.0

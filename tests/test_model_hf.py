@@ -20,6 +20,8 @@ from model import decode, families, fill, hf, hf_keys, hf_names, sharding
 from model.parts import parts
 from model.transformer import declare, forward, init
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CASES = json.loads((Path(__file__).parent / "hf_logits.json").read_text())
 ATOL = 1e-4  # float32 logits of several units, sums taken in another order
 LAST_BIT = 1.2e-7  # of a scale around 1, kept less 1

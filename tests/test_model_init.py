@@ -16,6 +16,8 @@ from model.attention import Places
 from model.config import MLAConfig, TransformerConfig, stacks
 from model.loss import head_loss
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 V, B, L, HEAD_DIM = 1024, 16, 64, 16
 WIDTHS = (64, 192, 512, 1024)
 NUM_LAYERS = 4

@@ -17,6 +17,9 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from model import kernel, ring, sharding
 from model.attention import Places, attend, visible
 from model.config import TransformerConfig
+from tests.marks import by_default
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 TIGHT = dict(rtol=1e-5, atol=1e-5)  # float32 sums in another order
 TPU = kernel.Request(
@@ -129,7 +132,13 @@ def cuda(monkeypatch):
 
 @pytest.mark.parametrize(
     ("window", "softcap", "sinks", "K", "Hv"),
-    [(0, 0.0, False, 4, 24), (40, 5.0, True, 2, 16), (0, 5.0, False, 1, 32), (1, 0.0, True, 2, 24)],
+    by_default(
+        [
+            *((0, 0.0, False, 4, 24), (40, 5.0, True, 2, 16)),
+            *((0, 5.0, False, 1, 32), (1, 0.0, True, 2, 24)),
+        ],
+        *(0, 1),
+    ),
 )
 def test_splash_is_the_reference(tpu, caplog, window, softcap, sinks, K, Hv):
     q, k, v, sink, probe = make_arrays(K=K, Hv=Hv)
@@ -177,10 +186,13 @@ def test_splash_on_a_mesh_is_the_reference(tpu, caplog, K, sizes):
 
 @pytest.mark.parametrize(
     ("window", "softcap", "sinks", "K", "sizes"),
-    [
-        (0, 0.0, False, 2, {"context": 2, "fsdp": 2, "tensor": 2}),
-        (300, 5.0, True, 1, {"context": 4, "tensor": 2}),
-    ],
+    by_default(
+        [
+            (0, 0.0, False, 2, {"context": 2, "fsdp": 2, "tensor": 2}),
+            (300, 5.0, True, 1, {"context": 4, "tensor": 2}),
+        ],
+        1,
+    ),
 )
 def test_splash_over_a_context_axis_is_the_reference(tpu, caplog, window, softcap, sinks, K, sizes):
     """Queries split in the balanced order, keys gathered; a row out of that order becomes NaN."""

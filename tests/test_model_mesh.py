@@ -18,6 +18,8 @@ from model.sharding import MeshConfig
 from model.transformer import declare
 from train.lm import lm_loss
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LOSS_RTOL = 2e-6
 GRAD_TOL = 1e-5  # of the largest gradient of the weight, or of any weight
 B, L, V = 16, 32, 60  # 60 words are stored as 64

@@ -12,6 +12,9 @@ from model import moe, sharding
 from model.attention import Places
 from model.config import MoEConfig, TransformerConfig
 from model.sharding import MeshConfig
+from tests.marks import by_default
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 LOOP_TOL = 2e-5  # float32 against float64
 MESH_TOL = 2e-5  # float32 sums taken in another order
@@ -246,7 +249,7 @@ def on_mesh(mesh, config, params, x_BLD, segments_BL, direction_BLD):
 
 
 @pytest.mark.parametrize("dispatch", ["dropless", "capacity"])
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
+@pytest.mark.parametrize("sizes", by_default(MESHES, 5), ids=str)
 def test_mesh_is_one_device(sizes, dispatch):
     config = make_config(FULL, dispatch=dispatch, capacity_factor=0.7)
     params, (x_BLD, segments_BL) = make_params(config), make_batch()
@@ -256,7 +259,7 @@ def test_mesh_is_one_device(sizes, dispatch):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (4, 3)], ids=str)
-@pytest.mark.parametrize("dispatch", ["dropless", "capacity"])
+@pytest.mark.parametrize("dispatch", by_default(["dropless", "capacity"], 0))
 def test_mesh_is_one_device_for_few_tokens(dispatch, shape):
     """Rows that the mesh cannot split are on several devices at once, as in decoding."""
     config = make_config(ROUTERS["gpt_oss"], dispatch=dispatch)
@@ -268,7 +271,7 @@ def test_mesh_is_one_device_for_few_tokens(dispatch, shape):
     assert_close(got, wanted, MESH_TOL)
 
 
-@pytest.mark.parametrize("dispatch", ["dropless", "capacity"])
+@pytest.mark.parametrize("dispatch", by_default(["dropless", "capacity"], 1))
 def test_experts_work_in_stages_scans_and_checkpoints(dispatch):
     config = make_config(FULL, dispatch=dispatch, capacity_factor=0.7)
     layers = [make_params(config, seed) for seed in range(4)]
@@ -300,7 +303,7 @@ def test_experts_work_in_stages_scans_and_checkpoints(dispatch):
     assert_close(got, wanted, 10 * MESH_TOL)  # four layers deep
 
 
-@pytest.mark.parametrize("dispatch", ["dropless", "capacity"])
+@pytest.mark.parametrize("dispatch", by_default(["dropless", "capacity"], 0))
 def test_microbatches_add_up_to_the_batch(dispatch):
     config = make_config(FULL, dispatch=dispatch, capacity_factor=0.7)
     params, (x_BLD, segments_BL) = make_params(config), make_batch()
@@ -348,7 +351,7 @@ def test_experts_have_no_order(router):
     np.testing.assert_array_equal(moved_stats["moe_load"], stats["moe_load"][:, order])
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1.0, -3.0])
+@pytest.mark.parametrize("scale", by_default([1e-6, 1.0, -3.0], 2))
 def test_balance_bias_gets_the_surplus_whatever_the_loss(scale):
     config = make_config(FULL)
     params, (x_BLD, segments_BL) = make_params(config), make_batch()

@@ -8,6 +8,8 @@ import pytest
 from model import pipeline, sharding
 from model.config import TransformerConfig
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TOL = 1e-5  # float32 products of another number of rows
 B, D, X = 8, 4, 8
 

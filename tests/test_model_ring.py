@@ -8,6 +8,9 @@ import pytest
 from model import ring, sharding
 from model.attention import Places, attend, visible
 from model.config import TransformerConfig
+from tests.marks import by_default
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 B, L, N, K, H, HV = 2, 64, 4, 2, 8, 6
 NAMES = ("mixed", "dq", "dk", "dv", "dsink")
@@ -60,7 +63,9 @@ def run(call, places, q, k, v, sink, probe):
 
 @pytest.mark.parametrize(
     ("tiles", "layout"),
-    [((512, 1024), "balanced"), ((4, 2), "balanced"), ((1, 8), "text"), ((4, 2), "any")],
+    by_default(
+        [((512, 1024), "balanced"), ((4, 2), "balanced"), ((1, 8), "text"), ((4, 2), "any")], 1, 3
+    ),
 )
 @pytest.mark.parametrize(
     ("window", "softcap", "sinks", "packed", "sizes", "num_kv_heads"),

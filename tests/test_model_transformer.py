@@ -13,6 +13,8 @@ from model import sharding, transformer
 from model.config import HEADS, TransformerConfig
 from model.transformer import declare, forward
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 F64_RTOL = 1e-4  # float32 through two layers against float64
 F64_ATOL = 2e-5
 SLOPE_RTOL = 1e-3  # a float32 gradient against a float64 difference quotient

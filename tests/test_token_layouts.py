@@ -29,6 +29,8 @@ from tests import test_model_transformer
 from tests.test_model_transformer import make_params, numpy_forward
 from train.lm import lm_loss
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RTOL = 2e-5
 SEQ_LEN = 48
 CONTROL = ("<|sys|>", "<|usr|>", "<|ast|>", "<|stop|>")

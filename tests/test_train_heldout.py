@@ -14,6 +14,8 @@ from tests.test_alignment_dpo import CONFIG, DPO, SEQ_LEN, make_pairs, make_para
 from train.heldout import heldout_loss
 from train.lm import lm_loss
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RTOL = 1e-5
 
 

@@ -17,6 +17,8 @@ from model.transformer import declare, features
 from train.lm import lm_loss
 from train.step import init_state, make_step, state_shardings
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 VALUE_RTOL = 5e-6  # float32 sums in another order
 GRAD_TOL = 2e-5  # of the largest gradient of the weight
 Z_LOSS, RATE = 0.05, 0.3

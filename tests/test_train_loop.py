@@ -22,6 +22,8 @@ from train.loop import LoopConfig, PreemptedError, Watch
 from train.optimizer import OptimizerConfig, make_optimizer
 from train.step import Sums, init_state, make_step, state_shardings
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SHAPE = TransformerConfig(
     vocab_size=32,
     num_layers=2,

@@ -25,6 +25,8 @@ from train.checkpoint import Checkpointer
 from train.lm import lm_loss
 from train.loop import Watch
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture
 def trial(tmp_path):

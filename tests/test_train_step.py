@@ -13,9 +13,12 @@ from model import sharding
 from model.config import TransformerConfig
 from model.sharding import MeshConfig
 from model.transformer import declare, forward
+from tests.marks import by_default
 from train.lm import LMConfig, lm_loss
 from train.optimizer import OptimizerConfig, make_optimizer
 from train.step import RESERVED, Sums, TrainState, init_state, make_step, state_shardings
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SPLIT_RTOL = 2e-5  # float32 sums over rows, taken in another order
 SPLIT_ATOL = 3e-6
@@ -225,7 +228,7 @@ def test_targets_without_weight_change_nothing():
     assert (changed["targets"] != batch["targets"]).any()
 
 
-@pytest.mark.parametrize("num_microbatches", [1, 2])
+@pytest.mark.parametrize("num_microbatches", by_default([1, 2], 1))
 def test_a_batch_without_any_target_changes_no_parameter_and_no_moment(num_microbatches):
     """Nor does the schedule move on: the step is counted, and its metrics are 0."""
     state, _, step, _, _ = train_anew(ALONE[0], num_microbatches)
