@@ -5,7 +5,6 @@ import io
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -23,7 +22,6 @@ ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = f"--config={ROOT}/configs/quickstart.py"
 EIGHT = "--config.mesh.data=8"  # the devices of these tests
 # Of the issue. Counted in processor time of the command, so that a busy machine does not count.
-ANSWER_SECS = 2.0
 DOMAINS = ("docs", "code")
 WITHOUT_CONFIG = ("chat", "report", "import", "export")
 
@@ -44,9 +42,13 @@ def refusal(*arguments):
     return err
 
 
-def spent_secs():
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["grow"]])
+def test_help_does_not_wait_for_jax(arguments, tmp_path):
+    command = [sys.executable, "-X", "importtime", "-m", "launch.run", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    imported = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines()]
+    assert "launch.command" in imported and "jax" not in imported
 
 
 @pytest.mark.parametrize(
@@ -63,16 +65,13 @@ def spent_secs():
         (["import", "--hf=nowhere", "--out=new"], 2, "nowhere/config.json: no such file"),
     ],
 )
-def test_answer_comes_within_two_seconds(arguments, code, words, tmp_path):
+def test_a_mistake_is_answered_by_one_line_and_writes_nothing(arguments, code, words, tmp_path):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "launch.run", *arguments]
-    start = spent_secs()
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    secs = spent_secs() - start
     assert done.returncode == code, done.stderr
     assert done.stderr.count("\n") == (code == 2) and words in done.stderr
     assert ("usage: seedbed " in done.stdout) == (code == 0)
-    assert secs < ANSWER_SECS
     assert not list(tmp_path.iterdir()), "nothing is written"
 
 
@@ -366,7 +365,7 @@ def test_sigterm_between_checkpoints_exits_75_and_finishes_nothing(small, tmp_pa
         os.kill(os.getpid(), signal.SIGTERM)
         return {}
 
-    monkeypatch.setitem(stages.TABLE, "curate", Stage(("data",), (), body))
+    monkeypatch.setitem(stages.TABLE, "curate", Stage(("data",), (), ("data",), body))
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         code, out, err = door(*small("curate", "--json"))
