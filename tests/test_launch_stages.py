@@ -266,6 +266,7 @@ def test_a_changed_dpo_key_is_refused_until_dpo_starts_over(pulse):
     assert [line["step"] for line in lines] == [1, 2], "the first try's lines are gone"
 
 
+@pytest.mark.slow
 def test_an_imported_model_is_tuned_and_taken_out_again(pulse, tmp_path):
     """A model of our own as if it were others': out, in, trained on, taught to chat, and out."""
     taken, run, tuned, out = (tmp_path / name for name in ("taken", "run", "tuned", "out"))

@@ -190,8 +190,7 @@ def test_splash_on_a_mesh_is_the_reference(tpu, caplog, K, sizes):
         [
             (0, 0.0, False, 2, {"context": 2, "fsdp": 2, "tensor": 2}),
             (300, 5.0, True, 1, {"context": 4, "tensor": 2}),
-        ],
-        1,
+        ]
     ),
 )
 def test_splash_over_a_context_axis_is_the_reference(tpu, caplog, window, softcap, sinks, K, sizes):
