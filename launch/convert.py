@@ -228,15 +228,10 @@ def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
     origin = run.stage("tokenizer") / ORIGIN
     described |= read_json(origin)["config"] if origin.exists() else {}
     dtype, folder = described.get("dtype", "float32"), run.stage("tokenizer")
-    if "format" in described:
-        kind, ids = described["format"], described["token_ids"]
-    else:
-        is_own = training.is_own(folder)
-        model = tokenizer.load(folder) if is_own else training.load_tokenizer(run)
-        kind, ids = "own" if is_own else "hf", _trained_ids(model, stage)
     with appear(out, "--hf", progress) as part:
         with _as_bad_input():
             name, shown = _find_family(described, config)
+            kind, ids = _describe_tokenizer(run, described, stage)
             said = families.to_hf(shown, name) | {"dtype": dtype} | ids
             items = _items(hf.outline(shown, name), _taker(leaves, config, shown), progress)
         write_safetensors(part, items, MAX_SHARD_BYTES, dtype)
@@ -289,6 +284,16 @@ def _taker(leaves: Any, config: TransformerConfig, shown: TransformerConfig) -> 
         return value * np.float32(config.d_model**0.5) if folded else value
 
     return take
+
+
+def _describe_tokenizer(run: RunDir, described: dict, stage: str) -> tuple[str, dict[str, Any]]:
+    """Where a run's tokenizer comes from ('own', 'hf', 'gguf'), and its special tokens' ids."""
+    if "format" in described:
+        return described["format"], described["token_ids"]
+    folder = run.stage("tokenizer")
+    if training.is_own(folder):
+        return "own", _trained_ids(tokenizer.load(folder), stage)
+    return "hf", _trained_ids(training.load_tokenizer(run), stage)
 
 
 def _trained_ids(model: Any, stage: str) -> dict[str, Any]:

@@ -114,12 +114,13 @@ def _measured_peak(dtype: str) -> float:
     multiply = jax.jit(jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(each, each), out_specs=each))
     place = jax.sharding.NamedSharding(mesh, each)
     peak, secs, size = 0.0, 0.0, 512
-    while secs < MEASURED_SECS and size < MAX_MEASURED_SIZE:
-        size *= 2
-        x = jax.device_put(jnp.ones((size * mesh.size, size), DTYPES[dtype]), place)
-        multiply(x, x).block_until_ready()
-        secs = min(_time(multiply, x) for _ in range(8))
-        peak = max(peak, 2 * size**3 * jax.device_count() / secs)
+    with jax.set_mesh(mesh):  # a stage calls this within a mesh of its own
+        while secs < MEASURED_SECS and size < MAX_MEASURED_SIZE:
+            size *= 2
+            x = jax.device_put(jnp.ones((size * mesh.size, size), DTYPES[dtype]), place)
+            multiply(x, x).block_until_ready()
+            secs = min(_time(multiply, x) for _ in range(8))
+            peak = max(peak, 2 * size**3 * jax.device_count() / secs)
     return peak
 
 

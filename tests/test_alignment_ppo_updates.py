@@ -61,11 +61,11 @@ def test_a_critic_that_blows_up_stops_and_is_not_saved(short, tmp_path):
         jax.tree.map(lambda x, i=i: x[i].astype(np.int32), make_prompts()) for i in range(16)
     ]
     loader = Loader({"prompts": (records, 1.0)}, 16, 0, dict)
-    checkpointer, lines = Checkpointer(tmp_path, {}, 1), []
+    checkpointer, lines = Checkpointer(tmp_path, {}, {}, 1), []
     with jax.set_mesh(mesh):
         state = start()
     try:
-        with pytest.raises(FloatingPointError, match="the value_.* step 1"):
+        with jax.set_mesh(mesh), pytest.raises(FloatingPointError, match="the value_.* step 1"):
             loop.run(
                 dataclasses.replace(LOOP, num_steps=1),
                 state,

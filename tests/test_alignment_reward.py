@@ -57,7 +57,7 @@ def make_rows(num_pairs=5, seq_len=10, seed=0):
     for _ in range(num_pairs):
         real_2L = (np.arange(seq_len) < rng.integers(3, seq_len + 1, (2, 1))).astype(np.int32)
         rows.append({"tokens": np.where(real_2L, rng.integers(1, 64, (2, seq_len)), 0)})
-        rows[-1] |= {"real": real_2L}
+        rows[-1] |= {"real": real_2L, "weight": np.float32(1.0)}
     return rows
 
 

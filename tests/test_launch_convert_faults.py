@@ -13,6 +13,7 @@ from launch import convert
 from launch.rundir import RunDir
 from launch.settings import to_dict
 from model import hf
+from tests.test_token_layouts import BYTE_LEVEL, write_byte_level
 from train.checkpoint import Checkpointer
 
 
@@ -212,9 +213,12 @@ def test_a_mistake_is_one_line(tmp_path, monkeypatch, arguments, words):
 
 
 def make_run(path, config):
-    """A run with a checkpoint of pretraining, and no more."""
+    """A run with a tokenizer of others and a checkpoint of pretraining, and no more."""
     run = RunDir(path)
-    run.write_config({}, "1 x cpu")
+    chosen = {"path": "elsewhere", "control": [], "vocab_size": 400}
+    run.write_config({"model": to_dict(config), "start": "", "tokenizer": chosen}, "1 x cpu")
+    run.begin("tokenizer", {}, {}, fresh=True)
+    write_byte_level(run.stage("tokenizer"), *BYTE_LEVEL["gpt2"])
     saved = Checkpointer(run.checkpoints("pretrain"), {"model": to_dict(config)}, {}, 1)
     saved.save(1, make_params(config), {"step": np.int32(1)}, {})
     saved.close()

@@ -74,23 +74,24 @@ def fit(directory, optimizer=OPTIMIZER, num_steps=10, save_every=10, watch_step=
     loader = Loader({"a": ([{"tokens": row.astype(np.int32)} for row in rows], 1.0)}, 4, 3, lay_out)
     mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
     params = jax.device_put(start_params(), sharding.weight_shardings(declare(SHAPE), mesh))
-    checkpointer = Checkpointer(directory, {}, 1)
+    checkpointer = Checkpointer(directory, {}, {}, 1)
     config = dataclasses.replace(CONFIG, num_steps=num_steps, save_every=save_every, eval_every=1)
     try:
-        return loop.fit(
-            config,
-            optimizer,
-            lm_loss(SHAPE, 1e-4, 64),
-            SHAPE,
-            params,
-            loader,
-            mesh,
-            checkpointer,
-            Watch(lambda _: None, lambda _: None, lambda _: None),
-            step_tokens=32,
-            seq_len=8,
-            evaluators={"watch": watch_step} if watch_step else {},
-        )
+        with jax.set_mesh(mesh):
+            return loop.fit(
+                config,
+                optimizer,
+                lm_loss(SHAPE, 1e-4, 64),
+                SHAPE,
+                params,
+                loader,
+                mesh,
+                checkpointer,
+                Watch(lambda _: None, lambda _: None, lambda _: None),
+                step_tokens=32,
+                seq_len=8,
+                evaluators={"watch": watch_step} if watch_step else {},
+            )
     finally:
         checkpointer.close()
         loader.close()
