@@ -150,7 +150,7 @@ def test_pair_loss_is_bradley_terry_of_the_scores(centering):
 def test_swapped_pairs_have_the_opposite_margin():
     params, loss = make_params(CONFIG), jax.jit(reward.pair_loss(CONFIG, 0.0))
     batch = stack(make_rows())
-    swapped = {name: array[:, ::-1] for name, array in batch.items()}
+    swapped = {name: array[:, ::-1] if array.ndim > 1 else array for name, array in batch.items()}
     one, other = loss(params, batch).named, loss(params, swapped).named
     np.testing.assert_allclose(one["margin"], -other["margin"], LOSS_RTOL, SCORE_ATOL)
     assert one["accuracy"] + other["accuracy"] == 5
