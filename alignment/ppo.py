@@ -148,7 +148,7 @@ def make_iteration(
       `rollout.prompt_rows`. Metrics are those of `measure`, and means over the iteration's updates
       of the policy's metrics and, with value_ before their names, of the critic's.
     """
-    end_id = chat.end_id(tokenizer)
+    answer = functools.partial(_answer, config, model_config, tokenizer)
     policy_step, critic_step = _steps(config, model_config, mesh, start_state)
     gather = functools.partial(
         jax.jit(measure, static_argnums=(0, 1)), config, model_config, scorer_arrays(scorer)
@@ -157,19 +157,7 @@ def make_iteration(
     def iteration(state: TrainState, prompts: Batch):
         policy, critic = _unpack(state)
         rng, order_rng = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-        answers = decode.generate(
-            model_config,
-            policy.params,
-            prompts["tokens"],
-            prompts["real"],
-            rng,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            end_id=end_id,
-            pad_id=tokenizer.pad_id,
-        )
-        sequences = rollout.join(prompts, answers.tokens_BR, answers.mask_BR)
-        finished_B = jnp.any((answers.tokens_BR == end_id) & (answers.mask_BR == 1), -1)
+        sequences, finished_B = answer(policy.params, prompts, rng)
         experience, metrics = gather(policy.params, critic.params, sequences, finished_B)
         updates = []
         for part in _minibatches(config, experience, order_rng):
@@ -237,6 +225,7 @@ def _answer(
     rng: jax.Array,
 ) -> tuple[rollout.Sequences, jax.Array]:
     """Sampled answers beside their prompts, and which of them reached their end."""
+    end_id = chat.end_id(tokenizer)
     answers = decode.generate(
         model_config,
         policy,
@@ -245,10 +234,10 @@ def _answer(
         rng,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
-        end_id=tokenizer.end_id,
+        end_id=end_id,
         pad_id=tokenizer.pad_id,
     )
-    finished_B = jnp.any((answers.tokens_BR == tokenizer.end_id) & (answers.mask_BR == 1), -1)
+    finished_B = jnp.any((answers.tokens_BR == end_id) & (answers.mask_BR == 1), -1)
     return rollout.join(prompts, answers.tokens_BR, answers.mask_BR), finished_B
 
 

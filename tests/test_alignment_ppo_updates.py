@@ -6,13 +6,18 @@ import jax
 import numpy as np
 import pytest
 
-from alignment import ppo
+from alignment import ppo, rollout
 from data.loader import Loader
+from model import decode, sharding
 from tests.test_alignment_ppo import (
     CONFIG,
+    CRITIC,
     LOOP,
     OPTIMIZER,
+    POLICY,
     SCORER,
+    SHAPE,
+    Letters,
     iterate,
     make_prompts,
     make_run,
@@ -52,6 +57,40 @@ def test_metrics_are_means_over_the_updates_of_policy_and_critic(short, monkeypa
         assert values[0] != values[1]
         np.testing.assert_allclose(measured[0][name], np.mean(values), 1e-5, 1e-7, err_msg=name)
     assert np.isfinite(seen[0]["value_loss"]) and not np.isfinite(measured[0]["value_loss"])
+
+
+@pytest.mark.parametrize("count", [16, 5])
+def test_held_out_reward_is_what_measure_says_of_the_same_answers(count):
+    """The last batch is filled up with copies of the first prompt, which do not count."""
+    given = jax.tree.map(lambda x: x[:count].astype(np.int32), make_prompts())
+    rows = [{name: x[i] for name, x in given.items()} for i in range(count)]
+    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        evaluate = ppo.heldout_reward(CONFIG, SHAPE, SCORER, Letters, rows, 5, mesh)
+        found = evaluate(POLICY)
+        filled = {
+            name: np.concatenate([x, np.repeat(x[:1], 16 - count, 0)]) for name, x in given.items()
+        }
+        answers = decode.generate(
+            SHAPE,
+            POLICY,
+            filled["tokens"],
+            filled["real"],
+            jax.random.fold_in(jax.random.key(5), 0),
+            max_new_tokens=CONFIG.max_new_tokens,
+            temperature=CONFIG.temperature,
+            end_id=Letters.end_id,
+            pad_id=Letters.pad_id,
+        )
+        tokens_BR, mask_BR = (np.asarray(x)[:count] for x in answers[:2])
+        finished_B = ((tokens_BR == Letters.end_id) & (mask_BR == 1)).any(-1)
+        sequences = rollout.join(given, tokens_BR, mask_BR)
+        judges = ppo.scorer_arrays(SCORER)
+        _, wanted = ppo.measure(CONFIG, SHAPE, judges, POLICY, CRITIC, sequences, finished_B)
+    assert finished_B.any() and not finished_B.all()
+    for name in ("reward", "kl"):
+        np.testing.assert_allclose(found[name], wanted[name], 1e-5, 1e-6, err_msg=name)
+    assert found == evaluate(POLICY)
 
 
 def test_a_critic_that_blows_up_stops_and_is_not_saved(short, tmp_path):
