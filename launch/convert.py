@@ -181,7 +181,11 @@ def _lazy(source: Any, progress: Progress) -> dict:
     def make(part, piece) -> np.ndarray:
         tell(part.name)
         with _as_bad_input():
-            return piece.take(source.read(part.name))
+            taken = piece.take(source.read(part.name))
+            # Not isfinite: its result would be a quarter of the largest tensor.
+            if taken.size and not np.isfinite([taken.min(), taken.max()]).all():
+                raise ValueError(f"{part.name}: holds NaN or infinity; weights must be finite")
+            return taken
 
     declared, found, tree = declare(source.config), {}, {}
     for part in source.parts:

@@ -4,10 +4,11 @@ It reads the files of a run directory and nothing else, so a report can be made 
 `seedbed report --run=runs/quickstart`. A section whose files are absent is left out.
 """
 
+import contextlib
 import datetime
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -22,6 +23,9 @@ STAGES = ("curate", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "eva
 MODELS = {"base": "Base", "sft": "SFT", "dpo": "DPO", "ppo": "PPO"}
 PARENT = {"sft": "base", "dpo": "sft", "ppo": "sft"}
 SYSTEMS = {"base": "base model", "ngram": "byte n-gram", "xz": "xz", "gzip": "gzip"}
+# What code and template raise on values of another kind than they were written for.
+SHAPE_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+SHAPE_ERRORS += (jinja2.TemplateError,)
 LENGTH = "response_tokens"
 DOCS = "docs"  # all FACT_KINDS together
 FUNNEL_KEYS = (
@@ -89,27 +93,43 @@ def write_report(run_dir: Path) -> Path:
     missing = unfinished(run_dir)
     if missing and not done:
         raise BadInput(f"{run_dir}: no stage is finished yet, of {', '.join(missing)}")
-    funnel = _read_json(run_dir / "curate" / "funnel.json", FUNNEL_KEYS)
-    score = _read_json(run_dir / "curate" / rundir.SCORE, ("rows",))
-    shards = _read_json(run_dir / "tokenizer" / "shards.json", ("groups", "fertility"))
-    results = _read_json(run_dir / "eval" / "results.json", ()) or {}
-    page = _render(
-        identity=identity,
-        title=_title(run_dir, identity, metrics, missing),
-        models=_models(results),
-        headline=_headline(results),
-        kinds=_kinds(results),
-        reward_model=results.get("reward_model"),
-        curation=funnel_page.curation(funnel, shards) if funnel else None,
-        tokens=funnel_page.tokens(shards) if shards else None,
-        plan=_plan(shards, done.get("pretrain")),
-        score=score["rows"] if score else None,
-        mixture=_mixture(results.get("mixture")),
-        curves=[_curves(stage, metrics[stage]) for stage in STAGES if stage in metrics],
-        text=_text(results.get("text")),
-        samples=results.get("samples", []),
-        costs=_costs(done),
-    )
+    funnel_file, shards_file = run_dir / "curate/funnel.json", run_dir / "tokenizer/shards.json"
+    score_file, results_file = run_dir / "curate" / rundir.SCORE, run_dir / "eval/results.json"
+    funnel = _read_json(funnel_file, FUNNEL_KEYS)
+    score = _read_json(score_file, ("rows",))
+    shards = _read_json(shards_file, ("groups", "fertility"))
+    results = _read_json(results_file, ()) or {}
+    with _made_of(run_dir / "config.json"):
+        title = _title(run_dir, identity, metrics, missing)
+    with _made_of(*(run_dir / stage / "done.json" for stage in done)):
+        costs = _costs(done)
+    with _made_of(shards_file):
+        tokens = funnel_page.tokens(shards) if shards else None
+        plan = _plan(shards, done.get("pretrain"))
+    with _made_of(funnel_file):
+        curation = funnel_page.curation(funnel, shards) if funnel else None
+    with _made_of(results_file):
+        measured = {
+            "models": _models(results),
+            "headline": _headline(results),
+            "kinds": _kinds(results),
+            "reward_model": results.get("reward_model"),
+            "mixture": _mixture(results.get("mixture")),
+            "text": _text(results.get("text")),
+            "samples": results.get("samples", []),
+        }
+    with _made_of(results_file, score_file, funnel_file, shards_file):
+        page = _render(
+            identity=identity,
+            title=title,
+            curation=curation,
+            tokens=tokens,
+            plan=plan,
+            score=score["rows"] if score else None,
+            curves=[_curves(stage, metrics[stage]) for stage in STAGES if stage in metrics],
+            costs=costs,
+            **measured,
+        )
     path = run_dir / "report.html"
     rundir.write_text(path, page)
     return path
@@ -117,11 +137,26 @@ def write_report(run_dir: Path) -> Path:
 
 def unfinished(run_dir: Path) -> list[str]:
     """Stages that the configuration names and that have not ended; the report is none of them."""
-    identity = _read_json(run_dir / "config.json", ("config",)) or {"config": {}}
-    asked = identity["config"].get("stages", ())  # an imported run has none
+    path = run_dir / "config.json"
+    identity = _read_json(path, ("config",)) or {"config": {}}
+    with _made_of(path):
+        asked = [*identity["config"].get("stages", ())]  # an imported run has none
     return [
-        stage for stage in asked if stage in STAGES and not (run_dir / stage / "done.json").exists()
+        stage for stage in STAGES if stage in asked and not (run_dir / stage / "done.json").exists()
     ]
+
+
+@contextlib.contextmanager
+def _made_of(*paths: Path) -> Iterator[None]:
+    """Names the files where a part of the page does not find in them what the stages write."""
+    try:
+        yield
+    except SHAPE_ERRORS as error:
+        names = ", ".join(str(path) for path in paths if path.exists())
+        raise BadInput(
+            f"{names}: not what the stages write ({type(error).__name__}: {error}); remove and run "
+            "again"
+        ) from error
 
 
 def _read_json(path: Path, keys: Sequence[str]) -> dict | None:

@@ -5,6 +5,7 @@ A family of the field is a row of switches (configs/families.py), not a file of 
 
 import dataclasses
 import functools
+import math
 import types
 from typing import Any
 
@@ -36,7 +37,7 @@ def _choose(key: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 
 def _require(condition: bool, key: str, value: Any, allowed: str) -> None:
-    if not condition:
+    if not condition or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{key} is {value!r}; it must be {allowed}")
 
 

@@ -104,6 +104,17 @@ FAULTS = {
         lambda s: rewrite(s, lambda t: t.update({"foo.weight": np.zeros(3, np.float32)})),
         "has no use for foo.weight",
     ),
+    **{
+        f"weights {value}": (
+            lambda s, value=value: rewrite(s, lambda t: t[Q].fill(value)),
+            f"{Q}: holds NaN or infinity; weights must be finite",
+        )
+        for value in (np.nan, np.inf, -np.inf)
+    },
+    "an infinite norm": (
+        lambda s: edit(s / "config.json", rms_norm_eps=float("inf")),
+        "norm_eps is inf; it must be above 0",
+    ),
     "misshapen": (
         lambda s: rewrite(s, lambda t: t.update({Q: t[Q].T.copy()})),
         f"has another shape for {Q} ((16, 32), due is (32, 16))",

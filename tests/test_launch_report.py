@@ -398,3 +398,39 @@ def test_torn_last_line_of_a_killed_run_is_left_out(run_dir):
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "sft", "step": 99, "lo')
     assert "What each stage bought" in _page(run_dir)
+
+
+JUNK = ("x", [], {}, None, 1e300, -1, True, "1" * 400, [["deep"]])
+READ = ("config.json", "curate/funnel.json", "tokenizer/shards.json", "eval/results.json")
+
+
+def _places(value, place=()):
+    """Keys of every value within a JSON value, outermost first."""
+    yield place
+    if isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _places(inner, (*place, key))
+
+
+def _replace(value, place, junk):
+    if not place:
+        return junk
+    copied = value.copy()
+    copied[place[0]] = _replace(value[place[0]], place[1:], junk)
+    return copied
+
+
+@pytest.mark.parametrize("name", [*READ, "sft/done.json"])
+def test_a_value_of_another_kind_gives_a_page_or_one_message(run_dir, name):
+    (run_dir / "metrics.jsonl").unlink()  # its plots take long to draw
+    path, rng, refused = run_dir / name, random.Random(name), 0
+    sound = json.loads(path.read_text())
+    places = list(_places(sound))
+    for place in [(), *rng.sample(places, min(16, len(places)))]:
+        path.write_text(json.dumps(_replace(sound, place, rng.choice(JUNK))))
+        try:
+            report.write_report(run_dir)
+        except BadInput as error:
+            refused += 1
+            assert name in str(error) and "\n" not in str(error)[:-1], error
+    assert refused
