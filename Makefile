@@ -6,6 +6,7 @@ PYTHON ?= python3
 ARGS ?=
 # Processes that run tests; a file's tests stay together, since they share what they build.
 JOBS ?= 2
+SHARED := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 IN_VENV := .venv/bin/python
 
 .PHONY: install run test test-slow lint
@@ -33,10 +34,10 @@ run: install
 	$(IN_VENV) -m launch.run run --config=configs/quickstart.py $(ARGS)
 
 test: install
-	$(IN_VENV) -m pytest -q -m "not slow" -n $(JOBS) --dist loadfile
+	$(IN_VENV) -m pytest -q -m "not slow" $(SHARED)
 
 test-slow: install
-	$(IN_VENV) -m pytest -q -m slow -n $(JOBS) --dist loadfile
+	$(IN_VENV) -m pytest -q -m slow $(SHARED)
 
 lint: install
 	$(IN_VENV) -m ruff check .

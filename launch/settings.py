@@ -1,6 +1,7 @@
 """From a ConfigDict to frozen dataclasses, key by key, with one clear message for each mistake."""
 
 import dataclasses
+import functools
 import re
 import types
 import typing
@@ -157,6 +158,7 @@ def _check_schedules(settings: Any) -> None:
                 raise BadInput(f"{name}.{key}: {error}") from error
 
 
+@functools.cache
 def settings_class() -> type:
     """The Settings dataclass; jax and the data room are imported here and no sooner."""
     from alignment.dpo import DPOConfig

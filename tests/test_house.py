@@ -5,6 +5,7 @@ that breaks it: a rule that finds nothing in its snippet is itself broken.
 """
 
 import ast
+import functools
 import graphlib
 import importlib.util
 import re
@@ -69,13 +70,25 @@ def _modules(files: Files, *, tests: bool = True) -> Iterator[tuple[str, str, as
     for path, text in files.items():
         room, _, rest = path.partition("/")
         if rest and path.endswith(".py") and (tests or room != "tests"):
-            yield path, room, ast.parse(text, path)
+            yield path, room, _parse(text, path)
+
+
+@functools.cache
+def _parse(text: str, path: str) -> ast.Module:
+    """Once for all rules."""
+    return ast.parse(text, path)
+
+
+@functools.cache
+def _walk(tree: ast.AST) -> tuple[ast.AST, ...]:
+    """Every node of a tree, found once for all rules."""
+    return tuple(ast.walk(tree))
 
 
 def _imports(tree: ast.Module, path: str) -> Iterator[tuple[int, str, str]]:
     """(line, module, name imported from it or '') of every import, late ones and calls too."""
     package = path.rpartition("/")[0].replace("/", ".")
-    for node in ast.walk(tree):
+    for node in _walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -154,7 +167,7 @@ def find_long_parts(files: Files) -> list[str]:
     lengths = []
     for path, _, tree in _modules(files):
         lengths.append((path, len(files[path].splitlines()), MAX_FILE_LINES))
-        for node in ast.walk(tree):
+        for node in _walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 lines = node.end_lineno - node.lineno + 1
                 lengths.append((f"{path}:{node.name}", lines, MAX_FUNCTION_LINES))
@@ -177,7 +190,7 @@ def find_bare_excepts(files: Files) -> list[str]:
     """Handlers that catch everything unnamed, or that catch widely and do nothing."""
     found = []
     for path, _, tree in _modules(files):
-        for node in ast.walk(tree):
+        for node in _walk(tree):
             if isinstance(node, ast.ExceptHandler):
                 wide = isinstance(node.type, ast.Name) and node.type.id.endswith("Exception")
                 silent = all(isinstance(step, (ast.Pass, ast.Continue)) for step in node.body)
@@ -231,7 +244,7 @@ def find_unread_keys(files: Files) -> list[str]:
     fields, read = [], set()
     for path, _, tree in _modules(files, tests=False):
         checks = set()
-        for node in ast.walk(tree):
+        for node in _walk(tree):
             if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
                 for item in node.body:
                     if isinstance(item, ast.AnnAssign):
@@ -240,7 +253,7 @@ def find_unread_keys(files: Files) -> list[str]:
                         checks |= {id(part) for part in ast.walk(item)}
         read |= {
             node.attr
-            for node in ast.walk(tree)
+            for node in _walk(tree)
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
             if id(node) not in checks
         }
@@ -260,13 +273,13 @@ def find_uncalled(files: Files) -> list[str]:
         if room != "configs":
             public |= {f"{module}:{name}": path for name in own if not name.startswith("_")}
         aliases = {}  # name here: the module that it may stand for
-        for node in ast.walk(tree):
+        for node in _walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module:
                 for alias in node.names:
                     used.add(f"{node.module}:{alias.name}")
                     aliases[alias.asname or alias.name] = f"{node.module}.{alias.name}"
         within = {id(part): name for name, body in own.items() for part in ast.walk(body)}
-        for node in ast.walk(tree):
+        for node in _walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 used.add(f"{aliases.get(node.value.id)}:{node.attr}")
             elif isinstance(node, ast.Name) and within.get(id(node)) != node.id:
@@ -284,7 +297,7 @@ def find_unknown_flags(files: Files) -> list[str]:
         node.value.lstrip("-").rstrip("=")
         for path, room, tree in _modules(files)
         if room == "launch"
-        for node in ast.walk(tree)
+        for node in _walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     flags = re.findall(r"(?<![\w-])--([a-z][\w-]*)", files.get("README.md", ""))

@@ -5,6 +5,8 @@ import pytest
 from launch import bench
 from tests.test_launch_stages import ROOT, SMALL, SPEED, door, parse
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.mark.parametrize("name", sorted(SPEED))
 def test_bench_answers_with_speeds(name, monkeypatch):

@@ -12,10 +12,12 @@ from data.errors import BadInput
 from launch import settings
 from model.sharding import AXES
 
+QUICKSTART = quickstart.get_config().to_dict()
+
 
 def nested() -> dict:
     """The quickstart as plain nested dicts, to be changed."""
-    return copy.deepcopy(quickstart.get_config().to_dict())
+    return copy.deepcopy(QUICKSTART)
 
 
 def leaves(section: dict, path: tuple[str, ...] = ()):

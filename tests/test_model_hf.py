@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from model import decode, families, fill, hf, hf_keys, hf_names, sharding
 from model.parts import parts
 from model.transformer import declare, forward, init
+from tests.marks import by_default
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -26,6 +27,19 @@ CASES = json.loads((Path(__file__).parent / "hf_logits.json").read_text())
 ATOL = 1e-4  # float32 logits of several units, sums taken in another order
 LAST_BIT = 1.2e-7  # of a scale around 1, kept less 1
 PLACES = [1, 11, 23]
+# One of each mechanism; the others are slow.
+BY_DEFAULT = (
+    "gpt2",
+    "llama 3.1",
+    "mixtral",
+    "qwen2",
+    "qwen3 moe",
+    "gemma3",
+    "olmo2",
+    "deepseek v3",
+)
+BY_DEFAULT += ("gpt-oss",)
+SOME = [pytest.param(case, marks=() if case in BY_DEFAULT else pytest.mark.slow) for case in CASES]
 LIVE = "needs torch and transformers, which nothing else does"
 
 run = jax.jit(forward, static_argnums=0)
@@ -68,7 +82,7 @@ def write(directory, raw, tensors=None):
     return tensors
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SOME)
 def test_logits_are_those_of_transformers(case, tmp_path):
     write(tmp_path, CASES[case]["config"])
     config, params = hf.load(tmp_path, vocab_multiple=16)
@@ -77,7 +91,7 @@ def test_logits_are_those_of_transformers(case, tmp_path):
     np.testing.assert_allclose(logits[0, PLACES, :8], CASES[case]["logits"], 0, ATOL)
 
 
-@pytest.mark.parametrize("case", ["gemma2", "deepseek v3", "gpt-oss", "gpt2"])
+@pytest.mark.parametrize("case", by_default(["gemma2", "deepseek v3", "gpt-oss", "gpt2"], 0, 3))
 def test_greedy_tokens_are_those_of_transformers(case, tmp_path):
     write(tmp_path, CASES[case]["config"])
     config, params = hf.load(tmp_path)
@@ -88,7 +102,7 @@ def test_greedy_tokens_are_those_of_transformers(case, tmp_path):
     np.testing.assert_allclose(got.logprobs_BR[0], CASES[case]["logprobs"], 0, ATOL)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SOME)
 def test_export_gives_the_file_back(case, tmp_path):
     raw = CASES[case]["config"]
     base = hf.base(hf_keys.text_part(raw)[1])

@@ -258,7 +258,7 @@ def test_mesh_is_one_device(sizes, dispatch):
     assert_close(on_mesh(mesh, config, params, x_BLD, segments_BL, target(x_BLD)), wanted, MESH_TOL)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (4, 3)], ids=str)
+@pytest.mark.parametrize("shape", by_default([((1, 1),), ((4, 3),)], 0))
 @pytest.mark.parametrize("dispatch", by_default(["dropless", "capacity"], 0))
 def test_mesh_is_one_device_for_few_tokens(dispatch, shape):
     """Rows that the mesh cannot split are on several devices at once, as in decoding."""
@@ -271,7 +271,8 @@ def test_mesh_is_one_device_for_few_tokens(dispatch, shape):
     assert_close(got, wanted, MESH_TOL)
 
 
-@pytest.mark.parametrize("dispatch", by_default(["dropless", "capacity"], 1))
+@pytest.mark.slow
+@pytest.mark.parametrize("dispatch", ["dropless", "capacity"])
 def test_experts_work_in_stages_scans_and_checkpoints(dispatch):
     config = make_config(FULL, dispatch=dispatch, capacity_factor=0.7)
     layers = [make_params(config, seed) for seed in range(4)]

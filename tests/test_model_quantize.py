@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from model import sharding
 from model.quantize import matmul
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 KINDS = ["int8", "fp8"]
 # Relative error (norms) of a product of Gaussians: two roundings, each half a step of 1 / 127.5
 # of the largest of 64, or half of 2^-3 of the number itself; gradients in e5m2 have 2^-2.

@@ -12,6 +12,7 @@ from flax import nnx
 from model import sharding, transformer
 from model.config import HEADS, TransformerConfig
 from model.transformer import declare, forward
+from tests.marks import by_default
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -290,7 +291,9 @@ def loss_and_grads(config):
     return jax.jit(jax.value_and_grad(loss))(make_params(config))
 
 
-@pytest.mark.parametrize("changes", [{"remat": "full"}, {"remat": "dots"}, {"scan_layers": False}])
+@pytest.mark.parametrize(
+    "changes", by_default([{"remat": "full"}, {"remat": "dots"}, {"scan_layers": False}], 1, 2)
+)
 def test_remat_and_unrolling_change_no_number(changes):
     loss, grads = loss_and_grads(dataclasses.replace(CONFIG, **changes))
     expected_loss, expected_grads = loss_and_grads(CONFIG)

@@ -163,7 +163,8 @@ def test_a_step_is_loss_gradient_and_optax():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "num_microbatches"), [((1, 1, 1), 2), ((1, 1, 1), 4), ((8, 1, 1), 1), ((2, 2, 2), 2)]
+    ("sizes", "num_microbatches"),
+    by_default([((1, 1, 1), 2), ((1, 1, 1), 4), ((8, 1, 1), 1), ((2, 2, 2), 2)], 0, 3),
 )
 def test_devices_and_microbatches_of_unequal_weight_change_no_number(sizes, num_microbatches):
     assert_same(train(sizes, num_microbatches), train(*ALONE))
