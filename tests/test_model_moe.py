@@ -400,3 +400,14 @@ def test_routing_is_float32_in_bfloat16_too():
     np.testing.assert_array_equal(stats["moe_load"], wanted["moe_load"])
     assert_close(stats["moe_z"], wanted["moe_z"], LOOP_TOL)
     assert_close(np.float32(y_BLD), wanted_BLD, 2e-2)
+
+
+def test_fresh_experts_have_the_stated_deviations():
+    """As every weight: 1 / fan-in, and the last product smaller by sqrt(2 x layers)."""
+    config = make_config({"moe": {**MIXTRAL, "d_ff": 64}}, num_experts=16)
+    with nnx.use_eager_sharding(False):
+        fresh = nnx.to_pure_dict(nnx.state(moe.Experts(config, nnx.Rngs(0)), nnx.Param))
+    assert set(fresh) == {"router", "gate", "up", "down"}
+    for name, std in (("gate", D**-0.5), ("up", D**-0.5), ("down", (64 * 4) ** -0.5)):
+        np.testing.assert_allclose(np.std(fresh[name]), std, rtol=0.05)
+    np.testing.assert_allclose(np.std(fresh["router"]), D**-0.5, rtol=0.3)  # 128 numbers

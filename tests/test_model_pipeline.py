@@ -1,5 +1,7 @@
 """The pipeline schedule against one scan over all layers: values, gradients, refused splits."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,6 +83,17 @@ def test_pipeline_is_one_scan_over_the_layers(sizes, repeats, microbatches):
         got = measure(lambda *x: pipeline.run(config, counted, *x), carry, layers)
     assert num_rows == {B // microbatches}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, TOL, TOL), got, wanted)
+
+
+def test_layers_and_rows_are_split_over_the_stages():
+    """Without that each stage would hold, and compute, all of them: the numbers are the same."""
+    carry, layers = make_arrays()
+    mesh = sharding.make_mesh(sharding.MeshConfig(stage=2), jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        run = jax.jit(lambda *x: pipeline.run(make_config(2, 4), step, *x))
+        compiled = run.lower(carry, layers).compile()
+    shapes = set(re.findall(r"f32\[([\d,]+)\]", compiled.as_text().split("ENTRY")[0]))
+    assert f"1,2,2,{D},{D}" in shapes, "one stage's of (stages, repeats, layers of a part)"
 
 
 @pytest.mark.parametrize(
