@@ -15,6 +15,7 @@ import numpy as np
 
 from alignment import losses
 from alignment.reward import positions_of
+from data.loader import fixed_batches
 from model.config import TransformerConfig
 from model.loss import token_logprobs
 from model.transformer import Params, forward
@@ -66,17 +67,19 @@ def with_reference(
     config: TransformerConfig, params: Params, rows: Sequence[Batch], batch_size: int
 ) -> list[Batch]:
     """Adds `reference_2`, the reference's log-probabilities of both answers, to each row."""
-    reference = []
-    for start in range(0, len(rows), batch_size):
-        batch = list(rows[start : start + batch_size])
-        filled = batch + batch[:1] * (batch_size - len(batch))
-        arrays = (np.concatenate([row[key] for row in filled]) for key in _KEYS)
-        logprob_B2 = np.asarray(_answer_logprob(config, params, *arrays)).reshape(-1, 2)
-        reference.extend(logprob_B2[: len(batch)])
-    return [{**row, "reference": logprob_2} for row, logprob_2 in zip(rows, reference, strict=True)]
+    found = [
+        _answer_logprob(config, params, *_sides(batch))
+        for batch in fixed_batches(rows, batch_size, filler=rows[0])
+    ]
+    reference_N2 = np.concatenate(jax.device_get(found)).reshape(-1, 2)[: len(rows)]
+    return [
+        {**row, "reference": logprob_2} for row, logprob_2 in zip(rows, reference_N2, strict=True)
+    ]
 
 
-_KEYS = ("tokens", "real", "answer")
+def _sides(batch: Batch) -> list:
+    """tokens, real and answer of both sides of each pair, [2 B, L]."""
+    return [batch[key].reshape(-1, batch[key].shape[-1]) for key in ("tokens", "real", "answer")]
 
 
 def dpo_loss(model_config: TransformerConfig, config: DPOConfig) -> LossFn:
@@ -87,8 +90,7 @@ def dpo_loss(model_config: TransformerConfig, config: DPOConfig) -> LossFn:
     """
 
     def loss(params: Params, batch: Batch):
-        flat = (batch[key].reshape(-1, batch[key].shape[-1]) for key in _KEYS)
-        policy_B2 = answer_logprob(model_config, params, *flat).reshape(-1, 2)
+        policy_B2 = answer_logprob(model_config, params, *_sides(batch)).reshape(-1, 2)
         reference_B2 = batch["reference"]
         loss_B, margin_B = losses.dpo(
             policy_B2[:, 0],

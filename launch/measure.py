@@ -9,6 +9,7 @@ import numpy as np
 from alignment import rollout
 from data import curated, instruct
 from data.instruct import Example
+from data.loader import fixed_batches
 from eval import baseline, dialog, rater
 from eval.dialog import Response
 from eval.text import bits_per_byte
@@ -208,20 +209,17 @@ def _kl_spent(context: Context, params, reference, examples, answers) -> float:
     P = context.settings.sft.seq_len - config.max_new_tokens
     prompts = rollout.prompt_rows(examples, model, P)
     kl_nats = []
-    for first in range(0, len(prompts), config.batch_size):
-        chosen = prompts[first : first + config.batch_size]
-        filled = chosen + chosen[:1] * (config.batch_size - len(chosen))
+    for batch in fixed_batches(prompts, config.batch_size, filler=prompts[0]):
         tokens_BR = np.full((config.batch_size, config.max_new_tokens), model.pad_id, np.int32)
         mask_BR = np.zeros_like(tokens_BR)
-        for row, prompt in enumerate(filled):
-            ids = answers[int(prompt["index"])].tokens
+        for row, index in enumerate(batch["index"]):
+            ids = answers[int(index)].tokens
             tokens_BR[row, : len(ids)], mask_BR[row, : len(ids)] = ids, 1
-        batch = {key: np.stack([row[key] for row in filled]) for key in ("tokens", "real")}
         sequences = rollout.join(batch, jnp.asarray(tokens_BR), jnp.asarray(mask_BR))
         shape = training.language_model(context)
         kl_B = rollout.sequence_kl(shape, params, reference, sequences, config.temperature)
-        kl_nats.extend(np.asarray(kl_B)[: len(chosen)].tolist())
-    return float(np.mean(kl_nats))
+        kl_nats.extend(np.asarray(kl_B).tolist())
+    return float(np.mean(kl_nats[: len(prompts)]))
 
 
 def _samples(examples, greedy: dict[str, list[Response]], count: int) -> list[dict]:

@@ -156,6 +156,19 @@ def test_loss_and_gradient_are_the_papers(batch):
         np.testing.assert_allclose(got, wanted, GRAD_RTOL, GRAD_ATOL)
 
 
+def test_pairs_without_weight_count_for_nothing_and_ties_are_not_won(batch):
+    params = make_params(3)
+    alone, _ = loss_and_grad(DPO, params, jax.tree.map(lambda x: x[:4], batch))
+    weighed, _ = loss_and_grad(DPO, params, batch | {"weight": np.float32([1, 1, 1, 1, 0])})
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, GRAD_RTOL), weighed, alone)
+    tied = {name: x.copy() for name, x in batch.items()}
+    for name in ("tokens", "real", "answer"):
+        tied[name][:, 1] = tied[name][:, 0]
+    tied["reference"][:, 1] = tied["reference"][:, 0]
+    (_, (_, named)), _ = loss_and_grad(DPO, params, tied)
+    assert named["margin"] == 0 and named["accuracy"] == 0
+
+
 def test_prompts_are_read_but_not_learnt(batch):
     """Another prompt changes the answer's log-probability; its own tokens count for nothing."""
     flat = [batch[key].reshape(10, SEQ_LEN) for key in ("tokens", "real", "answer")]

@@ -121,7 +121,8 @@ def test_no_gradient_flows_through_targets():
         mask_BR = jnp.ones_like(values_BR)
         rewards_BR = gae.kl_penalised_rewards(score_B, logp_BR, ref_logp_BR, mask_BR, 0.1)
         advantages_BR, returns_BR = gae.gae(rewards_BR, values_BR, mask_BR, 0.9, 0.5)
-        return jnp.sum(jnp.square(gae.whiten(advantages_BR, mask_BR) + returns_BR + rewards_BR))
+        whitened_BR = gae.whiten(advantages_BR, mask_BR) + gae.whiten(values_BR, mask_BR)
+        return jnp.sum(jnp.square(whitened_BR + returns_BR + rewards_BR))
 
     inputs = (jnp.array([SCORE]), *(jnp.array([x]) for x in (LOGP, REF_LOGP, VALUES)))
     for grad in jax.grad(total, argnums=(0, 1, 2, 3))(*inputs):

@@ -385,3 +385,11 @@ def test_entropy_in_closed_form():
     np.testing.assert_allclose(
         grad[0, 0], -probs_V * (np.log(probs_V) + truth) / 0.7, rtol=ORACLE_RTOL
     )
+
+
+def test_entropy_of_16_bit_logits_is_taken_in_float32():
+    logits_BRV = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 64)), jnp.bfloat16)
+    entropy_BR = losses.entropy(logits_BRV, 0.7)
+    assert entropy_BR.dtype == jnp.float32
+    wanted_BR = losses.entropy(logits_BRV.astype(jnp.float32), 0.7)
+    np.testing.assert_allclose(entropy_BR, wanted_BR, rtol=EXACT_RTOL)

@@ -54,6 +54,7 @@ def make_batch():
     rng = np.random.default_rng(1)
     segments_BL = np.tile(np.repeat([1, 2, 0], [5, 4, 3]), (B, 1))
     segments_BL[1] = 0  # a row of padding alone
+    segments_BL[3, 1:] = 0  # and one of a single token
     weights_BL = np.float32(rng.uniform(0.5, 2.0, (B, L)) * (segments_BL > 0))
     weights_BL[:, 2] = 0
     return {

@@ -279,5 +279,6 @@ def test_a_sum_named_weight_is_a_metric_and_no_divisor():
 )
 def test_bad_lm_config_is_named(changes, complaint):
     given = {"seq_len": 8, "z_loss": 0.0, "chunk_tokens": 8, "loop": None, "optimizer": OPTIMIZER}
+    assert LMConfig(**given).seq_len == 8
     with pytest.raises(ValueError, match=complaint):
         LMConfig(**(given | changes))
