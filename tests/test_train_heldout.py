@@ -11,8 +11,10 @@ from data.loader import lm_batch
 from data.shards import pack_documents
 from model import sharding
 from tests.test_alignment_dpo import CONFIG, DPO, SEQ_LEN, make_pairs, make_params
+from train import heldout
 from train.heldout import heldout_loss
 from train.lm import lm_loss
+from train.step import Sums
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -70,3 +72,21 @@ def test_it_follows_the_parameters_and_compiles_once(mesh):
     first, second = evaluate(make_params(1)), evaluate(make_params(2))
     assert first["loss"] != second["loss"]
     assert evaluate(make_params(1)) == first
+
+
+def test_sums_that_are_no_number_are_left_out_and_rows_are_split_over_devices(mesh):
+    """A load of each expert is none; and a batch whole on every device would be computed twice."""
+
+    def loss(params, batch):
+        loads = {"moe_load": jnp.ones(3), "count": jnp.sum(batch["x"])}
+        return Sums(params["w"] * jnp.sum(batch["x"]), jnp.float32(len(batch["x"])), loads)
+
+    placed, plain = [], heldout.place
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heldout, "place", lambda *x: placed.append(plain(*x)) or placed[-1])
+        rows = [{"x": np.float32(i)} for i in range(4)]
+        found = heldout_loss(loss, rows, 2, dict, mesh)({"w": np.float32(2)})
+    assert found == {"loss": 3.0, "count": 1.5}
+    assert (
+        all(batch["x"].sharding.shard_shape((2,)) == (1,) for batch in placed) and len(placed) == 2
+    )
