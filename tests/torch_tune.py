@@ -43,7 +43,7 @@ OVERRIDES = {
     "pretrain.optimizer.eps": EPS,
     "pretrain.optimizer.clip_norm": CLIP_NORM,
     "eval.batch_size": 8,
-    "eval.num_pretrain_documents": 1,
+    "eval.num_heldout": 1,
 }
 
 
@@ -201,7 +201,7 @@ def ours(folder: Path) -> None:
 
 
 def torch_losses(directory: Path, rows: dict[str, np.ndarray]) -> list[float]:
-    """torch's loss of every step over the same rows."""
+    """torch's cross-entropy of every step over the same rows."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -238,15 +238,15 @@ def torch_losses(directory: Path, rows: dict[str, np.ndarray]) -> list[float]:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float((nll.detach() * weight).sum() / weight.sum()))
     return losses
 
 
 def learning_rate(step: int) -> float:
-    """Warmup from a fraction of the peak, then a cosine to the last step."""
+    """Warmup from a fraction of the peak, then a cosine that ends at the last step."""
     if step < WARMUP_STEPS:
         return PEAK_LR * (1 / (WARMUP_STEPS + 1) * (1 - step / WARMUP_STEPS) + step / WARMUP_STEPS)
-    turn = math.pi * (step - WARMUP_STEPS) / (NUM_STEPS - WARMUP_STEPS)
+    turn = math.pi * (step - WARMUP_STEPS) / (NUM_STEPS - 1 - WARMUP_STEPS)
     return PEAK_LR * (FINAL_FRACTION + (1 - FINAL_FRACTION) * 0.5 * (1 + math.cos(turn)))
 
 
