@@ -73,6 +73,8 @@ def _bench_training(settings: Any, config: TransformerConfig, params: Params, me
     speeds = batch_size * seq_len / np.asarray(secs)
     peak, source = flop.peak_flops(config.dtype)
     achieved = flop.train_flops(config, seq_len) * float(np.median(speeds))
+    if source == "measured":  # while other programs ran
+        peak = max(peak, achieved)
     return {
         "tokens_per_sec": round(float(np.median(speeds)), 1),
         "tokens_per_sec_min": round(float(speeds.min()), 1),

@@ -14,6 +14,7 @@ from alignment.preference import Pair, pair_rows
 from model import sharding
 from model.config import TransformerConfig
 from model.transformer import declare, forward
+from tests.ranges import check_ranges
 from train.step import init_state, make_step, state_shardings
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -212,3 +213,8 @@ def test_training_widens_the_margin_and_leaves_the_reference_alone(batch):
 def test_bad_value_is_named(changes, complaint):
     with pytest.raises(ValueError, match=complaint):
         dataclasses.replace(DPO, **changes)
+
+
+def test_each_number_is_taken_in_its_range_alone():
+    ranges = {"beta": ((1e-3,), (0.0, -0.1)), "label_smoothing": ((0.0, 0.49), (-0.1, 0.5))}
+    check_ranges(DPO, ranges)

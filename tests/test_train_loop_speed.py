@@ -98,7 +98,7 @@ def test_waiting_for_data_is_training_time_and_no_step_is_faster_than_the_device
     device, lines = Device(monkeypatch, is_synchronous), []
     watch = Watch(lines.append, lambda _: None, lambda _: None)
     config = dataclasses.replace(CONFIG, log_every=1, num_steps=40)
-    meter = loop.Meter(config, watch, 32, 1.0, None)
+    meter = loop.Meter(config, watch, 32, 1.0, False, None)
     for step in range(1, 41):
         device.now_secs += 5.0 * (step % 4 == 0)
         meter.before_step()
@@ -110,3 +110,18 @@ def test_waiting_for_data_is_training_time_and_no_step_is_faster_than_the_device
     # The first step's end is the only time not counted.
     np.testing.assert_allclose(sum(secs), device.now_secs - 101.001, atol=2e-3)
     assert max(line["mfu"] for line in lines[1:]) < 1 + 2e-3
+
+
+@pytest.mark.parametrize(("is_measured", "mfu"), [(True, 1.0), (False, 4.0)])
+def test_a_faster_step_raises_a_measured_peak_and_shows_against_a_data_sheet(
+    monkeypatch, is_measured, mfu
+):
+    """Other programs may have run while the peak was measured; a data sheet is only miscounted."""
+    device, lines = Device(monkeypatch, True), []
+    watch = Watch(lines.append, lambda _: None, lambda _: None)
+    meter = loop.Meter(dataclasses.replace(CONFIG, log_every=1), watch, 32, 4.0, is_measured, None)
+    for step in range(1, 9):
+        meter.before_step()
+        meter.record(step, device.step(None, {"loss": 1.0, "grad_norm": 1.0})[1])
+    np.testing.assert_allclose([line["mfu"] for line in lines[1:]], mfu, rtol=2e-3)
+    assert not is_measured or max(line["mfu"] for line in lines[1:]) <= 1

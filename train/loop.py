@@ -94,6 +94,7 @@ def fit(
     state = init_state(params, optimizer, shardings)
     step = make_step(loss_fn, optimizer, config.num_microbatches, shardings)
     step_flops = step_tokens * flop.train_flops(model_config, seq_len)
+    peak_flops, source = flop.peak_flops(model_config.dtype)
     return run(
         config,
         state,
@@ -103,7 +104,8 @@ def fit(
         checkpointer,
         watch,
         step_tokens=step_tokens,
-        ideal_step_secs=step_flops / flop.peak_flops(model_config.dtype)[0],
+        ideal_step_secs=step_flops / peak_flops,
+        is_peak_measured=source == "measured",
         learning_rate=make_schedule(optimizer_config, config.num_steps),
         evaluators=evaluators,
     )
@@ -120,6 +122,7 @@ def run(
     *,
     step_tokens: int,
     ideal_step_secs: float | None = None,
+    is_peak_measured: bool = False,
     learning_rate: Callable[[int], Any] | None = None,
     evaluators: Mapping[str, Callable[[Any], dict]],
 ) -> TrainState:
@@ -137,6 +140,7 @@ def run(
       checkpointer, watch: where states go; where metrics and progress go.
       step_tokens: tokens a step reads, for tokens a second.
       ideal_step_secs: of a step at the devices' peak, for mfu; None if no one model is trained.
+      is_peak_measured: a faster step raises that peak: other programs ran when it was measured.
       learning_rate: of the update that follows a number of steps, for the metrics.
       evaluators: {name: fn(params) -> {name: number}}, called every `eval_every` steps and last.
 
@@ -147,7 +151,7 @@ def run(
     """
     state, first = _resume(state, loader, checkpointer)
     watch.truncate(first)
-    meter = Meter(config, watch, step_tokens, ideal_step_secs, learning_rate)
+    meter = Meter(config, watch, step_tokens, ideal_step_secs, is_peak_measured, learning_rate)
     batches = iter(loader)
     with listen_for_sigterm() as told_to_stop:
         for step in range(first, config.num_steps):
@@ -185,10 +189,12 @@ class Meter:
         watch: Watch,
         step_tokens: int,
         ideal_step_secs: float | None,
+        is_peak_measured: bool,
         learning_rate: Callable[[int], Any] | None,
     ):
         self._config, self._watch, self._learning_rate = config, watch, learning_rate
         self._step_tokens, self._ideal_step_secs = step_tokens, ideal_step_secs
+        self._is_peak_measured = is_peak_measured
         self._paused_secs = 0.0
         self._newest: dict = {}
         self._pending: tuple[int, dict] | None = None
@@ -242,6 +248,8 @@ class Meter:
             steps, secs = step - self._last[0], ended_secs - self._last[1]
             line |= {"train_secs": secs, "tokens_per_sec": steps * self._step_tokens / secs}
             if self._ideal_step_secs:
+                if self._is_peak_measured:
+                    self._ideal_step_secs = min(self._ideal_step_secs, secs / steps)
                 line["mfu"] = steps * self._ideal_step_secs / secs
         self._last = (step, ended_secs)
         self._watch.write(line)
