@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data.errors import BadInput
-from data.loader import Loader, lm_batch
+from data.loader import Loader, fixed_batches, lm_batch
 from data.shards import open_shards, pack_documents
 from tests.test_data_shards import write_shards
 
@@ -338,3 +338,14 @@ def test_shards_and_lists_give_the_same_batches(corpus):
     for one, other in itertools.islice(zip(from_shards, from_list, strict=True), NUM_BATCHES):
         for key in one:
             np.testing.assert_array_equal(one[key], other[key])
+
+
+def test_fixed_batches_keep_the_order_and_fill_up_the_last():
+    rows = [{"x": np.array([i, i + 1], np.int32), "weight": np.float32(1)} for i in range(5)]
+    batches = list(fixed_batches(rows, 2))
+    assert [batch["x"][:, 0].tolist() for batch in batches] == [[0, 1], [2, 3], [4, 0]]
+    assert [batch["weight"].tolist() for batch in batches] == [[1, 1], [1, 1], [1, 0]]
+    assert all(batch["x"].dtype == np.int32 and batch["x"].shape == (2, 2) for batch in batches)
+    assert batches[-1]["x"][1].tolist() == [0, 0]
+    *_, last = fixed_batches(rows, 3, filler=rows[1])
+    assert last["x"].tolist() == [[3, 4], [4, 5], [1, 2]] and last["weight"].tolist() == [1, 1, 1]

@@ -256,6 +256,18 @@ def test_no_named_sum_takes_the_place_of_a_metric_of_the_step_or_the_loop(name):
         step(state, {})
 
 
+def test_the_surplus_of_a_balancing_bias_is_no_part_of_the_gradients_norm():
+    def loss_fn(params, batch):
+        total = jnp.sum(params["layer"]["w"]) * 2 + jnp.sum(params["layer"]["balance_bias"]) * 1e6
+        return Sums(total, jnp.float32(2.0), {})
+
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    step = make_step(loss_fn, optax.sgd(0.0), 1, NamedSharding(mesh, PartitionSpec()))
+    params = {"layer": {"w": jnp.ones(9), "balance_bias": jnp.ones(4)}}
+    state = TrainState(jnp.zeros((), jnp.int32), params, optax.sgd(0.0).init(params))
+    assert step(state, {})[1]["grad_norm"] == 3.0
+
+
 def test_a_sum_named_weight_is_a_metric_and_no_divisor():
     def loss_fn(params, batch):
         return Sums(jnp.sum(params["w"]), jnp.float32(2.0), {"weight": jnp.float32(99.0)})
