@@ -138,13 +138,19 @@ def test_score_is_the_value_at_the_last_real_token(side):
 @pytest.mark.parametrize("centering", [0.0, 0.1])
 def test_pair_loss_is_bradley_terry_of_the_scores(centering):
     params, rows = make_params(CONFIG), make_rows()
+    params["head"] = params["head"] / 3  # so that some lose narrowly
     chosen, rejected = scores_alone(params, rows).astype(np.float64).T
-    loss, weight, named, _ = jax.jit(reward.pair_loss(CONFIG, centering))(params, stack(rows))
+    weights = np.float32([1, 0.5, 2, 0, 1])
+    batch = stack(rows) | {"weight": weights}
+    loss, weight, named, _ = jax.jit(reward.pair_loss(CONFIG, centering))(params, batch)
     per_pair = np.log1p(np.exp(rejected - chosen)) + centering * (chosen + rejected) ** 2
-    np.testing.assert_allclose(loss, per_pair.sum(), LOSS_RTOL)
-    assert weight == 5
-    assert named["accuracy"] == (chosen > rejected).sum() and 0 < named["accuracy"] < 5
-    np.testing.assert_allclose(named["margin"], (chosen - rejected).sum(), LOSS_RTOL, SCORE_ATOL)
+    np.testing.assert_allclose(loss, per_pair @ weights, LOSS_RTOL)
+    assert weight == 4.5
+    assert np.any((chosen < rejected) & (chosen > rejected - 1) & (weights > 0))
+    assert named["accuracy"] == (chosen > rejected) @ weights and 0 < named["accuracy"] < 4.5
+    np.testing.assert_allclose(
+        named["margin"], (chosen - rejected) @ weights, LOSS_RTOL, SCORE_ATOL
+    )
 
 
 def test_swapped_pairs_have_the_opposite_margin():
