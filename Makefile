@@ -26,7 +26,7 @@ install:
 	present="$$($(IN_VENV) -c 'import pip, sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)"; \
 	if [ "$$present" != "$$version" ]; then "$(PYTHON)" -m venv --clear .venv || exit 1; fi; \
 	rm -f .venv/stamp; \
-	$(IN_VENV) -m pip install --quiet --no-input --disable-pip-version-check --progress-bar off \
+	$(IN_VENV) -m pip install --quiet --no-input --no-compile --disable-pip-version-check --progress-bar off \
 	    --editable '.[test]' || exit 1; \
 	echo "$$wanted" > .venv/stamp
 

@@ -109,16 +109,8 @@ def write_report(run_dir: Path) -> Path:
     with _made_of(funnel_file):
         curation = funnel_page.curation(funnel, shards) if funnel else None
     with _made_of(results_file):
-        measured = {
-            "models": _models(results),
-            "headline": _headline(results),
-            "kinds": _kinds(results),
-            "reward_model": results.get("reward_model"),
-            "mixture": _mixture(results.get("mixture")),
-            "text": _text(results.get("text")),
-            "samples": results.get("samples", []),
-        }
-    with _made_of(results_file, score_file, funnel_file, shards_file):
+        measured = _measured(results)
+    with _made_of(run_dir / "config.json", results_file, score_file, funnel_file, shards_file):
         page = _render(
             identity=identity,
             title=title,
@@ -133,6 +125,19 @@ def write_report(run_dir: Path) -> Path:
     path = run_dir / "report.html"
     rundir.write_text(path, page)
     return path
+
+
+def _measured(results: Mapping) -> dict:
+    """The sections that evaluation fills."""
+    return {
+        "models": _models(results),
+        "headline": _headline(results),
+        "kinds": _kinds(results),
+        "reward_model": results.get("reward_model"),
+        "mixture": _mixture(results.get("mixture")),
+        "text": _text(results.get("text")),
+        "samples": results.get("samples", []),
+    }
 
 
 def unfinished(run_dir: Path) -> list[str]:

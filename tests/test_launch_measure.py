@@ -22,6 +22,7 @@ def run(tmp_path, **overrides):
     return parse(out)["stages"]["eval"], results, err
 
 
+@pytest.mark.slow
 def test_a_run_without_held_out_text_is_trained_and_says_so(tmp_path):
     """One document a domain: it is trained on, and nothing is left to hold out."""
     texts = [text for text in topics.values() if len(text) > 600]

@@ -180,11 +180,7 @@ def check(mesh, family, packed, num_microbatches):
     assert_same(on_mesh(config, sizes, packed, num_microbatches), on_one_device(plain, packed))
 
 
-BY_DEFAULT = (
-    ("context 4 gather", "gpt2"),
-    ("expert 4", "llama"),
-    ("fsdp expert tensor", "capacity"),
-)
+BY_DEFAULT = (("context 4 gather", "gpt2"), ("expert 4", "llama"))
 # Every pair of a mesh and a family, the four ways to cut a batch in turn; a few by default.
 CASES = [
     pytest.param(

@@ -132,15 +132,13 @@ def run(
     the host only where it evaluates or saves. What is not finite, or blown up, is not saved.
 
     Args:
-      config: length and rhythm.
+      config, step_fn: length and rhythm; what `step.make_step` gives.
       state: where to start if there is no checkpoint; donated, or deleted if there is one.
-      step_fn: from `step.make_step`.
       loader: iterable of dicts of numpy arrays, with get_state() and set_state().
       mesh: where batches go; the caller has set it (`jax.set_mesh`).
       checkpointer, watch: where states go; where metrics and progress go.
       step_tokens: tokens a step reads, for tokens a second.
-      ideal_step_secs: of a step at the devices' peak, for mfu; None if no one model is trained.
-      is_peak_measured: a faster step raises that peak: other programs ran when it was measured.
+      ideal_step_secs, is_peak_measured: see `Meter`.
       learning_rate: of the update that follows a number of steps, for the metrics.
       evaluators: {name: fn(params) -> {name: number}}, called every `eval_every` steps and last.
 
@@ -181,6 +179,9 @@ class Meter:
     A line's speed is over its `train_secs`: from the end of the step of the line before to the end
     of its own, on the device, without what was spent in `paused`. The intervals touch and do not
     overlap. The first line of a process has none, since its time is that of compiling.
+
+    Its mfu is over `ideal_step_secs`, of a step at the devices' peak (None if no one model is
+    trained). If the peak was measured, a faster step raises it: other programs ran meanwhile.
     """
 
     def __init__(
