@@ -7,6 +7,8 @@ import pytest
 
 from alignment import gae
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 HAND_RTOL = 2e-6  # float32 against numbers worked by hand
 LOOP_TOLERANCE = 2e-6  # float32 scan against a float64 loop, absolute, values of order 1
 

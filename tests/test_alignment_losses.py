@@ -9,6 +9,8 @@ import pytest
 
 from alignment import losses
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 EXACT_RTOL = 1e-6  # float32 rounding of a handful of operations
 ORACLE_RTOL = 5e-6  # two frameworks, sums of up to six tokens taken in another order
 LOOP_RTOL = 1e-5  # float32 ratios of up to e^5 against float64

@@ -8,6 +8,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alignment import gae, losses
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SPLIT_RTOL = 2e-5  # float32 sums over rows, taken in another order
 SPLIT_ATOL = 2e-6
 

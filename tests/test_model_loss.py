@@ -12,6 +12,8 @@ from model import sharding
 from model.config import TransformerConfig
 from model.loss import cross_entropy, head_loss, token_logprobs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 VALUE_RTOL = 2e-6  # float32 against float64
 GRAD_RTOL = 1e-5
 GRAD_ATOL = 1e-7

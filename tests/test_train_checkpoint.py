@@ -16,6 +16,8 @@ from data.errors import BadInput
 from train import checkpoint
 from train.checkpoint import Checkpointer, Lazy, load, open_params, params_hash, write
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIG = {"model": {"num_layers": 2, "gates": ["a", "b"]}, "sft": {"clip": float("inf")}}
 LOADER = {"num_batches": 7, "rows": {"docs": 5, "code": 9}, "identity": {"seed": 3}}
 
