@@ -37,8 +37,8 @@ BY_DEFAULT = (
     "gemma3",
     "olmo2",
     "deepseek v3",
+    "gpt-oss",
 )
-BY_DEFAULT += ("gpt-oss",)
 SOME = [pytest.param(case, marks=() if case in BY_DEFAULT else pytest.mark.slow) for case in CASES]
 LIVE = "needs torch and transformers, which nothing else does"
 

@@ -64,7 +64,7 @@ def run(call, places, q, k, v, sink, probe):
 @pytest.mark.parametrize(
     ("tiles", "layout"),
     by_default(
-        [((512, 1024), "balanced"), ((4, 2), "balanced"), ((1, 8), "text"), ((4, 2), "any")], 3
+        [((512, 1024), "balanced"), ((4, 2), "balanced"), ((1, 8), "text"), ((4, 2), "any")], 1
     ),
 )
 @pytest.mark.parametrize(
