@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +12,15 @@ import pytest
 from data import packing, shards
 from data.engine import Runner, start
 from data.errors import BadInput
+from data.tokenizers.tokenizer import TokenizerConfig
 
 SEQ_LEN = 16
+TINY = {
+    "vocab_size": 290,
+    "sample_bytes": 10_000,
+    "max_piece_chars": 8,
+    "character_coverage": 1.0,
+}
 
 
 class Letters:
@@ -166,6 +174,38 @@ def test_encoded_parts_are_taken_again_and_changed_ones_are_not(tmp_path):
     assert any("changed" in text for text in texts_of(tmp_path / "a/shards/books")) or any(
         "changed" in text for text in texts_of(tmp_path / "a/shards/web")
     )
+
+
+def test_a_group_may_be_missing_in_a_part_and_one_without_tokens_is_left_out(tmp_path):
+    rows = rows_of(60)
+    rows[-1] |= {"domain": "late", "split": "train"}
+    rows[0] |= {"domain": "silent", "split": "train", "text": ""}
+    made = make(tmp_path, rows)
+    assert sorted(made["groups"]) == ["books", "late", "web"]
+    assert texts_of(tmp_path / "shards" / "late") == [rows[-1]["text"]]
+    assert not (tmp_path / "shards" / "silent").exists()
+
+
+def learn(folder, out, **fields):
+    config = TokenizerConfig(**{**TINY, **fields})
+    with start(Runner(workers=1)) as engine:
+        packing.learn(folder / "documents", out, folder / "cache", engine, config, silent)
+    return digests(out)
+
+
+def test_a_tokenizer_is_trained_once_for_documents_and_keys(tmp_path, monkeypatch):
+    write_parts(tmp_path / "documents", rows_of(300), 3)
+    listed = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda *args: iter(sorted(listed(*args))))
+    first = learn(tmp_path, tmp_path)
+    cached = digests(tmp_path / "cache")
+    # Folders are listed in no certain order; a tokenizer may be learnt into a folder that has one.
+    monkeypatch.setattr(Path, "glob", lambda *args: iter(sorted(listed(*args), reverse=True)))
+    assert learn(tmp_path, tmp_path) == first
+    assert digests(tmp_path / "cache") == cached
+    other = learn(tmp_path, tmp_path, vocab_size=TINY["vocab_size"] + 1)
+    assert other["tokenizer.model"] != first["tokenizer.model"]
+    assert cached.items() <= digests(tmp_path / "cache").items()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data.loader import Loader
-from model import sharding
+from model import flop, sharding
 from model.transformer import declare
 from tests.test_train_loop import (
     CONFIG,
@@ -68,7 +68,7 @@ def test_a_state_that_is_not_finite_is_not_saved(trial, field, told, value):
     assert trial.saved_steps() == [5]
 
 
-def fit(directory, optimizer=OPTIMIZER, num_steps=10, save_every=10, watch_step=None):
+def fit(directory, optimizer=OPTIMIZER, num_steps=10, save_every=10, watch_step=None, write=None):
     """`loop.fit` on one device."""
     rows = np.random.default_rng(1).integers(1, 32, (ROWS, 9))
     loader = Loader({"a": ([{"tokens": row.astype(np.int32)} for row in rows], 1.0)}, 4, 3, lay_out)
@@ -87,7 +87,7 @@ def fit(directory, optimizer=OPTIMIZER, num_steps=10, save_every=10, watch_step=
                 loader,
                 mesh,
                 checkpointer,
-                Watch(lambda _: None, lambda _: None, lambda _: None),
+                Watch(write or (lambda _: None), lambda _: None, lambda _: None),
                 step_tokens=32,
                 seq_len=8,
                 evaluators={"watch": watch_step} if watch_step else {},
@@ -121,3 +121,14 @@ def test_training_holds_one_state_and_nothing_else(tmp_path):
     fit(tmp_path, num_steps=3, watch_step=watch_step)
     fit(tmp_path, num_steps=5, watch_step=watch_step)
     assert len(alive) == 5 and all(1 <= share < 1.1 for share in alive), alive
+
+
+def test_mfu_is_model_flops_over_the_peak_of_all_devices(tmp_path, monkeypatch):
+    """Every figure of a line is a plain number, as JSON takes it."""
+    monkeypatch.setattr(flop, "peak_flops", lambda dtype: (1e9, "data sheet"))
+    lines = []
+    fit(tmp_path, save_every=100, write=lines.append)
+    for line in lines[1:]:
+        flops_per_sec = line["tokens_per_sec"] * flop.train_flops(SHAPE, 8)
+        np.testing.assert_allclose(line["mfu"], flops_per_sec / 1e9)
+    assert all(type(value) in (int, float) for line in lines for value in line.values())
