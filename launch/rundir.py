@@ -43,6 +43,18 @@ MAX_UNIX_SECS = 253_402_300_800  # the year 10000, which no date reaches
 LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
+class _Described(dict):
+    """A configuration that was read: a key that it lacks is the file's fault, and names it."""
+
+    def __init__(self, path: Path, config: dict):
+        nested = {k: _Described(path, v) if isinstance(v, dict) else v for k, v in config.items()}
+        super().__init__(nested)
+        self._path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise BadInput(f"{self._path}: config has no {key!r}; restore it, or run again")
+
+
 class RunDir:
     """Paths of a run, and the two files every stage appends to or closes with.
 
@@ -74,7 +86,7 @@ class RunDir:
             raise BadInput(f"{self.path}: no such run; {path}: no such file")
         if not isinstance(described["config"], dict):
             raise BadInput(f"{path}: config must be an object; restore it, or run again")
-        return described["config"]
+        return _Described(path, described["config"])
 
     def read_done(self, stage: str) -> dict | None:
         """What a finished stage left, or None."""

@@ -223,6 +223,15 @@ def test_config_that_is_absent_or_empty_is_refused(run):
         run.read_config()
 
 
+def test_a_configuration_that_lacks_a_key_is_refused_by_its_name(run):
+    run.write_config({"model": {"num_layers": 1}}, "8 x cpu")
+    described = run.read_config()
+    assert described["model"]["num_layers"] == 1 and described.get("eval", {}) == {}
+    for missing in (lambda: described["eval"], lambda: described["model"]["d_model"]):
+        with pytest.raises(BadInput, match="config.json: config has no '(eval|d_model)'"):
+            missing()
+
+
 def test_code_version_outside_of_a_checkout_is_unknown(tmp_path, monkeypatch):
     monkeypatch.setattr(rundir, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
