@@ -84,9 +84,9 @@ def collect(
     """
     found: dict[str, list[tuple[int, str]]] = {}
     left: dict[str, int] = {}  # of each domain; at 0 and below it is full
-    for number, path, group in _row_groups(folder, scattered):
+    for number, path, footer, group in _row_groups(folder, scattered):
         try:
-            file = pq.ParquetFile(path)
+            file = pq.ParquetFile(path, metadata=footer)
             if not any(
                 row["split"] == split and left.get(row["domain"], most) > 0
                 for row in file.read_row_group(group, ["domain", "split"]).to_pylist()
@@ -105,17 +105,21 @@ def collect(
     return {domain: [text for _, text in texts] for domain, texts in sorted(ordered.items())}
 
 
-def _row_groups(folder: Path, scattered: bool) -> list[tuple[int, Path, int]]:
-    """Number in the table, file and number in the file of each row group."""
+def _row_groups(folder: Path, scattered: bool) -> list[tuple[int, Path, pq.FileMetaData, int]]:
+    """Number in the table, file, its footer and number in the file of each row group.
+
+    A footer grows with the row groups of its file, so it is read once.
+    """
     places = []
     for path in _parts(folder):
         try:
-            places += [(path, group) for group in range(pq.ParquetFile(path).num_row_groups)]
+            footer = pq.read_metadata(path)
         except (OSError, pa.ArrowException) as error:
             raise _damaged(path) from error
-    groups = [(number, path, group) for number, (path, group) in enumerate(places)]
+        places += [(path, footer, group) for group in range(footer.num_row_groups)]
+    groups = [(number, *found) for number, found in enumerate(places)]
     if scattered:
-        groups.sort(key=lambda item: order(f"{item[1].name}:{item[2]}"))
+        groups.sort(key=lambda item: order(f"{item[1].name}:{item[3]}"))
     return groups
 
 

@@ -92,9 +92,7 @@ def run_stages(
         if not fresh and set(table[name].needs) & described.keys() <= done.keys():
             _refuse_to_discard(run, name, inputs[name], done.get(name))
     if not fresh and all(name in done and run.is_whole(done[name]) for name in names):
-        for name in names:
-            _note_code(progress, name, table[name], done[name])
-        return {name: _skip(progress, name, done[name]) for name in names}
+        return {name: _skip(progress, name, table[name], done[name]) for name in names}
     context = Context(settings, run, progress, runner, {})
     results = {}
     with run.lock(progress.note):
@@ -111,8 +109,7 @@ def _bring(context: Context, name: str, stage: Stage, done: dict | None, fresh: 
     """Runs a stage, unless it is finished and whole."""
     run, progress, inputs = context.run, context.progress, context.inputs
     if done and not fresh and run.is_whole(done):
-        _note_code(progress, name, stage, done)
-        return _skip(progress, name, done)
+        return _skip(progress, name, stage, done)
     progress.stage(name)
     if not fresh:
         _refuse_to_discard(run, name, inputs, done)
@@ -155,8 +152,9 @@ def _survey(
     return inputs, done
 
 
-def _skip(progress: Progress, name: str, done: dict) -> dict:
+def _skip(progress: Progress, name: str, stage: Stage, done: dict) -> dict:
     progress.stage(name)
+    _note_code(progress, name, stage, done)
     progress.note("nothing to do, its inputs are unchanged")
     return {"status": "skipped", "secs": 0.0, **done["summary"]}
 
@@ -175,8 +173,8 @@ def _note_code(progress: Progress, name: str, stage: Stage, made: dict) -> None:
             for x in (code, now)
         )
         progress.note(
-            f"{name}: its checkpoints were made by other code ({was}; this is {is_}); they are "
-            "kept, --fresh makes them anew"
+            f"its checkpoints were made by other code ({was}; this is {is_}); they are kept, "
+            "--fresh makes them anew"
         )
 
 

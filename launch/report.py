@@ -85,11 +85,7 @@ def write_report(run_dir: Path) -> Path:
     if identity is None:
         raise BadInput(f"{run_dir / 'config.json'}: absent; a run directory holds one")
     metrics = _read_metrics(run_dir / "metrics.jsonl")
-    done = {
-        stage: found
-        for stage in STAGES
-        if (found := _read_json(run_dir / stage / "done.json", ("secs", "cpu_secs", "energy_wh")))
-    }
+    done = _read_done(run_dir)
     missing = unfinished(run_dir)
     if missing and not done:
         raise BadInput(f"{run_dir}: no stage is finished yet, of {', '.join(missing)}")
@@ -101,8 +97,6 @@ def write_report(run_dir: Path) -> Path:
     results = _read_json(results_file, ()) or {}
     with _made_of(run_dir / "config.json"):
         title = _title(run_dir, identity, metrics, missing)
-    with _made_of(*(run_dir / stage / "done.json" for stage in done)):
-        costs = _costs(done)
     with _made_of(shards_file):
         tokens = funnel_page.tokens(shards) if shards else None
         plan = _plan(shards, done.get("pretrain"))
@@ -119,12 +113,24 @@ def write_report(run_dir: Path) -> Path:
             plan=plan,
             score=score["rows"] if score else None,
             curves=[_curves(stage, metrics[stage]) for stage in STAGES if stage in metrics],
-            costs=costs,
+            costs=_costs(done),
             **measured,
         )
     path = run_dir / "report.html"
     rundir.write_text(path, page)
     return path
+
+
+def _read_done(run_dir: Path) -> dict[str, dict]:
+    """What each finished stage left."""
+    done = {}
+    for stage in STAGES:
+        path = run_dir / stage / "done.json"
+        if found := _read_json(path, ("secs", "cpu_secs", "energy_wh")):
+            with _made_of(path):  # by itself, so that the file at fault is named
+                _costs({stage: found})
+            done[stage] = found
+    return done
 
 
 def _measured(results: Mapping) -> dict:

@@ -37,7 +37,9 @@ def _choose(key: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 
 def _require(condition: bool, key: str, value: Any, allowed: str) -> None:
-    if not condition or (isinstance(value, float) and not math.isfinite(value)):
+    if isinstance(value, float) and not math.isfinite(value):
+        condition, allowed = False, f"a finite number, {allowed}"
+    if not condition:
         raise ValueError(f"{key} is {value!r}; it must be {allowed}")
 
 

@@ -81,6 +81,20 @@ def test_texts_are_read_of_the_row_groups_alone_that_hold_something_wanted(folde
     assert groups == [0, 3], "one of `a` in the first, one of `c` in the last"
 
 
+def test_a_footer_is_read_once_whatever_the_number_of_row_groups(folder, monkeypatch):
+    """It has an entry for each row group: read for each of them, time would be quadratic."""
+    opened, read = [], pq.read_metadata
+    monkeypatch.setattr(pq, "read_metadata", lambda path: opened.append(path) or read(path))
+    plain = pq.ParquetFile
+
+    def open_with_footer(path, *, metadata):
+        return plain(path, metadata=metadata)
+
+    monkeypatch.setattr(pq, "ParquetFile", open_with_footer)
+    curated.collect(folder, "train", 10**9, len, scattered=True)
+    assert len(opened) == 3
+
+
 def test_a_damaged_table_is_named(folder):
     path = folder / "part-1.parquet"
     path.write_bytes(path.read_bytes()[:-20])

@@ -113,7 +113,7 @@ FAULTS = {
     },
     "an infinite norm": (
         lambda s: edit(s / "config.json", rms_norm_eps=float("inf")),
-        "norm_eps is inf; it must be above 0",
+        "norm_eps is inf; it must be a finite number, above 0",
     ),
     "misshapen": (
         lambda s: rewrite(s, lambda t: t.update({Q: t[Q].T.copy()})),

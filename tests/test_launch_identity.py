@@ -72,7 +72,8 @@ def test_other_code_of_training_is_said_and_throws_nothing_away(pipeline, tmp_pa
     assert "other code" not in capsys.readouterr().err
     edit_code(pipeline, stage, tmp_path / "code.py")
     assert pipeline() == []
-    assert f"{stage}: its checkpoints were made by other code (commit" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"] {stage}: its checkpoints were made by other code (commit" in said
     pipeline.broken = stage
     with pytest.raises(RuntimeError):
         pipeline(only=stage, fresh=True)

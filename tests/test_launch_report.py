@@ -440,4 +440,5 @@ def test_a_value_of_another_kind_gives_a_page_or_one_message(run_dir, name):
         except BadInput as error:
             refused += 1
             assert name in str(error) and "\n" not in str(error)[:-1], error
+            assert str(error).count("done.json") <= 1, "only the file at fault"
     assert refused
