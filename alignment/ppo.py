@@ -243,8 +243,15 @@ def _answer(
 
 @jax.jit
 def _mean(updates: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
-    """Each metric's mean over an iteration's updates: not finite if it is in any of them."""
-    return jax.tree.map(lambda *values: jnp.mean(jnp.stack(values)), *updates)
+    """Each metric's mean over an iteration's updates: not finite if it is in any of them.
+
+    Of growths the greatest: one update that blows the parameters up must show among many.
+    """
+    columns = {name: jnp.stack([metrics[name] for metrics in updates]) for name in updates[0]}
+    return {
+        name: (jnp.max if name.endswith("param_growth") else jnp.mean)(values)
+        for name, values in columns.items()
+    }
 
 
 def learning_rate(config: PPOConfig) -> Callable[[int], Any]:

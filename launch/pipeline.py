@@ -91,6 +91,8 @@ def run_stages(
     for name in names:
         if not fresh and set(table[name].needs) & described.keys() <= done.keys():
             _refuse_to_discard(run, name, inputs[name], done.get(name))
+        if not fresh and name not in done:
+            _refuse_to_strand(run, name, inputs[name], described, table)
     if not fresh and all(name in done and run.is_whole(done[name]) for name in names):
         return {name: _skip(progress, name, table[name], done[name]) for name in names}
     context = Context(settings, run, progress, runner, {})
@@ -145,6 +147,10 @@ def _survey(
     for name, own in described.items():
         needs = [need for need in table[name].needs if need in described]
         upstream = {need: done[need]["output"] if need in done else "unfinished" for need in needs}
+        if name == "report":  # it shows how long they took, and every line
+            upstream = {need: digest(done[need]) for need in needs if need in done}
+            lines = run.path / "metrics.jsonl"
+            own = {**own, "lines": hash_file(lines) if lines.exists() else ""}
         inputs[name] = {**own, "upstream": upstream}
         left = None if name in discarded else run.read_done(name)
         if left and left["inputs"] == digest(inputs[name]):
@@ -209,6 +215,25 @@ def _refuse_to_discard(run: RunDir, name: str, inputs: Mapping, done: dict | Non
             f"{run.checkpoints(name)}: {why}; use the same value, another --run directory, or "
             f"`seedbed {name} --fresh` to start the stage over"
         )
+
+
+def _refuse_to_strand(
+    run: RunDir, name: str, inputs: Mapping, described: Mapping, table: Mapping[str, Stage]
+) -> None:
+    """Raises BadInput where a stage with other keys would replace what checkpoints stand on.
+
+    A tokenizer trained anew, say, in the place of the one that a kept model was trained with. Other
+    code alone may give the same result: the stage is done again, and the checkpoints checked then.
+    """
+    change = _changes(run, name, inputs)
+    if name in TRAINED or not change or change.startswith(("code = ", "another result")):
+        return
+    for other in described:
+        if name in _upstream(other, table, described) and run.checkpoints(other).exists():
+            raise BadInput(
+                f"{run.checkpoints(other)}: stands on stage {name!r} with {change}; use the same "
+                f"value, another --run directory, or `seedbed {name} --fresh` and so on after it"
+            )
 
 
 def _changes(run: RunDir, name: str, inputs: Mapping[str, Any]) -> str | None:

@@ -379,9 +379,10 @@ def run_report(context: Context) -> dict:
     return {"page": path.name, "page_bytes": path.stat().st_size}
 
 
-_DATA = ("data", "launch/stages.py")
-_TRAIN = ("model", "train", "data", "launch/stages.py", "launch/training.py")
-_ALIGN = (*_TRAIN, "alignment", "eval")
+_LAUNCH = tuple(f"launch/{name}.py" for name in ("stages", "training", "mixing", "evaluation"))
+_DATA = ("data", "eval", "model/gguf.py", *_LAUNCH)
+_TRAIN = ("model", "train", "data", "eval", *_LAUNCH)
+_ALIGN = (*_TRAIN, "alignment")
 _POLICY = ("seed", "model")
 
 TABLE: Mapping[str, Stage] = {

@@ -38,7 +38,7 @@ def test_another_reward_model_reaches_evaluation(tmp_path):
 def test_the_same_result_again_changes_nothing_after_it(pipeline):
     pipeline()
     assert pipeline(only="pretrain", fresh=True) == ["pretrain"]
-    assert pipeline() == []
+    assert set(pipeline()) <= {"report"}, "which shows how long it took"
 
 
 def edit_code(pipeline, stage, path):
@@ -80,5 +80,5 @@ def test_other_code_of_training_is_said_and_throws_nothing_away(pipeline, tmp_pa
     edit_code(pipeline, stage, tmp_path / "more.py")
     capsys.readouterr()
     pipeline.broken = None
-    assert pipeline() == [stage]
+    assert pipeline() == [stage, "report"]
     assert f"{stage}: its checkpoints were made by other code" in capsys.readouterr().err, "resumed"

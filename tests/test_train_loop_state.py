@@ -4,6 +4,7 @@ import dataclasses
 import gc
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -103,6 +104,21 @@ def test_a_state_that_an_update_blew_up_is_not_saved(tmp_path):
     with pytest.raises(FloatingPointError, match="the param_growth is .* in the update of step 1"):
         fit(tmp_path, dataclasses.replace(OPTIMIZER, peak_lr=1000.0), save_every=1)
     assert not [path for path in tmp_path.iterdir() if path.name.isdigit()]
+
+
+@pytest.mark.parametrize("name", ["param_growth", "value_param_growth"])
+def test_an_update_that_blew_up_between_saves_is_not_forgotten(trial, name):
+    """Later steps may be finite and may grow little."""
+    calls = []
+
+    def step(state, batch):
+        calls.append(1)
+        state, metrics = trial.step(state, batch)
+        return state, metrics | {name: jnp.float32(4e3 if len(calls) == 7 else 1.0)}
+
+    with pytest.raises(FloatingPointError, match=f"the {name} is 4000 in the update of step 7"):
+        trial.run(step=step)
+    assert trial.saved_steps() == [5]
 
 
 def test_training_holds_one_state_and_nothing_else(tmp_path):

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from model.attention import Places
-from model.config import TransformerConfig, layer_kinds
+from model.config import LAYOUT, TransformerConfig, layer_kinds
 from model.loss import head_sums
 from model.transformer import Params, features
 from train.loop import LoopConfig
@@ -19,7 +19,7 @@ class LMConfig:
 
     seq_len: int
     z_loss: float
-    chunk_tokens: int
+    chunk_tokens: int = dataclasses.field(metadata=LAYOUT)
     loop: LoopConfig
     optimizer: OptimizerConfig
 

@@ -4,7 +4,7 @@ import dataclasses
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -128,8 +128,8 @@ def run(
 ) -> TrainState:
     """Trains from the newest checkpoint, or from `state`, to `config.num_steps`.
 
-    The next step is dispatched before the metrics of the last one are read, so the device waits for
-    the host only where it evaluates or saves. What is not finite, or blown up, is not saved.
+    The next step is dispatched before the metrics of the last one are read, so the device waits
+    only where the host evaluates or saves. What is not finite, or blown up, is not saved.
 
     Args:
       config, step_fn: length and rhythm; what `step.make_step` gives.
@@ -137,26 +137,25 @@ def run(
       loader: iterable of dicts of numpy arrays, with get_state() and set_state().
       mesh: where batches go; the caller has set it (`jax.set_mesh`).
       checkpointer, watch: where states go; where metrics and progress go.
-      step_tokens: tokens a step reads, for tokens a second.
-      ideal_step_secs, is_peak_measured: see `Meter`.
+      step_tokens, ideal_step_secs, is_peak_measured: tokens a step reads; see `Meter`.
       learning_rate: of the update that follows a number of steps, for the metrics.
       evaluators: {name: fn(params) -> {name: number}}, called every `eval_every` steps and last.
 
-    Returns the final state.
-    Raises:
+    Returns the final state. Raises:
       PreemptedError: SIGTERM came; state and loader are saved.
       FloatingPointError: see `refuse_infinite`, of what is logged, and `refuse_blown_up`.
     """
     state, first = _resume(state, loader, checkpointer)
     watch.truncate(first)
     meter = Meter(config, watch, step_tokens, ideal_step_secs, is_peak_measured, learning_rate)
-    batches = iter(loader)
+    batches, growths = iter(loader), []  # growths since the last save
     with listen_for_sigterm() as told_to_stop:
         for step in range(first, config.num_steps):
             meter.before_step()
             state, metrics = step_fn(state, place(next(batches), mesh))
             done, is_last = step + 1, step + 1 == config.num_steps
             meter.record(done, metrics)
+            growths.append((done, {k: v for k, v in metrics.items() if k.endswith("param_growth")}))
             if evaluators and (is_last or done % config.eval_every == 0):
                 with meter.paused():
                     for name, evaluate in evaluators.items():
@@ -164,8 +163,9 @@ def run(
             stopping = told_to_stop()
             if is_last or done % config.save_every == 0 or stopping:
                 with meter.paused():
-                    refuse_blown_up(done, metrics, state)
+                    refuse_blown_up(done, metrics, growths, state)
                     checkpointer.save(done, state.params, _rest(state), loader.get_state())
+                growths.clear()
             if stopping:
                 checkpointer.wait()
                 raise PreemptedError(f"stopped by SIGTERM after step {done}, saved")
@@ -276,20 +276,27 @@ def refuse_infinite(step: int, metrics: Mapping[str, Any]) -> None:
             raise FloatingPointError(f"the {name} is {value} at step {step}")
 
 
-def refuse_blown_up(step: int, metrics: Mapping[str, Any], state: TrainState) -> None:
+def refuse_blown_up(
+    step: int,
+    metrics: Mapping[str, Any],
+    growths: Sequence[tuple[int, Mapping[str, Any]]],
+    state: TrainState,
+) -> None:
     """Raises FloatingPointError if training should not go on from this state, and be saved so.
 
-    A loss or gradient norm of its step is not finite, nor is a number of the state; or the update
-    has grown the norm of the parameters more than MAX_GROWTH times. Losses and gradients are those
+    A loss or gradient norm of its step is not finite, nor is a number of the state; or one of the
+    updates since the last save, of which `growths` has (step, {name: growth}), has grown the norm
+    of the parameters more than MAX_GROWTH times. Losses and gradients are those
     before the update. Blown-up parameters can be finite, and so, for some steps, are the metrics of
     a model whose activations overflow to a gradient of 0.
     """
     refuse_infinite(step, metrics)
-    for name, value in metrics.items():
-        if name.endswith("param_growth") and not float(value) <= MAX_GROWTH:
-            raise FloatingPointError(
-                f"the {name} is {float(value):.4g} in the update of step {step}"
-            )
+    for updated, grown in jax.device_get(growths):
+        for name, value in grown.items():
+            if not float(value) <= MAX_GROWTH:
+                raise FloatingPointError(
+                    f"the {name} is {float(value):.4g} in the update of step {updated}"
+                )
     parts = {"parameters are": state.params, "optimizer state is": state.opt_state}
     for name, is_finite in _are_finite(parts).items():
         if not is_finite:

@@ -128,7 +128,7 @@ def make_step(
 
         # Not jnp.where, which would keep old moments beside new ones.
         params, opt_state = jax.lax.cond(
-            has_weight, update, lambda: (state.params, state.opt_state)
+            has_weight, update, lambda: (state.params, _pass_over(state.opt_state))
         )
         # Of what is read and written anyway; the update's own norm would keep a copy of it.
         growth = optax.tree.norm(params) / optax.tree.norm(state.params)
@@ -136,6 +136,18 @@ def make_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _pass_over(opt_state: optax.OptState) -> optax.OptState:
+    """The same moments; only the schedule counts the step, so that its last rate stays the last."""
+
+    def is_schedule(node) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    def count(node):
+        return optax.ScaleByScheduleState(node.count + 1) if is_schedule(node) else node
+
+    return jax.tree.map(count, opt_state, is_leaf=is_schedule)
 
 
 def _without_balance(grads: Params) -> list[jax.Array]:
