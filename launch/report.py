@@ -102,6 +102,8 @@ def write_report(run_dir: Path) -> Path:
         plan = _plan(shards, done.get("pretrain"))
     with _made_of(funnel_file):
         curation = funnel_page.curation(funnel, shards) if funnel else None
+    with _made_of(run_dir / "metrics.jsonl"):
+        curves = [_curves(stage, metrics[stage]) for stage in STAGES if stage in metrics]
     with _made_of(results_file):
         measured = _measured(results)
     with _made_of(run_dir / "config.json", results_file, score_file, funnel_file, shards_file):
@@ -112,7 +114,7 @@ def write_report(run_dir: Path) -> Path:
             tokens=tokens,
             plan=plan,
             score=score["rows"] if score else None,
-            curves=[_curves(stage, metrics[stage]) for stage in STAGES if stage in metrics],
+            curves=curves,
             costs=_costs(done),
             **measured,
         )

@@ -407,6 +407,13 @@ def test_torn_last_line_of_a_killed_run_is_left_out(run_dir):
     assert "What each stage bought" in _page(run_dir)
 
 
+def test_a_line_that_no_plot_takes_names_the_file_of_lines(run_dir):
+    line = '{"stage": "pretrain", "step": 1, "train_secs": 0, "tokens_per_sec": 1}'
+    (run_dir / "metrics.jsonl").write_text(line)
+    with pytest.raises(BadInput, match=r"^[^,]*metrics\.jsonl: not what the stages write"):
+        report.write_report(run_dir)
+
+
 JUNK = ("x", [], {}, None, 1e300, -1, True, "1" * 400, [["deep"]])
 READ = ("config.json", "curate/funnel.json", "eval/results.json", "sft/done.json")
 
@@ -438,7 +445,6 @@ def test_a_value_of_another_kind_gives_a_page_or_one_message(run_dir, name):
         try:
             report.write_report(run_dir)
         except BadInput as error:
-            refused += 1
-            assert name in str(error) and "\n" not in str(error)[:-1], error
-            assert str(error).count("done.json") <= 1, "only the file at fault"
+            refused, said = refused + 1, str(error)
+            assert name in said and said.count("done.json") <= 1 and "\n" not in said[:-1], error
     assert refused

@@ -221,6 +221,15 @@ ROWS_OF_A_PART = "it must divide by mesh.data x mesh.fsdp x mesh.expert, which i
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        (
+            {
+                **dict.fromkeys(("mesh.context", "model.stage_microbatches"), 4),
+                "mesh.data": 1,
+                "mesh.stage": 2,
+                "eval.batch_size": 6,
+            },
+            "eval: model.stage_microbatches is 4; it must divide the 6 rows",
+        ),
         # 64 answers in 32 minibatches are 2 rows, and 4 microbatches of the pipeline do not cut 2.
         (
             {
