@@ -126,7 +126,7 @@ def _bring(context: Context, name: str, stage: Stage, done: dict | None, fresh: 
     if started and run.checkpoints(name).exists():
         _note_code(progress, name, stage, started)
     code = _describe_code(stage)
-    run.begin(name, inputs, code, fresh=anew or _changes(run, name, inputs) is not None)
+    run.begin(name, inputs, code, fresh=anew or bool(_changes(run, name, inputs)))
     return _run_stage(context, name, stage, code)
 
 
@@ -207,10 +207,10 @@ def _refuse_to_discard(run: RunDir, name: str, inputs: Mapping, done: dict | Non
     """Raises BadInput where a stage could go on only without the checkpoints that it has."""
     if not run.checkpoints(name).exists():
         return
-    change = _changes(run, name, inputs)
-    damage = run.find_damage(done) if done and not change else None
-    if change or damage:
-        why = f"written with {change}" if change else f"{run.path / damage} is damaged"
+    changes = _changes(run, name, inputs)
+    damage = run.find_damage(done) if done and not changes else None
+    if changes or damage:
+        why = f"written with {changes[0]}" if changes else f"{run.path / damage} is damaged"
         raise BadInput(
             f"{run.checkpoints(name)}: {why}; use the same value, another --run directory, or "
             f"`seedbed {name} --fresh` to start the stage over"
@@ -225,29 +225,35 @@ def _refuse_to_strand(
     A tokenizer trained anew, say, in the place of the one that a kept model was trained with. Other
     code alone may give the same result: the stage is done again, and the checkpoints checked then.
     """
-    change = _changes(run, name, inputs)
-    if name in TRAINED or not change or change.startswith(("code = ", "another result")):
-        return
-    for other in described:
+    changes = _changes(run, name, inputs, ("code", "upstream")) if name not in TRAINED else []
+    for other in described if changes else ():
         if name in _upstream(other, table, described) and run.checkpoints(other).exists():
             raise BadInput(
-                f"{run.checkpoints(other)}: stands on stage {name!r} with {change}; use the same "
-                f"value, another --run directory, or `seedbed {name} --fresh` and so on after it"
+                f"{run.checkpoints(other)}: needs stage {name!r} as it was, with {changes[0]}; use "
+                f"the same value or another --run directory, or start over with `seedbed {name} "
+                "--fresh` and the same for each stage after it"
             )
 
 
-def _changes(run: RunDir, name: str, inputs: Mapping[str, Any]) -> str | None:
-    """The first key in which the stage's last start differs from what is asked now, or None."""
+def _changes(
+    run: RunDir, name: str, inputs: Mapping[str, Any], unseen: Collection[str] = ()
+) -> list[str]:
+    """What the stage's last start and what is asked now differ in, sections `unseen` aside."""
     started = run.read_started(name)
     if started is None or started["hash"] == digest(inputs):
-        return None
+        return []
     was, now = _flatten(started["inputs"], ""), _flatten(inputs, "")
-    before, after = ({key: found.get(key, "absent") for key in was | now} for found in (was, now))
-    key = next(key for key in before if before[key] != after[key])
-    section, _, stage = key.partition(".")
-    if section == "upstream":
-        return f"another result of stage {stage!r} than there is now"
-    return f"{key} = {before[key]!r}, this configuration has {after[key]!r}"
+    found = []
+    for key in was | now:
+        before, after = was.get(key, "absent"), now.get(key, "absent")
+        section, _, stage = key.partition(".")
+        if before == after or section in unseen:
+            continue
+        if section == "upstream":
+            found.append(f"another result of stage {stage!r} than there is now")
+        else:
+            found.append(f"{key} = {before!r}, this configuration has {after!r}")
+    return found
 
 
 def _flatten(value: Any, path: str) -> dict[str, Any]:

@@ -274,26 +274,26 @@ def _check_rows(settings: Any, model: Any, sizes: Mapping[str, int]) -> None:
     ways = sizes["data"] * sizes["fsdp"] * sizes["expert"]
     longest = max(stack.repeats for stack in stacks(model))
 
-    def check(key: str, size: int, parts: int = 1, row_factor: int = 1) -> None:
-        rows = size // parts
-        if rows % ways:
-            cut = f", {rows} in each of {parts} parts" if parts > 1 else ""
-            raise ValueError(
-                f"{key} is {size}{cut}; it must divide by "
-                f"mesh.data x mesh.fsdp x mesh.expert, which is {ways}"
-            )
+    def check_pipeline(name: str, rows: int) -> None:
         if sizes["stage"] > 1:
             try:
-                pipeline.check(model, longest, sizes["stage"], rows * row_factor)
+                pipeline.check(model, longest, sizes["stage"], rows)
             except ValueError as error:
-                raise ValueError(f"{key.split('.')[0]}: {error}") from error
+                raise ValueError(f"{name}: {error}") from error
 
-    if {"pretrain", "reward", "eval"} & set(settings.stages):
-        check("eval.batch_size", settings.eval.batch_size)
+    if {"pretrain", "eval"} & set(settings.stages):  # its rows need not divide by the other axes
+        check_pipeline("eval", settings.eval.batch_size)
     for name in _trained(settings):
         section = getattr(settings, name)
         parts = section.loop.num_microbatches * (section.num_minibatches if name == "ppo" else 1)
-        check(f"{name}.loop.batch_size", section.loop.batch_size, parts, 1 + (name in PAIRED))
+        rows = section.loop.batch_size // parts
+        if rows % ways:
+            cut = f", {rows} in each of {parts} parts" if parts > 1 else ""
+            raise ValueError(
+                f"{name}.loop.batch_size is {section.loop.batch_size}{cut}; it must divide by "
+                f"mesh.data x mesh.fsdp x mesh.expert, which is {ways}"
+            )
+        check_pipeline(name, rows * (1 + (name in PAIRED)))
         if name in ("pretrain", "sft"):
             ring.balanced_order(section.seq_len, sizes["context"])
 

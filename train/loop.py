@@ -286,9 +286,9 @@ def refuse_blown_up(
 
     A loss or gradient norm of its step is not finite, nor is a number of the state; or one of the
     updates since the last save, of which `growths` has (step, {name: growth}), has grown the norm
-    of the parameters more than MAX_GROWTH times. Losses and gradients are those
-    before the update. Blown-up parameters can be finite, and so, for some steps, are the metrics of
-    a model whose activations overflow to a gradient of 0.
+    of the parameters more than MAX_GROWTH times. Losses and gradients are those before the update.
+    Blown-up parameters can be finite, and so, for some steps, are the metrics of a model whose
+    activations overflow to a gradient of 0.
     """
     refuse_infinite(step, metrics)
     for updated, grown in jax.device_get(growths):
