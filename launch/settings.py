@@ -5,7 +5,7 @@ import functools
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from data.errors import BadInput
@@ -13,6 +13,18 @@ from data.errors import BadInput
 STAGES = ("curate", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "eval", "report")
 TRAINED = ("pretrain", "sft", "reward", "dpo", "ppo")
 PAIRED = ("reward", "dpo")  # a row of these is a pair of answers, each a row of the model
+# The first stage that reads a section. Where a configuration does not name it, the section's values
+# are not checked: they are there only because every configuration has every key.
+READ_FROM = {
+    "mixture": "tokenizer",
+    "tokenizer": "tokenizer",
+    "pretrain": "tokenizer",
+    "eval": "pretrain",
+    "model": "pretrain",  # but for vocab_size
+    "mesh": "pretrain",
+    "instruct": "sft",
+    **{stage: stage for stage in TRAINED[1:]},
+}
 # The one stage without which a stage has nothing to work on.
 STANDS_ON = {
     "tokenizer": "curate",
@@ -69,10 +81,11 @@ def parse(config: Any) -> Any:
       Settings, frozen.
 
     Raises:
-      BadInput: an unknown or missing key, a wrong type, a value out of range, or sections that do
-        not fit together; the message names the key, the value and what is allowed.
+      BadInput: an unknown or missing key, a wrong type, a value out of range in a section that a
+        stage reads, or sections that do not fit together; the message names the key, the value and
+        what is allowed.
     """
-    settings = to_dataclass(settings_class(), config, "")
+    settings = to_dataclass(settings_class(), config, "", _unread(config))
     if not 0 <= settings.seed < 2**31:
         raise BadInput(f"seed is {settings.seed}; it must be in [0, 2**31)")
     _check_stages(settings.stages)
@@ -83,6 +96,13 @@ def parse(config: Any) -> Any:
     _check_answers(settings)
     _check_sets(settings)
     return settings
+
+
+def _unread(config: Any) -> tuple[str, ...]:
+    """The sections that none of the stages reads, which `_check_stages` looks at later."""
+    stages = config.get("stages", ())
+    named = stages if isinstance(stages, tuple | list) else STAGES
+    return tuple(section for section, first in READ_FROM.items() if first not in named)
 
 
 def _check_stages(stages: tuple[str, ...]) -> None:
@@ -322,8 +342,11 @@ class Frozen(dict):
         return Frozen, (dict(self),)
 
 
-def to_dataclass(cls: type, section: Any, path: str) -> Any:
-    """Builds `cls` from a mapping with exactly its fields, checking types on the way."""
+def to_dataclass(cls: type, section: Any, path: str, unread: Collection[str] = ()) -> Any:
+    """Builds `cls` from a mapping with exactly its fields, checking types on the way.
+
+    What lies in a section by the path of one of `unread` may have any value of its type.
+    """
     if not isinstance(section, Mapping) and not hasattr(section, "items"):
         raise BadInput(f"{path} is {section!r}; it must be a section with keys")
     hints, given = typing.get_type_hints(cls), dict(section.items())
@@ -333,7 +356,11 @@ def to_dataclass(cls: type, section: Any, path: str) -> Any:
     for key in hints:
         if key not in given:
             raise BadInput(f"{_join(path, key)}: missing; the section needs {', '.join(hints)}")
-    values = {key: _convert(hints[key], given[key], _join(path, key)) for key in hints}
+    values = {key: _convert(hints[key], given[key], _join(path, key), unread) for key in hints}
+    if path.partition(".")[0] in unread:
+        made = object.__new__(cls)  # without its own checks
+        vars(made).update(values)
+        return made
     try:
         return cls(**values)
     except ValueError as error:
@@ -344,21 +371,26 @@ def to_dataclass(cls: type, section: Any, path: str) -> Any:
         raise BadInput(str(error) if named else f"{path}{joint}{error}") from error
 
 
-def _convert(hint: Any, value: Any, path: str) -> Any:
+def _convert(hint: Any, value: Any, path: str, unread: Collection[str]) -> Any:
     if dataclasses.is_dataclass(hint):
-        return to_dataclass(hint, value, path)
+        return to_dataclass(hint, value, path, unread)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:  # a string, or a section
-        return _convert(str if isinstance(value, str) else arguments[1], value, path)
+        return _convert(str if isinstance(value, str) else arguments[1], value, path, unread)
     if origin is tuple:
         if not isinstance(value, tuple | list):
             raise BadInput(f"{path} is {value!r}; it must be a tuple")
-        return tuple(_convert(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+        items = ((f"{path}[{i}]", item) for i, item in enumerate(value))
+        return tuple(_convert(arguments[0], item, place, unread) for place, item in items)
     if origin is not None and issubclass(origin, Mapping):
         if not hasattr(value, "items"):
             raise BadInput(f"{path} is {value!r}; it must be a section with keys")
-        items = {key: _convert(arguments[1], item, _join(path, key)) for key, item in value.items()}
-        return Frozen(items)
+        return Frozen(
+            {
+                key: _convert(arguments[1], item, _join(path, key), unread)
+                for key, item in value.items()
+            }
+        )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

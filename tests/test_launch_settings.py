@@ -319,6 +319,17 @@ CLASHES = {
     "dpo.loop.batch_size": (12, "dpo"),
     "model.num_kv_heads": (99, "pretrain"),
     "mixture.domain_max_epochs": ({"books": 2.0}, "tokenizer"),
+    # Out of range by themselves.
+    "tokenizer.vocab_size": (3, "tokenizer"),
+    "mixture.alpha": (-1.0, "tokenizer"),
+    "pretrain.loop.batch_size": (0, "tokenizer"),
+    "model.moe.top_k": (-1, "pretrain"),
+    "mesh.data": (0, "pretrain"),
+    "eval.batch_size": (0, "pretrain"),
+    "instruct.num_train": (-1, "sft"),
+    "reward.pairs.num_prompts": (-1, "reward"),
+    "dpo.beta": (-1.0, "dpo"),
+    "ppo.loop.batch_size": (7, "ppo"),
 }
 
 
