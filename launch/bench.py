@@ -71,7 +71,7 @@ def _bench_training(settings: Any, config: TransformerConfig, params: Params, me
         jax.block_until_ready(metrics)
         secs.append((time.perf_counter() - start) / STEPS_PER_ROUND)
     speeds = batch_size * seq_len / np.asarray(secs)
-    peak, source = flop.peak_flops(config.dtype)
+    peak, source = flop.peak_flops(config.dtype, config.quantized)
     achieved = flop.train_flops(config, seq_len) * float(np.median(speeds))
     if source == "measured":  # while other programs ran
         peak = max(peak, achieved)

@@ -12,14 +12,14 @@ from model.config import DTYPES, TransformerConfig, layer_kinds
 from model.layer import is_matrix
 from model.transformer import declare
 
-# Dense bf16 peak of one chip, FLOP/s, from the vendors' data sheets.
+# Dense peak of one chip in bfloat16 and in 8 bits, FLOP/s, from the vendors' data sheets.
 PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
+    "TPU v4": (275e12, 275e12),
+    "TPU v5 lite": (197e12, 394e12),
+    "TPU v5": (459e12, 918e12),
+    "TPU v6 lite": (918e12, 1836e12),
+    "NVIDIA H100 80GB HBM3": (989e12, 1979e12),
+    "NVIDIA H200": (989e12, 1979e12),
 }
 # A product is timed well when it takes this long; beyond the size nothing is faster any more.
 MEASURED_SECS, MAX_MEASURED_SIZE = 0.01, 16384
@@ -89,20 +89,21 @@ def train_flops(config: TransformerConfig, seq_len: int) -> float:
     return 3 * forward_flops(config, seq_len)
 
 
-def peak_flops(dtype: str) -> tuple[float, str]:
+def peak_flops(dtype: str, quantized: str = "none") -> tuple[float, str]:
     """Peak FLOP/s of all devices, of which MFU is the share, and where the figure comes from.
 
     Args:
       dtype: that the model computes in, a key of `config.DTYPES`.
+      quantized: as `model.quantized`: not 'none' where products are in 8 bits.
 
     Returns:
       (FLOP/s over all devices, 'data sheet' or 'measured'). A device in PEAK_FLOPS counts with its
-      dense bf16 peak whatever the dtype; of another (a CPU, say) matrix products in this dtype are
-      timed, on all devices of the process at once.
+      dense peak, in bfloat16 whatever the dtype, or in 8 bits; of another (a CPU, say) matrix
+      products in this dtype are timed, on all devices of the process at once.
     """
     kind = jax.devices()[0].device_kind
     if kind in PEAK_FLOPS:
-        return PEAK_FLOPS[kind] * jax.device_count(), "data sheet"
+        return PEAK_FLOPS[kind][quantized != "none"] * jax.device_count(), "data sheet"
     return _measured_peak(dtype), "measured"
 
 

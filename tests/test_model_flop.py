@@ -157,5 +157,6 @@ def test_what_is_measured_is_a_product_on_every_device_in_the_dtype(monkeypatch)
 
 
 def test_peak_of_a_known_device_is_the_data_sheets(monkeypatch):
-    monkeypatch.setitem(flop.PEAK_FLOPS, jax.devices()[0].device_kind, 1e12)
+    monkeypatch.setitem(flop.PEAK_FLOPS, jax.devices()[0].device_kind, (1e12, 3e12))
     assert flop.peak_flops("float32") == (8e12, "data sheet")
+    assert flop.peak_flops("bfloat16", "int8") == (24e12, "data sheet")

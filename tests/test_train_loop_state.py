@@ -141,7 +141,7 @@ def test_training_holds_one_state_and_nothing_else(tmp_path):
 
 def test_mfu_is_model_flops_over_the_peak_of_all_devices(tmp_path, monkeypatch):
     """Every figure of a line is a plain number, as JSON takes it."""
-    monkeypatch.setattr(flop, "peak_flops", lambda dtype: (1e9, "data sheet"))
+    monkeypatch.setattr(flop, "peak_flops", lambda dtype, quantized: (1e9, "data sheet"))
     lines = []
     fit(tmp_path, save_every=100, write=lines.append)
     for line in lines[1:]:

@@ -188,7 +188,7 @@ def main(folder: str, topology: str, sizes: str) -> None:
     from model import flop
 
     # A peak that is measured would be compiled for chips and never run.
-    flop.PEAK_FLOPS[jax.devices()[0].device_kind] = 1e15
+    flop.PEAK_FLOPS[jax.devices()[0].device_kind] = (1e15, 1e15)
     chosen = settings(Path(folder), axes)
     for verb, changes in VERBS:
         compiler.start(verb)

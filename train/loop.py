@@ -94,7 +94,7 @@ def fit(
     state = init_state(params, optimizer, shardings)
     step = make_step(loss_fn, optimizer, config.num_microbatches, shardings)
     step_flops = step_tokens * flop.train_flops(model_config, seq_len)
-    peak_flops, source = flop.peak_flops(model_config.dtype)
+    peak_flops, source = flop.peak_flops(model_config.dtype, model_config.quantized)
     return run(
         config,
         state,

@@ -52,8 +52,9 @@ class OptimizerConfig:
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     """Learning rate of an update as a function of the number of updates before it.
 
-    The rate rises linearly over `warmup_steps` updates, is at its peak in the next one, and is
-    peak_lr * final_lr_fraction in the last of the `num_steps` updates (and in any after it).
+    The rate rises linearly over `warmup_steps` updates, is at its peak in the next one, unless that
+    is the last, and is peak_lr * final_lr_fraction in the last of the `num_steps` updates (and in
+    any after it).
     'cosine' falls along half a cosine between the two. 'wsd' (warmup, stable, decay) holds the peak
     and falls linearly over the last `decay_fraction` of the updates: 1 is a linear fall from the
     warmup on, 0 holds the peak up to the last update.
