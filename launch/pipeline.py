@@ -87,7 +87,8 @@ def run_stages(
     described = describe_inputs(settings, table)
     if only is not None:
         _check_single(only, run, table, described)
-    inputs, done = _survey(run, table, described, names if fresh else ())
+    discarded = names if fresh else ()
+    inputs, done = _survey(run, table, described, names, discarded)
     for name in names:
         if not fresh and set(table[name].needs) & described.keys() <= done.keys():
             _refuse_to_discard(run, name, inputs[name], done.get(name))
@@ -101,7 +102,7 @@ def run_stages(
         run.write_config(to_dict(settings), devices)
         for place, name in enumerate(names):
             # What other stages, or another process, have left until now.
-            inputs, done = _survey(run, table, described, names[place:] if fresh else ())
+            inputs, done = _survey(run, table, described, names, discarded[place:])
             stage_context = dataclasses.replace(context, inputs=inputs[name])
             results[name] = _bring(stage_context, name, table[name], done.get(name), fresh)
     return results
@@ -134,9 +135,10 @@ def _survey(
     run: RunDir,
     table: Mapping[str, Stage],
     described: Mapping[str, dict],
-    discarded: Collection[str] = (),
+    names: Collection[str],
+    discarded: Collection[str],
 ) -> tuple[dict[str, dict], dict[str, dict]]:
-    """The inputs of every stage, and the done.json of those that have finished on these inputs.
+    """The inputs of `names` and what they stand on, and the done.json of those finished on them.
 
     Their files may be whole or not. An unfinished stage has no output: where one that stands on it
     has finished, it was on another one. What `discarded` stages left is about to be thrown away and
@@ -144,7 +146,10 @@ def _survey(
     """
     inputs: dict[str, dict] = {}
     done: dict[str, dict] = {}
+    wanted = set(names).union(*(_upstream(name, table, described) for name in names))
     for name, own in described.items():
+        if name not in wanted:
+            continue
         needs = [need for need in table[name].needs if need in described]
         upstream = {need: done[need]["output"] if need in done else "unfinished" for need in needs}
         if name == "report":  # it shows how long they took, and every line
@@ -190,7 +195,7 @@ def _check_single(
     """Refuses to run one stage on unfinished ones."""
     if only not in described:
         raise BadInput(f"stages is {tuple(described)}; it must hold {only!r} for this verb")
-    _, done = _survey(run, table, described, (only,))
+    _, done = _survey(run, table, described, (only,), (only,))
     for name in described:
         if name not in _upstream(only, table, described):
             continue
@@ -210,10 +215,13 @@ def _refuse_to_discard(run: RunDir, name: str, inputs: Mapping, done: dict | Non
     changes = _changes(run, name, inputs)
     damage = run.find_damage(done) if done and not changes else None
     if changes or damage:
-        why = f"written with {changes[0]}" if changes else f"{run.path / damage} is damaged"
+        what = (
+            f"{run.checkpoints(name)}: written with {changes[0]}; use the same value,"
+            if changes
+            else f"{run.path / damage} is damaged; use"
+        )
         raise BadInput(
-            f"{run.checkpoints(name)}: {why}; use the same value, another --run directory, or "
-            f"`seedbed {name} --fresh` to start the stage over"
+            f"{what} another --run directory, or `seedbed {name} --fresh` to start the stage over"
         )
 
 
@@ -319,7 +327,6 @@ def _run_stage(context: Context, name: str, stage: Stage, code: dict) -> dict:
         "code": code,
         "secs": round(secs, 2),
         "cpu_secs": round(_cpu_secs() - cpu_start, 2),
-        "energy_wh": round(secs * context.settings.cost.machine_watts / 3600, 4),
         "summary": summary,
         "products": context.run.products(name),
     }

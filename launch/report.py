@@ -16,6 +16,7 @@ import jinja2
 from data.errors import BadInput
 from data.instruct import FACT_KINDS
 from launch import funnel_page, plot, rundir
+from launch.settings import CostConfig
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -97,6 +98,7 @@ def write_report(run_dir: Path) -> Path:
     results = _read_json(results_file, ()) or {}
     with _made_of(run_dir / "config.json"):
         title = _title(run_dir, identity, metrics, missing)
+        costs = _costs(done, CostConfig(**identity["config"]["cost"])) if done else None
     with _made_of(shards_file):
         tokens = funnel_page.tokens(shards) if shards else None
         plan = _plan(shards, done.get("pretrain"))
@@ -115,7 +117,7 @@ def write_report(run_dir: Path) -> Path:
             plan=plan,
             score=score["rows"] if score else None,
             curves=curves,
-            costs=_costs(done),
+            costs=costs,
             **measured,
         )
     path = run_dir / "report.html"
@@ -128,9 +130,9 @@ def _read_done(run_dir: Path) -> dict[str, dict]:
     done = {}
     for stage in STAGES:
         path = run_dir / stage / "done.json"
-        if found := _read_json(path, ("secs", "cpu_secs", "energy_wh")):
+        if found := _read_json(path, ("secs", "cpu_secs")):
             with _made_of(path):  # by itself, so that the file at fault is named
-                _costs({stage: found})
+                _costs({stage: found}, CostConfig(1.0))
             done[stage] = found
     return done
 
@@ -328,13 +330,14 @@ def _text(text: Mapping | None) -> dict | None:
     }
 
 
-def _costs(done: Mapping[str, Mapping]) -> dict | None:
-    if not done:
-        return None
+def _costs(done: Mapping[str, Mapping], cost: CostConfig) -> dict:
+    """Time and energy of each stage, and of all."""
+    rows = [
+        {**found, "colour": STAGES.index(stage), "energy_wh": cost.energy_wh(found["secs"])}
+        for stage, found in done.items()
+    ]
     keys = ("secs", "cpu_secs", "energy_wh")
-    totals = {key: sum(found[key] for found in done.values()) for key in keys}
-    rows = [{"stage": stage, "colour": STAGES.index(stage), **done[stage]} for stage in done]
-    return {"rows": rows, "totals": totals}
+    return {"rows": rows, "totals": {key: sum(row[key] for row in rows) for key in keys}}
 
 
 def _curves(stage: str, rows: Mapping[int, Mapping]) -> dict:

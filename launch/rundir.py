@@ -165,7 +165,8 @@ class RunDir:
           fresh: whether to throw away.
         """
         # First of all: what is half thrown away must not count as finished.
-        (self.stage(stage) / "done.json").unlink(missing_ok=True)
+        if self.stage(stage).is_dir():
+            remove(self.stage(stage) / "done.json")
         if fresh:
             remove(self.checkpoints(stage))
             remove(self.path / "tensorboard" / stage)
@@ -321,13 +322,16 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remove(directory: Path) -> None:
-    """Removes a directory at once: killed half-way, what is left no longer has its name."""
-    trash = directory.with_name(f".{directory.name}.removed")
-    shutil.rmtree(trash, ignore_errors=True)
-    if directory.exists():
-        directory.replace(trash)
+def remove(path: Path) -> None:
+    """Removes a file, a link, or a directory: killed half-way, no part of it has its name."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    trash = path.with_name(f".{path.name}.removed")
+    if trash.exists():  # of a killed process
         shutil.rmtree(trash)
+    path.replace(trash)
+    shutil.rmtree(trash)
 
 
 def read_metrics(path: Path) -> Iterator[tuple[str, dict]]:

@@ -48,6 +48,10 @@ class CostConfig:
         if self.machine_watts <= 0:
             raise ValueError(f"machine_watts is {self.machine_watts}; it must be above 0")
 
+    def energy_wh(self, secs: float) -> float:
+        """Watt-hours of so many seconds."""
+        return secs * self.machine_watts / 3600
+
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:

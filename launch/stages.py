@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from alignment import dpo, ppo, preference, reward, rollout, sft
 from data import chat, curate, engine, instruct, packing
+from data.errors import BadInput
 from data.loader import Batch
 from data.shards import pack_documents
 from eval import tasks
@@ -162,7 +163,8 @@ def _heldout(
 ) -> dict:
     """The evaluator of a stage's own loss on held-out rows; none where there are no rows."""
     mesh = training.device_mesh(context)
-    return {"heldout": heldout_loss(loss, rows, config.batch_size, transform, mesh)} if rows else {}
+    batch_size = config.batch_size // config.num_microbatches  # what the step has in memory at once
+    return {"heldout": heldout_loss(loss, rows, batch_size, transform, mesh)} if rows else {}
 
 
 def _heldout_examples(context: Context) -> list[instruct.Example]:
@@ -228,6 +230,7 @@ def run_reward(context: Context) -> dict:
     rows, num_long = _pair_rows(context, pairs["train"])
     heldout, _ = _pair_rows(context, pairs["heldout"])
     scalar, seed = reward.scalar_config(model_config), context.settings.seed
+    references = _reference_rows(context)
     start = reward.start_from(model_config, policy, jax.random.fold_in(jax.random.key(seed), 1))
     del policy  # or its own head would stay in memory
     loss = reward.pair_loss(scalar, config.centering)
@@ -244,11 +247,13 @@ def run_reward(context: Context) -> dict:
     )
     batch_size = context.settings.eval.batch_size
     hits = reward.accuracy(scalar, state.params, heldout, batch_size)
+    scores = reward.score_rows(scalar, state.params, *references, batch_size)
     return {
         "train_pairs": len(rows),
         "too_long_pairs": num_long,
         "heldout_accuracy": tasks.summarise(hits.tolist()),
-        "normalizer": _normalizer(context, state.params),
+        # The rewards of reference answers: they then score 0 on average.
+        "normalizer": {"mean": float(scores.mean()), "std": float(scores.std())},
         "params_sha256": params_hash(state.params),
     }
 
@@ -273,14 +278,16 @@ def _pairs(context: Context, policy: Params) -> dict[str, list[preference.Pair]]
 
 
 def _pair_rows(context: Context, pairs: Sequence[preference.Pair]) -> tuple[list[Batch], int]:
-    pad_id = training.load_tokenizer(context.run).pad_id
-    return preference.pair_rows(pairs, context.settings.reward.seq_len, pad_id)
+    pad_id, seq_len = training.load_tokenizer(context.run).pad_id, context.settings.reward.seq_len
+    rows, num_long = preference.pair_rows(pairs, seq_len, pad_id)
+    tokens_N2L = np.stack([row["tokens"] for row in rows])
+    training.refuse_unknown_ids(tokens_N2L, training.language_model(context).vocab_size, ["pairs"])
+    return rows, num_long
 
 
-def _normalizer(context: Context, params: Params) -> dict[str, float]:
-    """Mean and deviation of the reward over reference answers, which then score 0 on average."""
+def _reference_rows(context: Context) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens, and where they are real, of the prompts of pairs with their reference answers."""
     config, model = context.settings.reward, training.load_tokenizer(context.run)
-    scalar = reward.scalar_config(training.language_model(context))
     examples = instruct.build(context.settings.instruct)["train"][: config.pairs.num_prompts]
     answered = [
         (
@@ -290,13 +297,17 @@ def _normalizer(context: Context, params: Params) -> dict[str, float]:
         for x in examples
     ]
     fitting = [ids for ids in answered if len(ids) <= config.seq_len]
+    if len(fitting) < 2:
+        raise BadInput(
+            f"reward.seq_len is {config.seq_len} and reward.pairs.num_prompts "
+            f"{config.pairs.num_prompts}; at least 2 of their reference answers must fit, whose "
+            f"rewards have a deviation, and {len(fitting)} do"
+        )
     tokens_BL = np.full((len(fitting), config.seq_len), model.pad_id, np.int32)
     real_BL = np.zeros_like(tokens_BL)
     for row, ids in enumerate(fitting):
         tokens_BL[row, : len(ids)], real_BL[row, : len(ids)] = ids, 1
-    batch_size = context.settings.eval.batch_size
-    scores = reward.score_rows(scalar, params, tokens_BL, real_BL, batch_size)
-    return {"mean": float(scores.mean()), "std": float(scores.std())}
+    return tokens_BL, real_BL
 
 
 @training.on_mesh
@@ -379,11 +390,18 @@ def run_report(context: Context) -> dict:
     return {"page": path.name, "page_bytes": path.stat().st_size}
 
 
-_LAUNCH = tuple(f"launch/{name}.py" for name in ("stages", "training", "mixing", "evaluation"))
-_DATA = ("data", "eval", "model/gguf.py", *_LAUNCH)
-_TRAIN = ("model", "train", "data", "eval", *_LAUNCH)
+_LAUNCH = tuple(
+    f"launch/{name}.py" for name in ("stages", "training", "mixing", "evaluation", "settings")
+)
+_DATA = ("data", "eval", "model/gguf.py", "model/tensors.py", *_LAUNCH)
+_TRAIN = ("model", "train", "data", "eval", "launch/measure.py", *_LAUNCH)
 _ALIGN = (*_TRAIN, "alignment")
 _POLICY = ("seed", "model")
+# Without what is measured while training, and the sets that curation reads.
+_EVAL = (
+    *("eval.batch_size", "eval.max_new_tokens", "eval.temperature"),
+    *("eval.num_duels", "eval.num_samples", "eval.ngram_order"),
+)
 
 TABLE: Mapping[str, Stage] = {
     "curate": Stage(("data",), (), _DATA, run_curate),
@@ -408,15 +426,15 @@ TABLE: Mapping[str, Stage] = {
     ),
     "ppo": Stage((*_POLICY, "ppo", "instruct"), ("tokenizer", "sft", "reward"), _ALIGN, run_ppo),
     "eval": Stage(
-        (*_POLICY, "eval", "instruct", "stages", "pretrain.seq_len", "sft.seq_len"),
+        (*_POLICY, *_EVAL, "instruct", "pretrain.seq_len", "sft.seq_len"),
         ("curate", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo"),
-        (*_ALIGN, "launch/measure.py"),
+        _ALIGN,
         measure.run_eval,
     ),
     "report": Stage(
         ("",),
         ("curate", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "eval"),
-        ("launch",),
+        ("launch", "data", "eval"),
         run_report,
     ),
 }

@@ -88,7 +88,11 @@ def found(counted):
 @pytest.fixture
 def run_dir(tmp_path):
     """A run that went no further than shards."""
-    identity = {"config": {}, "code": {"commit": None, "dirty": None}, "packages": {}}
+    identity = {
+        "config": {"cost": {"machine_watts": 3.6}},
+        "code": {"commit": None, "dirty": None},
+        "packages": {},
+    }
     (tmp_path / "config.json").write_text(json.dumps({**identity, "python": "3.11"}))
     write_curation(tmp_path)
     (tmp_path / "tokenizer").mkdir()
@@ -298,7 +302,7 @@ def test_mixture_is_the_plan_until_pretraining_has_read(run_dir):
     assert "Mixture by stage: plan" in before and ">1,000 tokens<" in before
     read = {"all": ((150, 50, 200), (200, 40, 160))}
     rows = _tabulate(read, [{("docs", "en"): 2, ("docs", "fr"): 1, ("code", ""): 1}])
-    cost = {"secs": 1.0, "cpu_secs": 1.0, "energy_wh": 1.0}
+    cost = {"secs": 1.0, "cpu_secs": 1.0}
     (run_dir / "pretrain").mkdir()
     done = {"stage": "pretrain", "summary": {"mixture": rows}, **cost}
     (run_dir / "pretrain" / "done.json").write_text(json.dumps(done))

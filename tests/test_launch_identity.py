@@ -1,11 +1,17 @@
 """What a stage's identity holds: the results that it stands on, and the code that computes it."""
 
+import ast
 import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from data.errors import BadInput
-from launch import settings
+from launch import settings, stages
+from launch.rundir import ROOT
 from tests.test_launch_pipeline import Pipeline
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -82,3 +88,67 @@ def test_other_code_of_training_is_said_and_throws_nothing_away(pipeline, tmp_pa
     pipeline.broken = None
     assert pipeline() == [stage, "report"]
     assert f"{stage}: its checkpoints were made by other code" in capsys.readouterr().err, "resumed"
+
+
+# They hold keys, files and lines, and compute nothing that a stage leaves.
+AROUND = {
+    ROOT / "launch" / name for name in ("pipeline.py", "rundir.py", "console.py", "settings.py")
+}
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, Path, str]]:
+    """(name that is bound, file of ours that it comes from, its name there: '' for the file)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            place = ROOT / node.module.replace(".", "/")
+            for alias in node.names:
+                for path, name in ((place / f"{alias.name}.py", ""), (place, alias.name)):
+                    if path.with_suffix(".py").exists():
+                        yield alias.asname or alias.name, path.with_suffix(".py"), name
+
+
+def uses(path: Path, name: str) -> Iterator[tuple[Path, str]]:
+    """What a function or a constant of a file names: (file, name there)."""
+    nodes = [
+        node
+        for node in parsed(path).body
+        if name == getattr(node, "name", None)
+        or any(name in ast.unparse(target) for target in getattr(node, "targets", []))
+    ]
+    bound = {name: (file, there) for name, file, there in imports(parsed(path))}
+    for node in (child for parent in nodes for child in ast.walk(parent)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            file, there = bound.get(node.value.id, (None, ""))
+            yield from [(file, node.attr)] if file and not there else []
+        if isinstance(node, ast.Name):
+            yield bound.get(node.id, (path, node.id))
+
+
+def files_behind(body: Callable) -> set[Path]:
+    """The files that a stage's body may run: in launch/ by what each function uses, else whole."""
+    places, seen = [(Path(body.__code__.co_filename), body.__name__)], set()
+    while places:
+        file, name = places.pop()
+        if (file, name) in seen or file in AROUND:
+            continue
+        seen.add((file, name))
+        if file.parent.name == "launch":
+            places += uses(file, name) if name else []
+        else:
+            places += [(path, "") for _, path, _ in imports(parsed(file))]
+    return {file for file, _ in seen}
+
+
+@pytest.mark.parametrize("name", settings.STAGES)
+def test_the_code_of_a_stage_is_all_that_its_body_may_run(name):
+    stage = stages.TABLE[name]
+    listed = [ROOT / path for path in stage.code]
+    found = files_behind(inspect.unwrap(stage.body))
+    assert len(found) > 3
+    missing = {p for p in found if not any(p == place or place in p.parents for place in listed)}
+    assert not missing

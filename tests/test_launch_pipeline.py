@@ -84,8 +84,7 @@ def test_stages_run_in_order_and_leave_what_they_cost(pipeline):
     assert all(row["status"] == "done" and row["made"] for row in pipeline.outcome.values())
     done = pipeline.run.read_done("sft")
     assert done["summary"]["made"] == "sft"
-    watts = settings.parse(pipeline.config).cost.machine_watts
-    assert done["energy_wh"] == pytest.approx(done["secs"] * watts / 3600, abs=1e-3)
+    assert done["secs"] >= 0 and done["cpu_secs"] >= 0
 
 
 def test_a_second_run_has_nothing_to_do_and_writes_nothing(pipeline):
@@ -119,6 +118,8 @@ PAGE = ("report",)  # it shows the configuration
         ("dpo.beta", 0.123, ("dpo", "eval", "report")),
         ("ppo.kl_price", 0.123, ("ppo", "eval", "report")),
         ("eval.num_duels", 7, ("eval", "report")),
+        ("eval.num_heldout", 7, PAGE),
+        ("stages", ALL[:-1], ()),
         ("cost.machine_watts", 7.0, PAGE),
         ("name", "other", PAGE),
         ("mesh.data", 2, ()),
@@ -323,6 +324,29 @@ def test_fresh_does_not_read_what_it_throws_away(pipeline, only):
     (pipeline.run.path / "metrics.jsonl").write_bytes(b'\xff\n{"loss": 1}\n')
     assert tuple(pipeline(only=only, fresh=True)) == (ALL if only is None else (only,))
     assert (pipeline.run.path / "metrics.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("only", [None, "sft"])
+def test_fresh_takes_away_whatever_stands_in_the_way(pipeline, tmp_path, only):
+    """A link's target is somebody's own; what lies after the stage may be damaged as well."""
+    pipeline()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").write_text("")
+    run = pipeline.run
+    rundir.remove(run.checkpoints("sft"))
+    run.checkpoints("sft").symlink_to(elsewhere)
+    (run.stage("sft") / "done.json").unlink()
+    (run.stage("sft") / "done.json").mkdir()
+    (run.path / "tensorboard").mkdir()
+    (run.path / "tensorboard" / "sft").write_text("")
+    (run.stage("dpo") / "done.json").write_text("[")
+    assert tuple(pipeline(only=only, fresh=True)) == (ALL if only is None else (only,))
+    assert (elsewhere / "kept").exists() and not run.checkpoints("sft").is_symlink()
+    assert run.read_done("sft") and not (run.path / "tensorboard" / "sft").exists()
+    rundir.remove(run.stage("sft"))
+    run.stage("sft").write_text("a file")
+    assert pipeline(only="sft", fresh=True) == ["sft"]
 
 
 def test_config_json_is_of_the_last_run_that_did_something(pipeline):
