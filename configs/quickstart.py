@@ -220,6 +220,7 @@ def instruct() -> ConfigDict:
             num_words=300,  # names that tasks draw from
             num_functions=150,  # real functions asked about
             path="",  # JSONL of {"messages": [...]} to fine-tune on besides; "" for none
+            date="2026-01-01",  # that an imported chat template prints as today's
             filler_rate=0.3,  # share of demonstrations wrapped in filler, as careless people do
             mix=dict.fromkeys(kinds, 1.0),  # relative weight of each kind
         )

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import datetime
 import hashlib
 import json
 import random
@@ -81,8 +82,13 @@ class InstructConfig:
     filler_rate: float
     mix: Mapping[str, float]
     path: str
+    date: str
 
     def __post_init__(self):
+        try:
+            datetime.date.fromisoformat(self.date)
+        except ValueError as error:
+            raise ValueError(f"date is {self.date!r}; it must be like 2026-01-31") from error
         for key in ("seed", "num_train", "num_heldout_per_kind"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
         _require(self.num_words >= 50, "num_words", self.num_words, "at least 50")

@@ -13,7 +13,6 @@ import numpy as np
 
 from data import chat
 from data.errors import BadInput
-from data.tokenizers.tokenizer import Tokenizer
 from eval import dialog
 from launch import training
 from launch.rundir import RunDir
@@ -55,18 +54,16 @@ def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int | None, as_js
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     config, params = training.load_model(run, stage, mesh)
     tokenizer = training.load_tokenizer(run)
-    # A model of others may have rows to spare, and so may one whose rows the config gives.
-    spare = config.vocab_size - tokenizer.vocab_size
-    is_own = isinstance(tokenizer, Tokenizer)
-    if spare < 0 or (spare and is_own and not described["model"]["vocab_size"]):
-        raise BadInput(
-            f"{run.stage('tokenizer')}: its model has {tokenizer.vocab_size} ids and that of "
-            f"{stage} {config.vocab_size}; it must be the tokenizer that {stage} was trained with"
-        )
     if num_tokens is None:
         num_tokens = described.get("eval", {}).get("max_new_tokens", NEW_TOKENS)
     if stage in CHATS:
-        reply = _Conversation(config, params, tokenizer, num_tokens, described["sft"]["seq_len"])
+        seq_len = described["sft"]["seq_len"]
+        if num_tokens >= seq_len:
+            raise BadInput(
+                f"--tokens={num_tokens}: must be below sft.seq_len = {seq_len}, which prompt and "
+                "answer share"
+            )
+        reply = _Conversation(config, params, tokenizer, num_tokens, seq_len)
     elif stage == "import" and tokenizer.chat_template is not None:
         if tokenizer.pad_id is None:  # it fills what no row sees
             tokenizer.pad_id = 0

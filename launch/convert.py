@@ -222,6 +222,7 @@ def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
     progress.stage("export")
 
     def shapes(saved: dict) -> Any:
+        training.refuse_other_tokenizer(run, stage, saved)
         weights = declare(to_dataclass(TransformerConfig, saved["model"], "model"))
         return jax.tree.map(
             lambda weight: weight[1], weights, is_leaf=lambda node: isinstance(node, tuple)

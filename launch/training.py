@@ -1,5 +1,6 @@
 """Glue between a run directory and the training rooms: checkpoints, loaders, metrics."""
 
+import datetime
 import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,9 @@ from model.transformer import Params, declare
 from train import checkpoint, loop
 from train.checkpoint import Checkpointer
 from train.step import LossFn, TrainState
+
+# In what a checkpoint says of its parameters: hash of the tokenizer they were trained with.
+TOKENIZER = "tokenizer_sha256"
 
 
 def on_mesh(body: Callable[[Context], dict]) -> Callable[[Context], dict]:
@@ -89,9 +93,8 @@ def with_checkpoints(
     """Calls `train` with the stage's checkpointer and metrics, and closes both after it."""
     section = getattr(context.settings, name)
     directory = context.run.checkpoints(name)
-    checkpointer = Checkpointer(
-        directory, {"model": to_dict(model_config)}, context.inputs, section.loop.keep_checkpoints
-    )
+    about = {"model": to_dict(model_config), TOKENIZER: tokenizer_hash(context.run)}
+    checkpointer = Checkpointer(directory, about, context.inputs, section.loop.keep_checkpoints)
     writer = MetricsWriter(context.run, name)
     try:
         return train(checkpointer, loop.Watch(writer.write, context.progress.log, writer.truncate))
@@ -155,7 +158,10 @@ def load_tokenizer(run: RunDir) -> Tokenizer | Pretrained:
     described = run.read_config()
     if "model_type" in described:  # an imported run
         return pretrained.load(run.stage("tokenizer"), described["model"]["vocab_size"])
-    return tokenizer_loader(run)()
+    loaded = tokenizer_loader(run)()
+    if isinstance(loaded, Pretrained):
+        loaded.date = datetime.datetime.fromisoformat(described["instruct"]["date"])
+    return loaded
 
 
 def tokenizer_loader(run: RunDir) -> Callable[[], Tokenizer | Pretrained]:
@@ -176,6 +182,20 @@ def tokenizer_hash(run: RunDir) -> str:
     paths = sorted(path for path in run.stage("tokenizer").iterdir() if path.is_file())
     marks = ("started.json", "done.json", "shards.json")
     return digest([[path.name, hash_file(path)] for path in paths if path.name not in marks])
+
+
+def refuse_other_tokenizer(run: RunDir, stage: str, saved: Mapping[str, Any]) -> None:
+    """Raises BadInput if the run's tokenizer is not what a stage's model was trained with.
+
+    Beside an imported model lies what was imported; whoever edits its chat template may.
+    """
+    folder = run.stage("tokenizer")
+    known = tokenizer_hash(run) if folder.is_dir() else "absent"
+    if saved.get(TOKENIZER, known) != known:
+        raise BadInput(
+            f"{folder}: not the tokenizer that {stage} was trained with; restore its files, or "
+            f"start {stage} over with --fresh"
+        )
 
 
 def take_tokenizer(chosen: Any, folder: Path) -> None:
@@ -279,9 +299,14 @@ def load_params(context: Context, stage: str) -> Params:
 
 
 def load_model(run: RunDir, stage: str, mesh: Mesh) -> tuple[TransformerConfig, Params]:
-    """Shape and parameters from a stage's newest checkpoint."""
+    """Shape and parameters from a stage's newest checkpoint.
+
+    Raises:
+      BadInput: there is none, it is damaged, or the run's tokenizer is another than its own.
+    """
 
     def abstract(saved: dict) -> Any:
+        refuse_other_tokenizer(run, stage, saved)
         config = _saved_config(saved)
         places = sharding.weight_shardings(declare(config), mesh)
         return _abstract(config, places)

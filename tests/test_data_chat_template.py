@@ -1,5 +1,6 @@
 """Chat templates: the ids of transformers, only answers supervised, special tokens out of reach."""
 
+import datetime
 import json
 from pathlib import Path
 
@@ -226,6 +227,14 @@ def test_no_template_at_all(folders, tmp_path):
     control = pretrained.load_for_training(folders / "qwen2.5", 1000, marks)
     ids, _ = chat.render(control, [ASKED, ANSWERED])
     assert ids[1] == control.user_id and ids[-1] == control.end_id, "control is what was asked for"
+
+
+def test_the_day_can_be_one_that_does_not_change(tmp_path):
+    tokenizer = load(tmp_path / "other", "qwen2.5", "{{ strftime_now('%d %b %Y') }}")
+    assert tokenizer.decode(chat.render_prompt(tokenizer, [ASKED])) == "03 Feb 2026"
+    tokenizer = load(tmp_path / "other", "qwen2.5", "{{ strftime_now('%d %b %Y') }}")
+    tokenizer.date = datetime.datetime(2025, 12, 31)
+    assert tokenizer.decode(chat.render_prompt(tokenizer, [ASKED])) == "31 Dec 2025"
 
 
 def test_helpers_are_those_of_transformers(tmp_path):

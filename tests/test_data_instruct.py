@@ -30,6 +30,7 @@ CONFIG = instruct.InstructConfig(
     filler_rate=0.25,
     mix=dict.fromkeys(instruct.KINDS, 1.0),
     path="",
+    date="2026-01-01",
 )
 
 

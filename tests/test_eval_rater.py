@@ -22,6 +22,7 @@ def examples():
         filler_rate=1.0,
         mix=dict.fromkeys(KINDS, 1.0),
         path="",
+        date="2026-01-01",
     )
     splits = build(config)
     return splits["train"] + splits["heldout"]

@@ -24,6 +24,7 @@ def heldout():
         filler_rate=0.0,
         mix=dict.fromkeys(KINDS, 1.0),
         path="",
+        date="2026-01-01",
     )
     return build(config)["heldout"]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from configs import corpus, domains
 from data.instruct import KINDS
@@ -233,6 +234,30 @@ def test_chat_reads_lines_as_turns_of_one_conversation(pulse, monkeypatch):
     code, out, _ = door("chat", f"--run={pulse.path}", "--json")
     assert code == 0
     assert [turn["prompt"] for turn in parse(out)["turns"]] == ["hello", "and you?"]
+
+
+def test_a_model_is_not_used_with_another_tokenizer_than_its_own(pulse, tmp_path):
+    """Of as many ids, so that every shape fits."""
+    path = pulse.path / "tokenizer" / "tokenizer.model"
+    before = path.read_bytes()
+    model = ModelProto.FromString(before)
+    model.pieces[-1].score -= 1
+    path.write_bytes(model.SerializeToString())
+    try:
+        for verb in (["chat", "--prompt=hello"], ["export", f"--hf={tmp_path}/out"]):
+            code, _, err = door(*verb, f"--run={pulse.path}")
+            assert code == 2 and "not the tokenizer that ppo was trained with; restore" in err
+            assert err.splitlines()[-1].startswith("seedbed: ")
+    finally:
+        path.write_bytes(before)
+    assert not (tmp_path / "out").exists()
+
+
+def test_chat_says_how_long_an_answer_may_be(pulse):
+    code, _, err = door("chat", f"--run={pulse.path}", "--prompt=hello", "--tokens=100000")
+    assert code == 2 and err == (
+        "seedbed: --tokens=100000: must be below sft.seq_len = 160, which prompt and answer share\n"
+    )
 
 
 def test_report_is_made_again(pulse):

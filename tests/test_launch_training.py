@@ -1,15 +1,19 @@
 """What may differ between an imported model and the run that goes on training it."""
 
 import dataclasses
+import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from alignment.preference import Pair
 from data.errors import BadInput
-from launch import training
+from launch import stages, training
+from launch.rundir import RunDir, write_json
 from model.config import MoEConfig, TransformerConfig
+from tests import chat_oracle
 
 
 @pytest.mark.parametrize("bad", [60, -1])
@@ -26,6 +30,41 @@ def test_a_row_with_a_token_that_the_model_does_not_have_is_refused(bad):
         loader = training.make_loader(context, {"a": (rows, 1.0)}, 4, dict)
     with pytest.raises(BadInput, match=f"'a'.*holds token {bad}; ids must be in .0, 60."):
         next(loader)
+
+
+def test_templates_of_a_run_print_the_day_that_its_configuration_names(tmp_path):
+    """Not today's: the rows of a run that goes on after midnight would be others."""
+    run = RunDir(tmp_path)
+    chat_oracle.write_folder(run.stage("tokenizer"), "qwen2.5")
+    described = {"tokenizer": {"path": "given", "vocab_size": 999, "control": ()}, "start": ""}
+    described |= {"model": {"vocab_size": 0}, "instruct": {"date": "2025-12-31"}}
+    write_json(tmp_path / "config.json", {"config": described})
+    assert training.load_tokenizer(run).date == datetime.datetime(2025, 12, 31)
+
+
+@pytest.mark.parametrize(
+    ("seq_len", "size", "words"),
+    [(3, 60, "reward.seq_len is 3: none of 2 pairs fits"), (8, 40, "token 59")],
+)
+def test_pairs_that_fit_no_row_or_no_model_are_refused(monkeypatch, seq_len, size, words):
+    pair = Pair((1, 2, 3), (4, 59), (5, 6), 1.0)
+    context = SimpleNamespace(
+        settings=SimpleNamespace(reward=SimpleNamespace(seq_len=seq_len)), run=None
+    )
+    model = TransformerConfig(size, 2, 16, 4, 2, 4, 32)
+    monkeypatch.setattr(training, "language_model", lambda _: model)
+    monkeypatch.setattr(training, "load_tokenizer", lambda _: SimpleNamespace(pad_id=0))
+    with pytest.raises(BadInput, match=words):
+        stages._pair_rows(context, [pair, pair])
+
+
+def test_heldout_rows_go_through_the_model_as_many_at_once_as_in_training(monkeypatch):
+    seen = []
+    monkeypatch.setattr(stages, "heldout_loss", lambda *given: seen.append(given))
+    monkeypatch.setattr(training, "device_mesh", lambda _: None)
+    config = SimpleNamespace(batch_size=8, num_microbatches=4)
+    assert stages._heldout(None, None, ["row"], config).keys() == {"heldout"}
+    assert [given[2] for given in seen] == [2]
 
 
 def test_tuning_may_change_how_a_model_is_trained_and_not_which_it_is():

@@ -69,6 +69,8 @@ class ChatTemplate:
         variables: special tokens by the names that templates have for them, such as `bos_token`.
         special: ids of the special tokens, by their text.
         encoder: the tokenizer.
+        date: what the template is told when it asks for the day; today's, as in transformers, where
+            it is None.
     """
 
     def __init__(
@@ -77,9 +79,10 @@ class ChatTemplate:
         variables: Mapping[str, str],
         special: Mapping[str, int],
         encoder: Encoder,
+        date: datetime | None = None,
     ):
         self._source, self._variables, self._encoder = source, dict(variables), encoder
-        self._special = special
+        self._special, self._date = special, date
         longest = sorted(special, key=len, reverse=True)
         self._special_re = re.compile("|".join(map(re.escape, longest)) or "(?!)")
 
@@ -207,6 +210,7 @@ class ChatTemplate:
             tools=None,
             documents=None,
             add_generation_prompt=prompt,
+            strftime_now=lambda form: (self._date or datetime.now()).strftime(form),
             **{BEGIN: marks.turn_begin, END: marks.turn_end},
             **self._variables,
         )
@@ -285,7 +289,6 @@ def _environment() -> ImmutableSandboxedEnvironment:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment
 
 

@@ -26,6 +26,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,7 @@ class Pretrained:
         vocab_size: the highest id + 1; a model may have more rows, for padding, never fewer.
         bos_id, eos_id, pad_id: None where the tokenizer has none.
         chat_template: Jinja source, or None.
+        date: that a chat template which asks for the day is told; None for today's.
         named: special tokens by the names that a chat template has for them.
         system_id, user_id, assistant_id, end_id: tokens that mark turns in the format of
             data/chat.py; None unless `load` was given some.
@@ -76,6 +78,7 @@ class Pretrained:
         self._backend = backend
         self.bos_id, self.eos_id, self.pad_id = (roles[role] for role in ROLES)
         self.named, self.chat_template = named, chat_template
+        self.date: datetime | None = None
         self.vocab_size = max(backend.vocab.values()) + 1
         self._is_shown = np.zeros(self.vocab_size, bool)
         self._is_shown[list(backend.vocab.values())] = True
@@ -91,7 +94,7 @@ class Pretrained:
             return None
         special = {*self._backend.special_ids, *(i for i in [self.eos_id] if i is not None)}
         tokens = {token: i for token, i in self._backend.vocab.items() if i in special}
-        return ChatTemplate(self.chat_template, self.named, tokens, self)
+        return ChatTemplate(self.chat_template, self.named, tokens, self, self.date)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of a text, to which none is added. See `encode_batch`."""
