@@ -2,7 +2,7 @@
 
 test_tpu_lowering.py starts this file in a process of its own, with libtpu's environment:
 
-    python -m tests.tpu_programs FOLDER TOPOLOGY AXIS=SIZE[,AXIS=SIZE...]
+    python -m tests.tpu_programs FOLDER TOPOLOGY KIND, one of KINDS
 
 `jax.jit` is replaced before any package of ours is imported: a program is found because a stage
 calls it, never because it is listed here. When it is called it is traced and compiled for the
@@ -49,6 +49,52 @@ VERBS = (
     ("ppo", {}),
     ("eval", {}),
 )
+# Kinds of runs: sizes of the mesh's axes, and keys that bring other programs about.
+KINDS = {
+    "dense": ({"fsdp": 4}, {}),
+    "heads": ({"fsdp": 2, "tensor": 2}, {}),
+    "experts": (
+        {"expert": 4},
+        {
+            "model.moe.num_experts": 8,
+            "model.moe.top_k": 2,
+            "model.moe.d_ff": 128,
+            "model.moe.aux_loss": 0.01,
+            "model.remat": "full",
+            **{f"{stage}.loop.num_microbatches": 2 for stage in ("pretrain", "reward", "dpo")},
+        },
+    ),
+    "ring": ({"fsdp": 2, "context": 2}, {"model.context": "ring", "model.sinks": True}),
+    "pipeline": (
+        {"fsdp": 2, "stage": 2},
+        {"model.num_layers": 2, "model.stage_microbatches": 2, "model.remat": "dots"},
+    ),
+    "gemma": (
+        {"fsdp": 2, "tensor": 2},
+        {
+            "model.num_layers": 2,
+            "model.layers": "('sliding', 'full')",
+            "model.window": 64,
+            "model.attention_softcap": 50.0,
+            "model.logit_softcap": 30.0,
+            "model.norm_place": "sandwich",
+            "model.qk_norm": "head",
+            "model.scale_embedding": True,
+            "model.scan_layers": False,
+            "model.quantized": "int8",
+        },
+    ),
+    "latent": (
+        {"fsdp": 4},
+        {
+            "model.mla.kv_rank": 64,
+            "model.mla.rope_dim": 64,
+            "model.mla.value_dim": 128,
+            "model.num_kv_heads": 4,
+            "model.qk_norm": "none",
+        },
+    ),
+}
 KERNEL = "tpu_custom_call"  # a Pallas kernel, in the text of a program
 plain_jit = jax.jit
 
@@ -151,7 +197,7 @@ class Program:
         return self.compiler.call(self, args, kwargs)
 
 
-def settings(folder: Path, axes: dict[str, int]) -> dict[str, Any]:
+def settings(folder: Path, axes: dict[str, int], more: dict[str, Any]) -> dict[str, Any]:
     """The pulse of test_launch_stages, with rows that splash attention takes, on the mesh."""
     from tests.test_launch_stages import MIX, SMALL, sources
 
@@ -170,12 +216,12 @@ def settings(folder: Path, axes: dict[str, int]) -> dict[str, Any]:
         "ppo.num_epochs": 1,
     }
     mesh = {f"mesh.{axis}": size for axis, size in axes.items()}
-    return SMALL | MIX | sources(folder / "text") | changes | mesh
+    return SMALL | MIX | sources(folder / "text") | changes | mesh | more
 
 
-def main(folder: str, topology: str, sizes: str) -> None:
+def main(folder: str, topology: str, kind: str) -> None:
     """See the top of the file."""
-    axes = {axis: int(size) for axis, size in (pair.split("=") for pair in sizes.split(","))}
+    axes, more = KINDS[kind]
     jax.config.update("jax_num_cpu_devices", math.prod(axes.values()))
     # Quicker to compile, and what is compiled is not run.
     jax.config.update("jax_exec_time_optimization_effort", -1.0)
@@ -189,7 +235,7 @@ def main(folder: str, topology: str, sizes: str) -> None:
 
     # A peak that is measured would be compiled for chips and never run.
     flop.PEAK_FLOPS[jax.devices()[0].device_kind] = (1e15, 1e15)
-    chosen = settings(Path(folder), axes)
+    chosen = settings(Path(folder), axes, more)
     for verb, changes in VERBS:
         compiler.start(verb)
         chosen |= changes
