@@ -267,7 +267,8 @@ def test_a_run_with_a_tokenizer_of_others_names_its_ids(tmp_path, family, stage,
         RunDir(tmp_path / "run"),
     )
     chosen = {"path": "elsewhere", "control": list(CONTROL), "vocab_size": 400}
-    run.write_config({"model": to_dict(config), "start": "", "tokenizer": chosen}, "1 x cpu")
+    described = {"model": to_dict(config), "start": "", "tokenizer": chosen}
+    run.write_config(described | {"instruct": {"date": "2026-01-01"}}, "1 x cpu")
     run.begin("tokenizer", {}, {}, fresh=True)
     write_byte_level(run.stage("tokenizer"), *BYTE_LEVEL[family])
     saved = Checkpointer(run.checkpoints(stage), {"model": to_dict(config)}, {}, 1)

@@ -227,7 +227,8 @@ def make_run(path, config):
     """A run with a tokenizer of others and a checkpoint of pretraining, and no more."""
     run = RunDir(path)
     chosen = {"path": "elsewhere", "control": [], "vocab_size": 400}
-    run.write_config({"model": to_dict(config), "start": "", "tokenizer": chosen}, "1 x cpu")
+    described = {"model": to_dict(config), "start": "", "tokenizer": chosen}
+    run.write_config(described | {"instruct": {"date": "2026-01-01"}}, "1 x cpu")
     run.begin("tokenizer", {}, {}, fresh=True)
     write_byte_level(run.stage("tokenizer"), *BYTE_LEVEL["gpt2"])
     saved = Checkpointer(run.checkpoints("pretrain"), {"model": to_dict(config)}, {}, 1)

@@ -17,16 +17,15 @@ import sentencepiece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from alignment import dpo, reward, rollout, sft
-from alignment.preference import Pair, pair_rows
+from alignment.preference import PreferenceConfig, make_pairs, pair_rows
 from data import chat
 from data.instruct import Example
 from data.loader import lm_batch
 from data.shards import pack_documents
 from data.tokenizers.pretrained import load_for_training
-from eval.dialog import respond
+from eval.dialog import Response, respond
 from eval.text import bits_per_byte
 from tests import test_model_transformer
-from tests.marks import by_default
 from tests.test_model_transformer import make_params, numpy_forward
 from train.lm import lm_loss
 
@@ -51,10 +50,17 @@ BYTE_LEVEL = {
 }
 # Family: ids of (unk, bos, eos, pad) in the SentencePiece model; -1 for none.
 PIECES = {"llama2": (0, 1, 2, -1), "gemma": (3, 2, 1, 0), "t5-like": (2, -1, 1, 0)}
-FAMILIES = [*BYTE_LEVEL, *PIECES]
+# Those that chat by a template, in which the marks of turns are their own special tokens.
+TEMPLATE = (
+    "{{ bos_token if bos_token is defined }}{% for message in messages %}"
+    "{{ '<|' + message.role[:3] + '|>' + message.content + '<|stop|>\n' }}"
+    "{% endfor %}{{ '<|ass|>' if add_generation_prompt }}"
+)
+MARKS = ["<|use|>", "<|ass|>", "<|stop|>"]
+FAMILIES = [*BYTE_LEVEL, *PIECES, "gpt2, template", "qwen2, template", "llama2, template"]
 
 
-def write_byte_level(folder, first, last, roles):
+def write_byte_level(folder, first, last, roles, control=CONTROL):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -63,13 +69,13 @@ def write_byte_level(folder, first, last, roles):
         vocab_size=280, special_tokens=first, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(DOCUMENTS, trainer)
-    tokenizer.add_special_tokens([*last, *CONTROL])
+    tokenizer.add_special_tokens([*last, *control])
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **roles}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def write_pieces(folder, unk, bos, eos, pad):
+def write_pieces(folder, unk, bos, eos, pad, control):
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(DOCUMENTS),
         model_prefix=str(folder / "tokenizer"),
@@ -77,7 +83,7 @@ def write_pieces(folder, unk, bos, eos, pad):
         vocab_size=300,
         byte_fallback=True,
         hard_vocab_limit=False,
-        user_defined_symbols=list(CONTROL),
+        control_symbols=list(control),
         unk_id=unk,
         bos_id=bos,
         eos_id=eos,
@@ -86,14 +92,18 @@ def write_pieces(folder, unk, bos, eos, pad):
     )
 
 
-@pytest.fixture(scope="module", params=by_default(FAMILIES, 0, 1, 2, 6, 8, 9))
+@pytest.fixture(scope="module", params=FAMILIES)
 def tokenizer(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    if request.param in PIECES:
-        write_pieces(folder, *PIECES[request.param])
+    folder = tmp_path_factory.mktemp("tokenizer")
+    family, _, template = request.param.partition(", ")
+    control = MARKS if template else CONTROL
+    if family in PIECES:
+        write_pieces(folder, *PIECES[family], control)
     else:
-        write_byte_level(folder, *BYTE_LEVEL[request.param])
-    return load_for_training(folder, 400, CONTROL)
+        write_byte_level(folder, *BYTE_LEVEL[family], control)
+    if template:
+        (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return load_for_training(folder, 400, () if template else CONTROL)
 
 
 CONFIG = dataclasses.replace(test_model_transformer.CONFIG, vocab_size=400)
@@ -124,7 +134,7 @@ def conversations():
     asked = ['Say "!"', "!", '"', "what now?"]
     answers = ['"!"', "!!!", "not that", '"']
     return [
-        Example(f"{i}", "own", ({"role": "user", "content": q},), a, "overlap", a)
+        Example(f"{i}", "own", ({"role": "user", "content": q},), a, "exact", a)
         for i, (q, a) in enumerate(zip(asked, answers, strict=True))
     ]
 
@@ -136,16 +146,29 @@ def test_the_layouts_hold_what_goes_wrong(tokenizer):
     assert tokenizer.decode(whole_documents(tokenizer)[0]).strip() == DOCUMENTS[0]
 
 
-def test_pretraining_on_packed_documents_is_training_on_each_alone(tokenizer):
+def pieces(documents, seq_len):
+    """The parts of documents that the rows of a stream hold; a row ends with the next one's first
+    token."""
+    start = 0
+    for ids in documents:
+        for row in range(start // seq_len, (start + len(ids) - 1) // seq_len + 1):
+            piece = ids[max(0, row * seq_len - start) : (row + 1) * seq_len + 1 - start]
+            yield from [piece] if len(piece) > 1 else []
+        start += len(ids)
+
+
+@pytest.mark.parametrize("seq_len", [400, 7])
+def test_pretraining_on_packed_documents_is_training_on_each_alone(tokenizer, seq_len):
+    """In rows of 7 targets documents go on in the next row, where nothing before it is seen."""
     documents = whole_documents(tokenizer)
     rows = list(
-        pack_documents([ids[1:-1] for ids in documents], 400, tokenizer.bos_id, tokenizer.eos_id)
+        pack_documents([x[1:-1] for x in documents], seq_len, tokenizer.bos_id, tokenizer.eos_id)
     )
-    assert len(rows) == 1
+    assert len(rows) == -(-(sum(map(len, documents)) - 1) // seq_len)
     batch = lm_batch({name: np.stack([row[name] for row in rows]) for name in rows[0]})
     loss, weight, *_ = compute_loss(PARAMS, batch)
     assert weight == sum(len(ids) - 1 for ids in documents)
-    expected = -sum(logprobs(ids).sum() for ids in documents)
+    expected = -sum(logprobs(ids).sum() for ids in pieces(documents, seq_len))
     np.testing.assert_allclose(loss, expected, rtol=RTOL)
 
 
@@ -164,27 +187,38 @@ def test_fine_tuning_on_packed_conversations_is_training_on_each_alone(tokenizer
     loss, weight, *_ = compute_loss(PARAMS, batch)
     expected, num_targets = 0.0, 0
     for example in conversations():
-        answer = [*tokenizer.encode(example.reference), tokenizer.end_id]
-        ids = [*chat.render_prompt(tokenizer, example.messages), *answer]
-        expected -= logprobs(ids)[-len(answer) :].sum()
-        num_targets += len(answer)
+        learned = answer(tokenizer, example.reference)
+        ids = [*chat.render_prompt(tokenizer, example.messages), *learned]
+        expected -= logprobs(ids)[-len(learned) :].sum()
+        num_targets += len(learned)
     assert weight == num_targets
     np.testing.assert_allclose(loss, expected, rtol=RTOL)
 
 
-def pairs(tokenizer):
-    def answer(text):
-        return (*tokenizer.encode(text), tokenizer.end_id)
+def answer(tokenizer, text):
+    return (*tokenizer.encode(text), chat.end_id(tokenizer))
 
-    return [
-        Pair(
-            tuple(chat.render_prompt(tokenizer, example.messages).tolist()),
-            answer(example.reference),
-            answer('no! "'),
-            1.0,
-        )
+
+def pairs(tokenizer):
+    """As the reward stage makes them of a policy's answers."""
+    config = PreferenceConfig(len(conversations()), 2, 1.0, 0.0, 0.0, 0.5)
+    samples = [
+        [Response(text, answer(tokenizer, text), True) for text in ('no! "', example.reference)]
         for example in conversations()
     ]
+    made = make_pairs(config, conversations(), samples, tokenizer, 0)
+    found = made["train"] + made["heldout"]
+    expected = {
+        (
+            tuple(chat.render_prompt(tokenizer, example.messages).tolist()),
+            answer(tokenizer, example.reference),
+            answer(tokenizer, 'no! "'),
+        )
+        for example in conversations()
+    }
+    assert {(pair.prompt, pair.chosen, pair.rejected) for pair in found} == expected
+    assert len(found) == len(expected) and all(made.values())
+    return found
 
 
 def test_answers_of_preference_pairs_have_the_log_probability_of_each_alone(tokenizer):
@@ -231,7 +265,7 @@ def test_greedy_answers_do_not_depend_on_the_padding(tokenizer):
         for token in response.tokens:
             assert token == alone(ids)[-1].argmax()
             ids.append(token)
-        assert response.finished == (response.tokens[-1] == tokenizer.end_id)
+        assert response.finished == (response.tokens[-1] == chat.end_id(tokenizer))
         assert response.finished or len(response.tokens) == 3
 
 
