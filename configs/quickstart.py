@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
             temperature=1.0,  # of the sampled answers that policies are compared on
             num_duels=400,  # prompts on which DPO and PPO meet SFT
             num_samples=8,  # dialogues shown in the report
-            num_heldout=8,  # held-out documents a domain, or conversations, measured while training
+            num_heldout=8,  # held out, for training: documents a domain, conversations a kind
             ngram_order=5,  # bytes, of the n-gram baseline
             sets="",  # files of evaluation sets, for the gate contamination; none is evaluated
         )

@@ -82,7 +82,7 @@ def write_report(run_dir: Path) -> Path:
       BadInput: config.json is absent, no stage of it is finished, or a file is not what the stages
         write; names file and line.
     """
-    identity = _read_json(run_dir / "config.json", ("config", "code", "packages", "python"))
+    identity = rundir.read_json(run_dir / "config.json", ("config", "code", "packages", "python"))
     if identity is None:
         raise BadInput(f"{run_dir / 'config.json'}: absent; a run directory holds one")
     metrics = _read_metrics(run_dir / "metrics.jsonl")
@@ -92,10 +92,10 @@ def write_report(run_dir: Path) -> Path:
         raise BadInput(f"{run_dir}: no stage is finished yet, of {', '.join(missing)}")
     funnel_file, shards_file = run_dir / "curate/funnel.json", run_dir / "tokenizer/shards.json"
     score_file, results_file = run_dir / "curate" / rundir.SCORE, run_dir / "eval/results.json"
-    funnel = _read_json(funnel_file, FUNNEL_KEYS)
-    score = _read_json(score_file, ("rows",))
-    shards = _read_json(shards_file, ("groups", "fertility"))
-    results = _read_json(results_file, ()) or {}
+    funnel = rundir.read_json(funnel_file, FUNNEL_KEYS)
+    score = rundir.read_json(score_file, ("rows",))
+    shards = rundir.read_json(shards_file, ("groups", "fertility"))
+    results = rundir.read_json(results_file) or {}
     with _made_of(run_dir / "config.json"):
         title = _title(run_dir, identity, metrics, missing)
         costs = _costs(done, CostConfig(**identity["config"]["cost"])) if done else None
@@ -130,7 +130,7 @@ def _read_done(run_dir: Path) -> dict[str, dict]:
     done = {}
     for stage in STAGES:
         path = run_dir / stage / "done.json"
-        if found := _read_json(path, ("secs", "cpu_secs")):
+        if found := rundir.read_json(path, ("secs", "cpu_secs")):
             with _made_of(path):  # by itself, so that the file at fault is named
                 _costs({stage: found}, CostConfig(1.0))
             done[stage] = found
@@ -153,7 +153,7 @@ def _measured(results: Mapping) -> dict:
 def unfinished(run_dir: Path) -> list[str]:
     """Stages that the configuration names and that have not ended; the report is none of them."""
     path = run_dir / "config.json"
-    identity = _read_json(path, ("config",)) or {"config": {}}
+    identity = rundir.read_json(path, ("config",)) or {"config": {}}
     with _made_of(path):
         asked = [*identity["config"].get("stages", ())]  # an imported run has none
     return [
@@ -172,17 +172,6 @@ def _made_of(*paths: Path) -> Iterator[None]:
             f"{names}: not what the stages write ({type(error).__name__}: {error}); remove and run "
             "again"
         ) from error
-
-
-def _read_json(path: Path, keys: Sequence[str]) -> dict | None:
-    """An object with at least these keys, or None where there is no such file."""
-    found = rundir.read_json(path)
-    if found is None:
-        return None
-    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
-    if missing or not isinstance(found, dict):
-        raise BadInput(f"{path}: lacks {missing}; it must be an object that holds {list(keys)}")
-    return found
 
 
 def _read_metrics(path: Path) -> dict[str, dict[int, dict]]:

@@ -360,8 +360,8 @@ def _parse_metrics(line: bytes) -> dict | None:
     return record if is_sound else None
 
 
-def read_json(path: Path, keys: tuple[str, ...] = ()) -> Any:
-    """A JSON file's content, or None where there is none.
+def read_json(path: Path, keys: tuple[str, ...] = ()) -> dict | None:
+    """The object in a JSON file, or None where there is no file.
 
     Raises:
       BadInput: it is not JSON, or not an object with these keys.
@@ -372,7 +372,9 @@ def read_json(path: Path, keys: tuple[str, ...] = ()) -> Any:
         value = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:  # malformed JSON, or not UTF-8
         raise BadInput(f"{path}: not JSON ({error}); remove it and run again") from error
-    missing = [key for key in keys if not isinstance(value, dict) or key not in value]
+    if not isinstance(value, dict):
+        raise BadInput(f"{path}: not a JSON object; remove it and run again")
+    missing = [key for key in keys if key not in value]
     if missing:
         raise BadInput(f"{path}: lacks {missing}; remove it and run again")
     return value

@@ -1,5 +1,6 @@
 """What each stage of the pipeline does: it wires the rooms together and owns no maths."""
 
+import collections
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -168,10 +169,13 @@ def _heldout(
 
 
 def _heldout_examples(context: Context) -> list[instruct.Example]:
-    """Conversations of every kind that are measured while training, every k-th of them."""
-    count = context.settings.eval.num_heldout
-    examples = instruct.build(context.settings.instruct)["heldout"]
-    return examples[:: -(-len(examples) // count)] if count else []
+    """The first conversations of each kind, which are measured while training."""
+    count, seen, chosen = context.settings.eval.num_heldout, collections.Counter(), []
+    for example in instruct.build(context.settings.instruct)["heldout"]:
+        seen[example.kind] += 1
+        if seen[example.kind] <= count:
+            chosen.append(example)
+    return chosen
 
 
 @training.on_mesh

@@ -61,7 +61,7 @@ def test_metrics_are_means_over_the_updates_and_growth_the_greatest(short, monke
     assert np.isfinite(seen[0]["value_loss"]) and not np.isfinite(measured[0]["value_loss"])
 
 
-@pytest.mark.parametrize("count", by_default([16, 5], 1))
+@pytest.mark.parametrize("count", by_default([16, 5, 1], 1, 2))
 def test_held_out_reward_is_what_measure_says_of_the_same_answers(count):
     """The last batch is filled up with copies of the first prompt, which do not count."""
     given = jax.tree.map(lambda x: x[:count].astype(np.int32), make_prompts())
@@ -89,7 +89,7 @@ def test_held_out_reward_is_what_measure_says_of_the_same_answers(count):
         sequences = rollout.join(given, tokens_BR, mask_BR)
         judges = ppo.scorer_arrays(SCORER)
         _, wanted = ppo.measure(CONFIG, SHAPE, judges, POLICY, CRITIC, sequences, finished_B)
-    assert finished_B.any() and not finished_B.all()
+    assert count == 1 or (finished_B.any() and not finished_B.all())
     for name in ("reward", "kl"):
         np.testing.assert_allclose(found[name], wanted[name], 1e-5, 1e-6, err_msg=name)
     assert found == evaluate(POLICY)

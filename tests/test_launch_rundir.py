@@ -188,8 +188,8 @@ def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         (b"[" * 100_000, "not JSON"),
         (b"{}", "lacks ['inputs', 'summary', 'products']"),
         (b'{"inputs": "1f"}', "lacks ['summary', 'products']"),
-        (b"[1]", "lacks"),
-        (b"null", "lacks"),
+        (b"[1]", "not a JSON object"),
+        (b"null", "not a JSON object"),
     ],
 )
 def test_damaged_done_json_is_refused_by_its_path(run, content, words):

@@ -1,5 +1,7 @@
 """What may differ between an imported model and the run that goes on training it."""
 
+import collections
+import copy
 import dataclasses
 import datetime
 from pathlib import Path
@@ -9,8 +11,10 @@ import numpy as np
 import pytest
 
 from alignment.preference import Pair
+from configs import quickstart
+from data import instruct
 from data.errors import BadInput
-from launch import stages, training
+from launch import settings, stages, training
 from launch.rundir import RunDir, write_json
 from model.config import MoEConfig, TransformerConfig
 from tests import chat_oracle
@@ -19,8 +23,7 @@ from tests import chat_oracle
 @pytest.mark.parametrize("bad", [60, -1])
 def test_a_row_with_a_token_that_the_model_does_not_have_is_refused(bad):
     """By the loader of every stage, before the device would take another token's embedding."""
-    settings = SimpleNamespace(seed=0)
-    context = SimpleNamespace(settings=settings, run=None)
+    context = SimpleNamespace(settings=SimpleNamespace(seed=0), run=None)
     rows = [{"tokens": np.array([59, 0, number], np.int32)} for number in (1, 2, 3, bad)]
     model = TransformerConfig(60, 2, 16, 4, 2, 4, 32)
     with pytest.MonkeyPatch.context() as patch:
@@ -65,6 +68,16 @@ def test_heldout_rows_go_through_the_model_as_many_at_once_as_in_training(monkey
     config = SimpleNamespace(batch_size=8, num_microbatches=4)
     assert stages._heldout(None, None, ["row"], config).keys() == {"heldout"}
     assert [given[2] for given in seen] == [2]
+
+
+def test_conversations_of_every_kind_are_measured_while_training():
+    config = copy.deepcopy(quickstart.get_config().to_dict())
+    config["instruct"] |= {"num_train": 10, "num_heldout_per_kind": 3, "num_words": 60}
+    for count, wanted in ((0, 0), (2, 2), (9, 3)):
+        config["eval"]["num_heldout"] = count
+        chosen = stages._heldout_examples(SimpleNamespace(settings=settings.parse(config)))
+        found = collections.Counter(example.kind for example in chosen)
+        assert found == {kind: wanted for kind in instruct.KINDS if wanted}
 
 
 def test_tuning_may_change_how_a_model_is_trained_and_not_which_it_is():
