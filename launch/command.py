@@ -102,8 +102,8 @@ USAGE = """usage: seedbed {usage} [flags]
 flags
 {flags}
 
-{more}exit codes: 0 done, 1 training diverged, 2 bad input or config,
-75 stopped by SIGTERM and saved: start me again, 130 interrupted
+{more}exit codes: 0 done, 1 training diverged, 2 bad input or config, 75 stopped by SIGTERM
+and saved: start me again, 130 interrupted
 """
 # What a value must be, by the name that its flag has for its type.
 MUST_BE = {

@@ -165,7 +165,7 @@ class RunDir:
           fresh: whether to throw away.
         """
         # First of all: what is half thrown away must not count as finished.
-        if self.stage(stage).is_dir():
+        if self.stage(stage).is_dir() or not fresh:
             remove(self.stage(stage) / "done.json")
         if fresh:
             remove(self.checkpoints(stage))

@@ -113,6 +113,7 @@ with start(Runner(workers=2)) as engine:
 def test_workers_end_with_a_killed_parent(tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT)
     try:
+        _wait_for(lambda: list(tmp_path.glob("*/summary.json")), 1)
         pids = _wait_for(lambda: [p.read_text() for p in tmp_path.glob("*.part*/pid")], 2)
     finally:
         parent.send_signal(signal.SIGKILL)
