@@ -36,11 +36,12 @@ def pack_demonstrations(
       BadInput: the chat format refuses a conversation, or no assistant token at all would be
         trained on.
     """
-    rendered = (_render(tokenizer, example) for example in examples)
+    rendered = (render(tokenizer, example) for example in examples)
     return pack_examples(rendered, seq_len, tokenizer.pad_id)
 
 
-def _render(tokenizer: Tokenizer, example: Example) -> tuple[np.ndarray, np.ndarray]:
+def render(tokenizer: Tokenizer, example: Example) -> tuple[np.ndarray, np.ndarray]:
+    """`data.chat.render` of an example with its demonstration; what is refused is named."""
     answer = {"role": "assistant", "content": example.demonstration}
     try:
         return chat.render(tokenizer, (*example.messages, answer))

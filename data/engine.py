@@ -89,10 +89,11 @@ def key_of(*parts: Any) -> str:
 
 @functools.cache
 def hash_code(*paths: Path) -> str:
-    """Hashes Python files, and those in folders, to 32 hexadecimal digits."""
+    """Hashes files, and those with code in folders, to 32 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        found = [file for file in path.rglob("*") if file.suffix in (".py", ".jinja")]
+        for file in sorted(found) if path.is_dir() else [path]:
             digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 

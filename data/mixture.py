@@ -78,8 +78,10 @@ class MixtureConfig:
         for key in ("alpha", "language_alpha"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key}={getattr(self, key)}: must be in [0, 1]")
-        if self.budget_tokens < 0:
-            raise ValueError(f"budget_tokens={self.budget_tokens}: must be at least 0")
+        if not 0 <= self.budget_tokens < 2**62:  # rows are counted in int64
+            raise ValueError(
+                f"budget_tokens={self.budget_tokens}: must be at least 0, and below 2^62"
+            )
         for name, epochs in {"max_epochs": self.max_epochs, **self.domain_max_epochs}.items():
             if not epochs > 0:
                 raise ValueError(f"{name}={epochs}: must be above 0; inf is no cap")

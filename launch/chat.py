@@ -55,9 +55,11 @@ def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int | None, as_js
     config, params = training.load_model(run, stage, mesh)
     tokenizer = training.load_tokenizer(run)
     if num_tokens is None:
-        num_tokens = described.get("eval", {}).get("max_new_tokens", NEW_TOKENS)
+        num_tokens = NEW_TOKENS
+        if "eval" in described:  # not in an imported run's
+            num_tokens = described.value("eval.max_new_tokens", int)
     if stage in CHATS:
-        seq_len = described["sft"]["seq_len"]
+        seq_len = described.value("sft.seq_len", int)
         if num_tokens >= seq_len:
             raise BadInput(
                 f"--tokens={num_tokens}: must be below sft.seq_len = {seq_len}, which prompt and "

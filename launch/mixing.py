@@ -76,15 +76,20 @@ def plan(
 ) -> Plan:
     """Plans what is read of each group; says where caps leave a stage short of its budget."""
     domains = {group["domain"] for group in groups.values()}
-    sources = settings.data.sources
-    weights = dict.fromkeys(domains, 1.0)
-    if not isinstance(sources, str):
-        weights = {domain: source.weight for domain, source in sources.items()}
+    weights = source_weights(settings) or dict.fromkeys(domains, 1.0)
     stages = mixture.plan(settings.mixture, weights, _sizes(groups), budget_tokens)
     for stage in stages:
         if short := stage.short_tokens():
             note(f"mixture: stage {stage.name!r} is {short:,.0f} tokens short, by max_epochs")
     return Plan(stages, groups)
+
+
+def source_weights(settings: Any) -> dict[str, float]:
+    """Weight of each domain that the configuration names; {} where they follow from a path."""
+    sources = settings.data.sources
+    if isinstance(sources, str):
+        return {}
+    return {domain: source.weight for domain, source in sources.items()}
 
 
 def of_run(settings: Any, run: RunDir, budget_tokens: int, note: Callable[[str], None]) -> Plan:

@@ -17,7 +17,7 @@ from typing import Any
 from data import curate, files
 from data.engine import Runner, hash_code
 from data.errors import BadInput
-from launch import evaluation
+from launch import evaluation, mixing
 from launch.console import Progress
 from launch.rundir import ROOT, RunDir, code_version, digest, hash_file, remove, write_json
 from launch.settings import TRAINED, identity, to_dict
@@ -289,6 +289,8 @@ def describe_inputs(settings: Any, table: Mapping[str, Stage]) -> dict[str, dict
         if name == "curate":
             inputs["files"] = curate.fingerprint(settings.data)
             inputs["evaluation"] = evaluation.fingerprint(settings)
+        if name in ("tokenizer", "pretrain"):  # curation's result does not hang on them
+            inputs["weights"] = mixing.source_weights(settings)
         if name in ("tokenizer", "pretrain") and settings.start:
             # A run imported anew at the same place is another origin; its weights are hashed there.
             inputs["origin"] = digest(RunDir(Path(settings.start)).read_config())

@@ -43,16 +43,28 @@ MAX_UNIX_SECS = 253_402_300_800  # the year 10000, which no date reaches
 LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-class _Described(dict):
-    """A configuration that was read: a key that it lacks is the file's fault, and names it."""
+class Described(dict):
+    """A configuration that was read: what is wrong with it is the file's fault, and names it."""
 
     def __init__(self, path: Path, config: dict):
-        nested = {k: _Described(path, v) if isinstance(v, dict) else v for k, v in config.items()}
+        nested = {k: Described(path, v) if isinstance(v, dict) else v for k, v in config.items()}
         super().__init__(nested)
         self._path = path
 
     def __missing__(self, key: str) -> Any:
         raise BadInput(f"{self._path}: config has no {key!r}; restore it, or run again")
+
+    def value(self, path: str, kind: type) -> Any:
+        """What stands at a dotted path, which must be of this type."""
+        found: Any = self
+        for key in path.split("."):
+            found = found[key] if isinstance(found, Described) else None
+        if not isinstance(found, kind):
+            raise BadInput(
+                f"{self._path}: config.{path} is {str(found)[:40]!r}; it must be of type "
+                f"{kind.__name__}; restore it, or run again"
+            )
+        return found
 
 
 class RunDir:
@@ -78,7 +90,7 @@ class RunDir:
         """Directory of a stage's checkpoints."""
         return self.path / "checkpoints" / stage
 
-    def read_config(self) -> dict:
+    def read_config(self) -> Described:
         """The configuration that the run was made with."""
         path = self.path / "config.json"
         described = read_json(path, ("config",))
@@ -86,7 +98,7 @@ class RunDir:
             raise BadInput(f"{self.path}: no such run; {path}: no such file")
         if not isinstance(described["config"], dict):
             raise BadInput(f"{path}: config must be an object; restore it, or run again")
-        return _Described(path, described["config"])
+        return Described(path, described["config"])
 
     def read_done(self, stage: str) -> dict | None:
         """What a finished stage left, or None."""
@@ -354,6 +366,7 @@ def _parse_metrics(line: bytes) -> dict | None:
         numbers = [value for name, value in record.items() if name != "stage" and value is not None]
         is_sound = isinstance(stage, str) and type(step) is int and 0 <= step < 1 << 63
         is_sound = is_sound and 0 <= secs < MAX_UNIX_SECS and all(map(math.isfinite, numbers))
+        is_sound = is_sound and (record.get("train_secs") is None or record["train_secs"] > 0)
     # Not UTF-8, not JSON, nested deeper than Python goes, no object, no numbers, too large ones.
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError, OverflowError):
         return None

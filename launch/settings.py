@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 import types
 import typing
@@ -13,6 +14,7 @@ from data.errors import BadInput
 STAGES = ("curate", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "eval", "report")
 TRAINED = ("pretrain", "sft", "reward", "dpo", "ppo")
 PAIRED = ("reward", "dpo")  # a row of these is a pair of answers, each a row of the model
+INFINITY = "inf"
 # The first stage that reads a section. Where a configuration does not name it, the section's values
 # are not checked: they are there only because every configuration has every key.
 READ_FROM = {
@@ -395,7 +397,7 @@ def _convert(hint: Any, value: Any, path: str, unread: Collection[str]) -> Any:
                 for key, item in value.items()
             }
         )
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and (type(value) is int or value == INFINITY):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise BadInput(f"{path} is {value!r}; it must be of type {hint.__name__}")
@@ -405,7 +407,7 @@ def _convert(hint: Any, value: Any, path: str, unread: Collection[str]) -> Any:
 
 
 def to_dict(value: Any) -> Any:
-    """Plain JSON-able form of settings."""
+    """Plain JSON-able form of settings; JSON has no infinity, so that it is a string."""
     return _plain(value, lambda _: True)
 
 
@@ -420,7 +422,9 @@ def _plain(value: Any, is_wanted: Callable[[dataclasses.Field], bool]) -> Any:
         return {field.name: _plain(getattr(value, field.name), is_wanted) for field in fields}
     if isinstance(value, Mapping):
         return {key: _plain(item, is_wanted) for key, item in value.items()}
-    return [_plain(item, is_wanted) for item in value] if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [_plain(item, is_wanted) for item in value]
+    return INFINITY if value == math.inf else value
 
 
 def _join(path: str, key: str) -> str:

@@ -71,8 +71,11 @@ def run_tokenizer(context: Context) -> dict:
     total = sum(group["tokens"] for group in made["groups"].values())
     planned = mixing.plan(settings, made["groups"], total, context.progress.note)
     write_json(out / mixing.SHARDS, {**made, "mixture": planned.table()})
-    num_ids = training.load_tokenizer(context.run).vocab_size
-    return {"vocab_size": num_ids, **_fertility(made)}
+    return {
+        "vocab_size": training.load_tokenizer(context.run).vocab_size,
+        training.TOKENIZER: training.tokenizer_hash(context.run),
+        **_fertility(made),
+    }
 
 
 def _fertility(made: Mapping) -> dict:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from data import chat
+from alignment import sft
+from data import chat, instruct
 from data.errors import BadInput
 from data.loader import Batch, Loader, lm_batch
 from data.tokenizers import pretrained, tokenizer, tokenizer_source
@@ -157,31 +158,42 @@ def load_tokenizer(run: RunDir) -> Tokenizer | Pretrained:
     """The run's tokenizer: trained here, or that of the model it started from."""
     described = run.read_config()
     if "model_type" in described:  # an imported run
-        return pretrained.load(run.stage("tokenizer"), described["model"]["vocab_size"])
+        rows = described.value("model.vocab_size", int)
+        return pretrained.load(run.stage("tokenizer"), rows)
     loaded = tokenizer_loader(run)()
     if isinstance(loaded, Pretrained):
-        loaded.date = datetime.datetime.fromisoformat(described["instruct"]["date"])
+        loaded.date = datetime.datetime.fromisoformat(described.value("instruct.date", str))
     return loaded
 
 
 def tokenizer_loader(run: RunDir) -> Callable[[], Tokenizer | Pretrained]:
     """What gives the run's tokenizer in any process, jax or no."""
-    return _loader(run.stage("tokenizer").resolve(), run.read_config())
+    described = run.read_config()
+    rows = described.value("model.vocab_size", int) or described.value("tokenizer.vocab_size", int)
+    return _loader(
+        run.stage("tokenizer").resolve(),
+        described.value("start", str),
+        described.value("tokenizer.path", str),
+        rows,
+        described.value("tokenizer.control", list),
+    )
 
 
-def _loader(folder: Path, described: dict) -> Callable[[], Tokenizer | Pretrained]:
-    config = described["tokenizer"]
-    if not described["start"] and (not config["path"] or is_own(folder)):
+def _loader(
+    folder: Path, start: str, path: str, rows: int, control: Sequence[str]
+) -> Callable[[], Tokenizer | Pretrained]:
+    if not start and (not path or is_own(folder)):
         return functools.partial(tokenizer.load, folder)
-    rows = described["model"]["vocab_size"] or config["vocab_size"]
-    return functools.partial(pretrained.load_for_training, folder, rows, tuple(config["control"]))
+    return functools.partial(pretrained.load_for_training, folder, rows, tuple(control))
 
 
 def tokenizer_hash(run: RunDir) -> str:
-    """What the files of the run's tokenizer hash to."""
+    """What the run's tokenizer hashes to: its files, and how the configuration has them used."""
     paths = sorted(path for path in run.stage("tokenizer").iterdir() if path.is_file())
     marks = ("started.json", "done.json", "shards.json")
-    return digest([[path.name, hash_file(path)] for path in paths if path.name not in marks])
+    files = [[path.name, hash_file(path)] for path in paths if path.name not in marks]
+    used = run.read_config().get("tokenizer", {})  # an imported run has none
+    return digest([files, {key: used.get(key) for key in ("control", "vocab_size")}])
 
 
 def refuse_other_tokenizer(run: RunDir, stage: str, saved: Mapping[str, Any]) -> None:
@@ -225,15 +237,21 @@ def check_chat(chosen: Any) -> None:
     """Refuses stages that chat with a tokenizer that has no way to, before the first stage.
 
     Raises:
-      BadInput: as `take_tokenizer`, or nothing can be trained to chat with it.
+      BadInput: as `take_tokenizer`, nothing can be trained to chat with it, or its template
+        refuses conversations of the user's own: one of each order of roles is tried.
     """
     if "sft" not in chosen.stages or not (chosen.start or chosen.tokenizer.path):
         return
     with tempfile.TemporaryDirectory() as folder:
         take_tokenizer(chosen, Path(folder))
-        taken = _loader(Path(folder), to_dict(chosen))()
+        rows, config = settings.model_config(chosen).vocab_size, chosen.tokenizer
+        taken = _loader(Path(folder), chosen.start, config.path, rows, config.control)()
+    own = instruct.load(Path(chosen.instruct.path))[0] if chosen.instruct.path else []
+    tried = {tuple(message["role"] for message in example.messages): example for example in own}
     try:
         chat.check(taken)
+        for example in tried.values():
+            sft.render(taken, example)
     except BadInput as error:
         raise BadInput(f"stages has 'sft': {error}") from error
 

@@ -5,6 +5,7 @@ that every name and size in them is checked before anything is allocated or open
 """
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -20,6 +21,8 @@ import safetensors
 BLOCK_BYTES = 1 << 20
 # Of a header or an index. That of Kimi K2, 140,000 tensors, has about 13 MB.
 MAX_HEADER_BYTES = 1 << 25
+# Of a number in one, about what float32 holds.
+MAX_NUMBER = 1e38
 # The names that safetensors gives to types, those that are read. U8 is packed data: it stays as
 # it is, everything else becomes float32.
 TYPES = {
@@ -143,12 +146,25 @@ def read_json(path: Path) -> dict:
 
 def _parse_json(path: Path, text: bytes) -> dict:
     try:
-        value = json.loads(text, object_pairs_hook=_distinct)
+        value = json.loads(
+            text,
+            object_pairs_hook=_distinct,
+            parse_int=functools.partial(_number, int),
+            parse_float=functools.partial(_number, float),
+            parse_constant=functools.partial(_number, float),
+        )
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON that can be used ({error})") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: must hold a JSON object, holds {type(value).__name__}")
     return value
+
+
+def _number(kind: type, text: str) -> float:
+    """A number that float32 holds: no infinity, which JSON does not have either."""
+    if not abs(float(text)) < MAX_NUMBER:
+        raise ValueError(f"the number {text[:20]} is none that can be used")
+    return kind(text)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict:

@@ -92,6 +92,18 @@ def test_keys_tell_parts_apart_and_hold_the_code():
     assert len(keys) == 5
 
 
+def test_code_is_python_and_the_templates_of_pages(tmp_path):
+    (tmp_path / "a.py").write_text("x = 1")
+    (tmp_path / "page.html.jinja").write_text("{{ x }}")
+    (tmp_path / "notes.txt").write_text("")
+    hash_code = engine.hash_code.__wrapped__  # it keeps what it has hashed
+    seen = {hash_code(tmp_path)}
+    for name in ("a.py", "page.html.jinja", "notes.txt"):
+        (tmp_path / name).write_text("edited")
+        seen.add(hash_code(tmp_path))
+    assert len(seen) == 3
+
+
 def test_other_code_has_other_keys(monkeypatch):
     before = key_of("a")
     monkeypatch.setattr(engine, "hash_code", lambda *paths: "other code")

@@ -111,9 +111,20 @@ FAULTS = {
         )
         for value in (np.nan, np.inf, -np.inf)
     },
-    "an infinite norm": (
-        lambda s: edit(s / "config.json", rms_norm_eps=float("inf")),
-        "norm_eps is inf; it must be a finite number, above 0",
+    **{
+        f"a number {number:.3e}": (
+            lambda s, number=number: edit(s / "config.json", rms_norm_eps=number),
+            "config.json: not JSON that can be used (the number ",
+        )
+        for number in (float("inf"), -float("inf"), float("nan"), 1e300)
+    },
+    "a whole number of 401 digits": (
+        lambda s: edit(s / "config.json", rope_theta=10**400),
+        "config.json: not JSON that can be used (the number 10000000000000000000 is none",
+    ),
+    "an infinite temperature": (
+        lambda s: (s / "generation_config.json").write_text('{"temperature": Infinity}'),
+        "generation_config.json: not JSON that can be used (the number Infinity is none",
     ),
     "misshapen": (
         lambda s: rewrite(s, lambda t: t.update({Q: t[Q].T.copy()})),

@@ -11,6 +11,7 @@ import pytest
 
 from data.errors import BadInput
 from launch import settings, stages
+from launch.pipeline import describe_inputs
 from launch.rundir import ROOT
 from tests.test_launch_pipeline import Pipeline
 
@@ -45,6 +46,18 @@ def test_the_same_result_again_changes_nothing_after_it(pipeline):
     pipeline()
     assert pipeline(only="pretrain", fresh=True) == ["pretrain"]
     assert set(pipeline()) <= {"report"}, "which shows how long it took"
+
+
+def test_the_weight_of_a_source_is_an_input_of_what_mixes(pipeline):
+    """Curation's result is the same with another, so that it would not reach them."""
+
+    def describe(weight):
+        pipeline.config["data"]["sources"]["docs"]["weight"] = weight
+        return describe_inputs(settings.parse(pipeline.config), stages.TABLE)
+
+    before, after = describe(1.0), describe(5.0)
+    found = {name for name in before if before[name] != after[name]}
+    assert found == {"curate", "tokenizer", "pretrain", "report"}
 
 
 def edit_code(pipeline, stage, path):

@@ -28,6 +28,7 @@ DAMAGED_LINES = (
     b'{"stage": "sft", "step": 1, "time": 1e300}',
     b'{"stage": "sft", "step": 1, "time": "now"}',
     b'{"stage": "sft", "step": 1, "loss": NaN}',
+    b'{"stage": "sft", "step": 1, "train_secs": 0}',
     b'{"stage": "sft", "step": 1, "loss": []}',
     b'{"stage": "sft", "step": 1, "loss": 1' + b"0" * 400 + b"}",
     b'{"stage": "sft", "step": 1' + b"0" * 5000 + b"}",
@@ -408,8 +409,7 @@ def test_torn_last_line_of_a_killed_run_is_left_out(run_dir):
 
 
 def test_a_line_that_no_plot_takes_names_the_file_of_lines(run_dir):
-    line = '{"stage": "pretrain", "step": 1, "train_secs": 0, "tokens_per_sec": 1}'
-    (run_dir / "metrics.jsonl").write_text(line)
+    (run_dir / "metrics.jsonl").write_text('{"stage": "pretrain", "step": 1, "loss": -1e308}')
     with pytest.raises(BadInput, match=r"^[^,]*metrics\.jsonl: not what the stages write"):
         report.write_report(run_dir)
 

@@ -1,6 +1,7 @@
 """The door: every mistake is one line on standard error and exit code 2, soon and without trace."""
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -287,7 +288,7 @@ def finished(tmp_path):
     run.write_config(
         {
             "start": "",
-            "tokenizer": {"path": ""},
+            "tokenizer": {"path": "", "vocab_size": 0, "control": []},
             "model": {"vocab_size": 0},
             "sft": {"seq_len": 64},
             "eval": {"max_new_tokens": 8},
@@ -337,6 +338,17 @@ def test_chat_without_its_own_tokenizer_is_refused(finished, monkeypatch, model,
     if model:
         path.write_bytes(model)
     assert words in refusal("chat", f"--run={finished.path}", "--prompt=x")
+
+
+@pytest.mark.parametrize("key", ["tokenizer", "tokenizer.path", "model", "start"])
+def test_chat_names_what_config_json_has_of_another_type(finished, monkeypatch, key):
+    described = json.loads((finished.path / "config.json").read_text())
+    *parents, last = key.split(".")
+    functools.reduce(dict.get, parents, described["config"])[last] = None
+    (finished.path / "config.json").write_text(json.dumps(described))
+    monkeypatch.setattr(chat.training, "load_model", lambda *_: (None, {}))
+    line = refusal("chat", f"--run={finished.path}", "--prompt=x")
+    assert f"config.json: config.{key}" in line and "is 'None'; it must be of type" in line
 
 
 def test_a_bug_still_shows_its_trace(monkeypatch):

@@ -232,6 +232,14 @@ def test_a_configuration_that_lacks_a_key_is_refused_by_its_name(run):
             missing()
 
 
+def test_a_value_of_another_type_is_refused_by_its_path(run):
+    run.write_config({"sft": {"seq_len": None}, "tokenizer": 5}, "8 x cpu")
+    described = run.read_config()
+    for path, words in (("sft.seq_len", "sft.seq_len is 'None'"), ("tokenizer.path", "is 'None'")):
+        with pytest.raises(BadInput, match=f"config.json: config.*{words}; it must be of type"):
+            described.value(path, int)
+
+
 def test_code_version_outside_of_a_checkout_is_unknown(tmp_path, monkeypatch):
     monkeypatch.setattr(rundir, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))

@@ -157,6 +157,8 @@ def test_a_value_for_a_section_is_refused():
         ("dpo.kind", "hinge", "'hinge'"),
         ("eval.max_new_tokens", 999, "eval.max_new_tokens is 999; it must be below sft.seq_len"),
         ("reward.seq_len", 1, "it must be below reward.seq_len = 1"),
+        ("mixture.budget_tokens", 10**22, "mixture.budget_tokens=10000000000000000000000: must be"),
+        ("pretrain.seq_len", 2**62, "pretrain.seq_len is 4611686018427387904; it must be at least"),
         ("cost.machine_watts", 0.0, "cost.machine_watts is 0.0; it must be above 0"),
         ("stages", (), "stages is (); it must be some of"),
         ("stages", ("curate", "tokenize"), "stages has 'tokenize'; allowed: curate, tokenizer"),
@@ -180,7 +182,11 @@ def test_whole_numbers_do_for_floats_and_lists_for_tuples():
 
 
 def test_infinity_is_a_number():
-    assert settings.parse(change(nested(), "ppo.dual_clip", math.inf)).ppo.dual_clip == math.inf
+    parsed = settings.parse(change(nested(), "ppo.dual_clip", math.inf))
+    assert parsed.ppo.dual_clip == math.inf
+    # JSON has none: jq, say, would not read the run's config.json.
+    text = json.dumps(settings.to_dict(parsed), allow_nan=False)
+    assert settings.parse(json.loads(text)) == parsed
 
 
 def shrunk(**mesh) -> object:

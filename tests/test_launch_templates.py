@@ -110,6 +110,23 @@ def test_a_template_that_cannot_teach_is_refused_first(tmp_path, name, template,
     assert err.count("\n") == 1 and not Path(tmp_path / "run").exists()
 
 
+def test_own_conversations_that_the_template_refuses_are_refused_first(tmp_path):
+    """Not after pretraining. One of each order of roles is tried."""
+    template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+        "{% endfor %}{{ '<|im_start|>assistant\n' if add_generation_prompt }}"
+    )
+    bring_in(tmp_path, "qwen2.5", template)
+    own = tmp_path / "own.jsonl"
+    talks = [chat_oracle.talk("Hi.", "Hello."), chat_oracle.talk("Hi.", "Ho.", system="Be kind.")]
+    own.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    code, _, err = tune(tmp_path, STAGES[:4], **{"instruct.path": own})
+    assert code == 2 and err.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert "stages has 'sft': conversation user-own.jsonl-2: message 0, role 'system'" in err
+    assert "no system here" in err
+
+
 def test_no_template_and_no_control_is_refused_first(tmp_path):
     bring_in(tmp_path, "qwen2.5")
     (tmp_path / "imported" / "tokenizer" / "chat_template.jinja").unlink()

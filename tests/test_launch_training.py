@@ -45,6 +45,20 @@ def test_templates_of_a_run_print_the_day_that_its_configuration_names(tmp_path)
     assert training.load_tokenizer(run).date == datetime.datetime(2025, 12, 31)
 
 
+@pytest.mark.parametrize(("key", "value"), [("control", ["<b>", "<a>"]), ("vocab_size", 900)])
+def test_how_a_tokenizer_is_used_is_part_of_what_a_model_is_trained_with(tmp_path, key, value):
+    """Roles in another order are another chat format, of the same files."""
+    run = RunDir(tmp_path)
+    chat_oracle.write_folder(run.stage("tokenizer"), "qwen2.5")
+    used = {"control": ["<a>", "<b>"], "vocab_size": 999}
+    write_json(tmp_path / "config.json", {"config": {"tokenizer": used}})
+    saved = {training.TOKENIZER: training.tokenizer_hash(run)}
+    training.refuse_other_tokenizer(run, "sft", saved)
+    write_json(tmp_path / "config.json", {"config": {"tokenizer": used | {key: value}}})
+    with pytest.raises(BadInput, match="not the tokenizer that sft was trained with"):
+        training.refuse_other_tokenizer(run, "sft", saved)
+
+
 @pytest.mark.parametrize(
     ("seq_len", "size", "words"),
     [(3, 60, "reward.seq_len is 3: none of 2 pairs fits"), (8, 40, "token 59")],

@@ -24,8 +24,8 @@ class LMConfig:
     optimizer: OptimizerConfig
 
     def __post_init__(self):
-        if self.seq_len < 2:
-            raise ValueError(f"seq_len is {self.seq_len}; it must be at least 2")
+        if not 2 <= self.seq_len < 2**31:
+            raise ValueError(f"seq_len is {self.seq_len}; it must be at least 2, below 2^31")
         if self.chunk_tokens < 1:
             raise ValueError(f"chunk_tokens is {self.chunk_tokens}; it must be at least 1")
         if self.z_loss < 0:
