@@ -361,7 +361,8 @@ def fingerprint(config: GateConfig) -> str:
     hashes = []
     for key, path in paths:
         try:
-            hashes += [files.hash_content(path)] if path else []
+            # A list's name is its language.
+            hashes += [Path(path).name, files.hash_content(path)] if path else []
         except OSError as error:
             raise BadInput(f"data.gates.{key}: {path}: {error.strerror}") from error
     return "-".join(hashes)

@@ -76,7 +76,8 @@ class SourceConfig:
     markup: str
     extract: str
     text_field: str
-    weight: float
+    # Not of what curation leaves: launch/pipeline.py has it among the inputs of what mixes.
+    weight: float = dataclasses.field(metadata={"identity": False})
     gates: tuple[str, ...]
 
     def __post_init__(self):
@@ -213,6 +214,8 @@ def refuse_missing(sources: str | Mapping[str, SourceConfig]) -> None:
 def fingerprint(sources: str | Mapping[str, SourceConfig]) -> str:
     """Hashes the sources' settings and the content of every input file, not where they are.
 
+    Nor their weights, which say what is read of them later.
+
     Returns:
         32 hexadecimal digits; equal exactly when settings and files are.
 
@@ -220,7 +223,8 @@ def fingerprint(sources: str | Mapping[str, SourceConfig]) -> str:
         BadInput: a path that is missing or has no file of a kind we read.
     """
     found = survey(sources)
-    plain = {name: dataclasses.asdict(one) | {"path": ""} for name, one in found.sources.items()}
+    left_out = {"path": "", "weight": 1.0}
+    plain = {name: dataclasses.asdict(one) | left_out for name, one in found.sources.items()}
     units = [(unit.domain, unit.kind, unit.file.name, unit.identity) for unit in found.units]
     text = json.dumps([plain, units, [row["file"] for row in found.broken]])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -39,6 +39,7 @@ MAX_SHARD_BYTES = 5 * 10**9
 # Of a source's config.json, beside what the model is: for those who generate with it.
 TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 LOG_SECS = 2.0
+COMMIT = "commit_success.txt"  # Orbax's, with the time
 # The format of data/chat.py, in which runs of our own are taught to talk.
 CHAT_TEMPLATE = (
     "{{ '<|bos|>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
@@ -105,7 +106,10 @@ def run_import(source_hf: str, source_gguf: str, out: Path, progress: Progress) 
         settings = {"model": to_dict(source.config), **described}
         leaves = _lazy(source, progress)
         checkpoint.write(run.checkpoints("import"), settings, leaves)
-        settings["weights_sha256"] = digest(run.hash_files("checkpoints/import/0/params"))
+        written = run.hash_files("checkpoints/import/0/params")
+        settings["weights_sha256"] = digest(
+            {name: found for name, found in written.items() if name != COMMIT}
+        )
         sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(leaves)]
         summary = {"model_type": source.name, "parameters": sum(sizes), "tokens": num_tokens}
         run.write_config(settings, f"{jax.device_count()} x {jax.devices()[0].device_kind}")

@@ -94,7 +94,8 @@ def run_stages(
             _refuse_to_discard(run, name, inputs[name], done.get(name))
         if not fresh and name not in done:
             _refuse_to_strand(run, name, inputs[name], described, table)
-    if not fresh and all(name in done and run.is_whole(done[name]) for name in names):
+    is_done = not fresh and all(name in done and run.is_whole(done[name]) for name in names)
+    if is_done and run.has_config():
         return {name: _skip(progress, name, table[name], done[name]) for name in names}
     context = Context(settings, run, progress, runner, {})
     results = {}
@@ -212,6 +213,8 @@ def _refuse_to_discard(run: RunDir, name: str, inputs: Mapping, done: dict | Non
     """Raises BadInput where a stage could go on only without the checkpoints that it has."""
     if not run.checkpoints(name).exists():
         return
+    if not run.checkpoints(name).is_dir():
+        raise BadInput(f"{run.checkpoints(name)}: is no folder; remove it, or give --fresh")
     changes = _changes(run, name, inputs)
     damage = run.find_damage(done) if done and not changes else None
     if changes or damage:
@@ -233,13 +236,17 @@ def _refuse_to_strand(
     A tokenizer trained anew, say, in the place of the one that a kept model was trained with. Other
     code alone may give the same result: the stage is done again, and the checkpoints checked then.
     """
-    changes = _changes(run, name, inputs, ("code", "upstream")) if name not in TRAINED else []
+    if name in TRAINED:
+        return
+    changes = _changes(run, name, inputs, ("code", "upstream"))
+    if run.read_started(name) is None:
+        changes = [f"keys that are not known, as {run.stage(name) / 'started.json'} is gone"]
     for other in described if changes else ():
         if name in _upstream(other, table, described) and run.checkpoints(other).exists():
             raise BadInput(
-                f"{run.checkpoints(other)}: needs stage {name!r} as it was, with {changes[0]}; use "
-                f"the same value or another --run directory, or start over with `seedbed {name} "
-                "--fresh` and the same for each stage after it"
+                f"{run.checkpoints(other)}: stands on stage {name!r}, which was last made with "
+                f"{changes[0]}; use the same value or another --run directory, or `seedbed {name} "
+                "--fresh`, and the same for each stage after it whose start is another then"
             )
 
 
@@ -291,13 +298,16 @@ def describe_inputs(settings: Any, table: Mapping[str, Stage]) -> dict[str, dict
             inputs["evaluation"] = evaluation.fingerprint(settings)
         if name in ("tokenizer", "pretrain"):  # curation's result does not hang on them
             inputs["weights"] = mixing.source_weights(settings)
-        if name in ("tokenizer", "pretrain") and settings.start:
-            # A run imported anew at the same place is another origin; its weights are hashed there.
-            inputs["origin"] = digest(RunDir(Path(settings.start)).read_config())
+        if name == "tokenizer" and settings.start:
+            folder = RunDir(Path(settings.start)).stage("tokenizer")
+            inputs["start_tokenizer"] = files.fingerprint("start", str(folder))
+        if name == "pretrain" and settings.start:
+            origin = RunDir(Path(settings.start)).read_config()
+            inputs["start_weights"] = origin.value("weights_sha256", str)
         if name == "tokenizer" and settings.tokenizer.path:
             inputs["files"] = files.fingerprint("tokenizer.path", settings.tokenizer.path)
         if name == "sft" and settings.instruct.path:
-            inputs["own"] = hash_file(Path(settings.instruct.path))
+            inputs["own"] = files.fingerprint("instruct.path", settings.instruct.path)
         described[name] = {"stage": name, **inputs}
     return described
 

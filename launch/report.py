@@ -151,14 +151,21 @@ def _measured(results: Mapping) -> dict:
 
 
 def unfinished(run_dir: Path) -> list[str]:
-    """Stages that the configuration names and that have not ended; the report is none of them."""
+    """Stages that the configuration names and that have not ended, or are of earlier results.
+
+    The report is none of them.
+    """
     path = run_dir / "config.json"
     identity = rundir.read_json(path, ("config",)) or {"config": {}}
     with _made_of(path):
         asked = [*identity["config"].get("stages", ())]  # an imported run has none
-    return [
-        stage for stage in STAGES if stage in asked and not (run_dir / stage / "done.json").exists()
-    ]
+    run, found = rundir.RunDir(run_dir), []
+    for stage in STAGES:
+        if stage in asked and not (run_dir / stage / "done.json").exists():
+            found.append(stage)
+        elif stage in asked and (need := run.find_replaced(stage)):
+            found.append(f"{stage} (of an earlier {need})")
+    return found
 
 
 @contextlib.contextmanager

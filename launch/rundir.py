@@ -100,9 +100,24 @@ class RunDir:
             raise BadInput(f"{path}: config must be an object; restore it, or run again")
         return Described(path, described["config"])
 
+    def has_config(self) -> bool:
+        """Whether config.json is there and sound."""
+        try:
+            return bool(self.read_config())
+        except BadInput:
+            return False
+
     def read_done(self, stage: str) -> dict | None:
         """What a finished stage left, or None."""
         return read_json(self.stage(stage) / "done.json", ("inputs", "summary", "products"))
+
+    def find_replaced(self, stage: str) -> str | None:
+        """A stage whose result is another now than `stage` was made of, or None."""
+        started = self.read_started(stage) or {"inputs": {}}
+        for need, output in started["inputs"].get("upstream", {}).items():
+            if output != (self.read_done(need) or {}).get("output"):
+                return need
+        return None
 
     def products(self, stage: str) -> dict[str, int]:
         """Size of each file of a stage, by its path in the run: its own, checkpoints, page."""
@@ -329,7 +344,7 @@ def digest(value: Any) -> str:
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's content."""
     if not path.is_file():
-        raise BadInput(f"{path}: no such file")
+        raise BadInput(f"{path}: {'is no file' if path.exists() else 'no such file'}")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -237,16 +237,19 @@ def check_chat(chosen: Any) -> None:
     """Refuses stages that chat with a tokenizer that has no way to, before the first stage.
 
     Raises:
-      BadInput: as `take_tokenizer`, nothing can be trained to chat with it, or its template
-        refuses conversations of the user's own: one of each order of roles is tried.
+      BadInput: as `take_tokenizer`; nothing can be trained to chat with it; or the user's own
+        conversations cannot be read, or are refused by its template (one of each order of roles is
+        tried).
     """
-    if "sft" not in chosen.stages or not (chosen.start or chosen.tokenizer.path):
+    if "sft" not in chosen.stages:
+        return
+    own = instruct.load(Path(chosen.instruct.path))[0] if chosen.instruct.path else []
+    if not (chosen.start or chosen.tokenizer.path):
         return
     with tempfile.TemporaryDirectory() as folder:
         take_tokenizer(chosen, Path(folder))
         rows, config = settings.model_config(chosen).vocab_size, chosen.tokenizer
         taken = _loader(Path(folder), chosen.start, config.path, rows, config.control)()
-    own = instruct.load(Path(chosen.instruct.path))[0] if chosen.instruct.path else []
     tried = {tuple(message["role"] for message in example.messages): example for example in own}
     try:
         chat.check(taken)

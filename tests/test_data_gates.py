@@ -276,6 +276,9 @@ def test_fingerprint_follows_the_files_that_gates_read(tmp_path, model):
     before = gates.fingerprint(config)
     (tmp_path / "list").write_text("b.org\n")
     assert gates.fingerprint(config) != before
+    before = gates.fingerprint(config)
+    (tmp_path / "list").rename(tmp_path / "other")  # of lists of words the name is the language
+    assert gates.fingerprint(dataclasses.replace(config, blocked=f"{tmp_path}/other")) != before
     with pytest.raises(BadInput, match="data.gates.opt_out: .*absent: No such file"):
         gates.fingerprint(dataclasses.replace(CONFIG, opt_out=f"{tmp_path}/absent"))
 

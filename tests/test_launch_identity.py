@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from data.errors import BadInput
-from launch import settings, stages
+from launch import rundir, settings, stages
 from launch.pipeline import describe_inputs
+from launch.report import unfinished
 from launch.rundir import ROOT
 from tests.test_launch_pipeline import Pipeline
 
@@ -57,7 +58,14 @@ def test_the_weight_of_a_source_is_an_input_of_what_mixes(pipeline):
 
     before, after = describe(1.0), describe(5.0)
     found = {name for name in before if before[name] != after[name]}
-    assert found == {"curate", "tokenizer", "pretrain", "report"}
+    assert found == {"tokenizer", "pretrain"}
+
+
+def test_the_report_names_results_of_earlier_models(pipeline):
+    pipeline()
+    assert unfinished(pipeline.run.path) == []
+    pipeline({"dpo.beta": 0.5}, only="dpo", fresh=True)
+    assert unfinished(pipeline.run.path) == ["eval (of an earlier dpo)"]
 
 
 def edit_code(pipeline, stage, path):
@@ -101,6 +109,33 @@ def test_other_code_of_training_is_said_and_throws_nothing_away(pipeline, tmp_pa
     pipeline.broken = None
     assert pipeline() == [stage, "report"]
     assert f"{stage}: its checkpoints were made by other code" in capsys.readouterr().err, "resumed"
+
+
+@pytest.mark.parametrize("content", [None, "{}", "["])
+def test_a_config_json_that_is_gone_or_damaged_is_written_again(pipeline, content):
+    pipeline()
+    path = pipeline.run.path / "config.json"
+    before = path.read_text()
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    assert pipeline() == [] and path.read_text() == before
+
+
+def test_a_file_in_the_place_of_checkpoints_is_refused(pipeline):
+    pipeline()
+    rundir.remove(pipeline.run.checkpoints("sft"))
+    pipeline.run.checkpoints("sft").write_text("mine")
+    (pipeline.run.stage("sft") / "done.json").unlink()
+    with pytest.raises(BadInput, match="checkpoints/sft: is no folder; remove it, or give --fresh"):
+        pipeline()
+
+
+def test_a_stage_whose_keys_are_not_known_is_not_made_anew_below_checkpoints(pipeline):
+    pipeline()
+    (pipeline.run.stage("tokenizer") / "started.json").unlink()
+    with pytest.raises(BadInput, match="keys that are not known, as .*started.json is gone"):
+        pipeline({"tokenizer.vocab_size": 999}, only="tokenizer")
 
 
 # They hold keys, files and lines, and compute nothing that a stage leaves.

@@ -18,8 +18,6 @@ NAMED = {
     ("curate", "eval.sets"): "the content of the files is in `evaluation`",
     ("curate", "instruct"): "as eval.sets",
     ("curate", "stages"): "as eval.sets",
-    ("tokenizer", "data.sources.weight"): "in `weights`",
-    ("pretrain", "data.sources.weight"): "in `weights`",
     ("pretrain", "eval.num_heldout"): MEASURED,
     ("pretrain", "eval.batch_size"): MEASURED,
     ("sft", "eval.num_heldout"): MEASURED,

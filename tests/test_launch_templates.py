@@ -7,13 +7,16 @@ from pathlib import Path
 import jax
 import pytest
 
+from configs import tune as tune_config
 from data import chat, instruct
 from data.tokenizers import pretrained
 from launch import settings
-from launch.rundir import RunDir
+from launch.pipeline import describe_inputs
+from launch.rundir import RunDir, remove
+from launch.stages import TABLE
 from tests import chat_oracle
 from tests.test_launch_convert import TINY, make_source
-from tests.test_launch_stages import MIX, ROOT, SMALL, door, sources
+from tests.test_launch_stages import MIX, ROOT, SMALL, door, sources, write_texts
 
 # Rows to spare, so that the vocabulary divides by the mesh's axes.
 MODEL = dataclasses.replace(TINY, vocab_size=384, max_positions=512)
@@ -125,6 +128,30 @@ def test_own_conversations_that_the_template_refuses_are_refused_first(tmp_path)
     assert code == 2 and err.count("\n") == 1 and not (tmp_path / "run").exists()
     assert "stages has 'sft': conversation user-own.jsonl-2: message 0, role 'system'" in err
     assert "no system here" in err
+
+
+def test_an_edit_of_the_imported_tokenizer_is_an_input_and_importing_again_is_none(tmp_path):
+    def describe():
+        config = tune_config.get_config(str(tmp_path / "imported")).to_dict()
+        for domain in config["data"]["sources"]:
+            write_texts(tmp_path / "text" / domain / "a.jsonl", 0)
+            config["data"]["sources"][domain]["path"] = str(tmp_path / "text" / domain)
+        return describe_inputs(settings.parse(config), TABLE)
+
+    imported = bring_in(tmp_path, "qwen2.5")
+    before = describe()
+    for folder in (imported, tmp_path / "hf"):
+        remove(folder)
+    bring_in(tmp_path, "qwen2.5")
+    assert describe() == before
+    with (imported / "tokenizer" / "chat_template.jinja").open("a") as file:
+        file.write("{# mended #}")
+    after = describe()
+    assert {name for name in after if after[name] != before[name]} == {"tokenizer"}
+    described = json.loads((imported / "config.json").read_text())
+    described["config"]["weights_sha256"] = "of another model"
+    (imported / "config.json").write_text(json.dumps(described))
+    assert describe()["pretrain"] != after["pretrain"]
 
 
 def test_no_template_and_no_control_is_refused_first(tmp_path):
