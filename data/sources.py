@@ -76,7 +76,7 @@ class SourceConfig:
     markup: str
     extract: str
     text_field: str
-    # Not of what curation leaves: launch/pipeline.py has it among the inputs of what mixes.
+    # Curation does not read it; the stages that mix count it as an input (launch/pipeline.py).
     weight: float = dataclasses.field(metadata={"identity": False})
     gates: tuple[str, ...]
 
@@ -214,7 +214,7 @@ def refuse_missing(sources: str | Mapping[str, SourceConfig]) -> None:
 def fingerprint(sources: str | Mapping[str, SourceConfig]) -> str:
     """Hashes the sources' settings and the content of every input file, not where they are.
 
-    Nor their weights, which say what is read of them later.
+    Weights are left out: curation does not read them.
 
     Returns:
         32 hexadecimal digits; equal exactly when settings and files are.
