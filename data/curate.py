@@ -56,6 +56,9 @@ class CurateConfig:
             if not domain.isidentifier():
                 allowed = "must be letters, digits and underscores, no digit first"
                 raise ValueError(f"sources: domain {domain!r} {allowed}")
+            if any(one.lower() == domain.lower() and one != domain for one in self.sources):
+                allowed = "must differ from the others in more than capital letters"
+                raise ValueError(f"sources: domain {domain!r} {allowed}")
         if not 0 < self.heldout_fraction <= 0.5:
             allowed = "must be above 0 and at most 0.5"
             raise ValueError(f"heldout_fraction: {self.heldout_fraction} {allowed}")

@@ -15,6 +15,9 @@ from data.errors import BadInput
 
 Group = tuple[str, str]
 
+# Its product with any number of tokens is a float.
+MAX_WEIGHT = 1e30
+
 # The shares of the stages in a budget are told in decimals.
 FRACTION_TOLERANCE = 1e-6
 # Relative to the budget of a stage. The search below halves an interval, so these are its digits.
@@ -189,8 +192,8 @@ def _check_domains(
 
 def _check_weights(name: str, weights: Mapping[str, float]) -> None:
     for domain, weight in weights.items():
-        if not (math.isfinite(weight) and weight >= 0):
-            raise BadInput(f"{name}: {domain!r} has {weight}; must be a number, at least 0")
+        if not 0 <= weight < MAX_WEIGHT:
+            raise BadInput(f"{name}: {domain!r} has {weight}; must be in [0, {MAX_WEIGHT})")
 
 
 def _shares(

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -17,7 +18,9 @@ import pyarrow as pa
 from data import files, gates, unpacking
 from data.document import EXTRACTORS, Record
 from data.errors import BadInput
+from data.mixture import MAX_WEIGHT
 from data.readers import code, python_library
+from data.readers.examples import FEATURES_FILE
 from data.recognition import recognise
 
 AUTO = "auto"
@@ -95,8 +98,8 @@ class SourceConfig:
                 raise ValueError(
                     f"{key}: {getattr(self, key)!r} is not one of {', '.join(allowed)}"
                 )
-        if not self.weight > 0:
-            raise ValueError(f"weight: {self.weight} must be a number above 0")
+        if not 0 < self.weight < MAX_WEIGHT:
+            raise ValueError(f"weight: {self.weight} must be above 0 and below {MAX_WEIGHT}")
         if self.gates != (AUTO,):
             gates.expand(self.gates)
 
@@ -194,11 +197,14 @@ def _why_not(file: files.File) -> str:
 def _identity(unit: Unit) -> str:
     """What changes when the content does: its hash, or on an object store its size and time."""
     file = unit.file
-    licence = f" {code.find_licence(file.path, file.root)}" if unit.kind == "code" else ""
+    beside = f" {code.find_licence(file.path, file.root)}" if unit.kind == "code" else ""
     if "://" in file.path:
-        return f"{file.num_bytes}:{file.changed}{licence}"
+        return f"{file.num_bytes}:{file.changed}{beside}"
     try:
-        return files.hash_content(file.path) + licence
+        features = Path(file.path).with_name(FEATURES_FILE)
+        if unit.kind == "tfds" and features.is_file():  # it says what is in the shard
+            beside = f" {files.hash_content(str(features))}"
+        return files.hash_content(file.path) + beside
     except OSError as error:
         raise BadInput(f"{file.path}: {error.strerror}") from error
 

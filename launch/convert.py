@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,21 @@ from model.transformer import declare
 from train import checkpoint
 
 # What can be exported; the last of them that is finished, unless one is named.
-STAGES = ("import", "pretrain", "sft", "dpo", "ppo")
+TAUGHT = ("sft", "dpo", "ppo")  # to answer
+STAGES = ("import", "pretrain", *TAUGHT)
 MAX_SHARD_BYTES = 5 * 10**9
 # Of a source's config.json, beside what the model is: for those who generate with it.
 TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 LOG_SECS = 2.0
 COMMIT = "commit_success.txt"  # Orbax's, with the time
-# The format of data/chat.py, in which runs of our own are taught to talk.
+# The format of data/chat.py, for a BOS and the tokens of roles and of a turn's end, as JSON.
 CHAT_TEMPLATE = (
-    "{{ '<|bos|>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
-    "{{ message['content'] + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    "{{ %s }}{%% for message in messages %%}{{ {'system': %s, 'user': %s, 'assistant': %s}"
+    "[message['role']] + message['content'] + %s }}{%% endfor %%}"
+    "{%% if add_generation_prompt %%}{{ %s }}{%% endif %%}"
 )
+# Of our own tokenizers.
+BOS, CONTROL = tokenizer.CONTROL_PIECES[1], tokenizer.CONTROL_PIECES[4:8]
 # Encoded both ways before a converted tokenizer is let out.
 SAMPLES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -224,6 +227,7 @@ def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
     if stage not in STAGES:
         raise BadInput(f"--stage={stage}: must be one of {', '.join(STAGES)}")
     progress.stage("export")
+    training.note_replaced(run, stage, progress.note)
 
     def shapes(saved: dict) -> Any:
         training.refuse_other_tokenizer(run, stage, saved)
@@ -235,7 +239,7 @@ def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
     saved, leaves = checkpoint.open_params(run.checkpoints(stage), shapes)
     config = to_dataclass(TransformerConfig, saved["model"], "model")
     origin = run.stage("tokenizer") / ORIGIN
-    described |= read_json(origin)["config"] if origin.exists() else {}
+    described |= read_json(origin) if origin.exists() else {}
     dtype, folder = described.get("dtype", "float32"), run.stage("tokenizer")
     with appear(out, "--hf", progress) as part:
         with _as_bad_input():
@@ -247,8 +251,12 @@ def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
         (part / "config.json").write_text(json.dumps(said, indent=2) + "\n")
         generation = described.get("generation", ids)
         if generation:
+            generation |= {"eos_token_id": ids["eos_token_id"]} if stage in TAUGHT else {}
             (part / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
         checked = _export_tokenizer(folder, kind, stage, part)
+        control = described.get("tokenizer", {}).get("control")
+        if control and stage in TAUGHT and kind != "own":
+            _write_control(training.load_tokenizer(run), control, part)
     progress.note(f"{stage} of {run.path} is in {out} as {name}, {dtype}; tokenizer: {checked}")
     return {"stage": stage, "model_type": name, "dtype": dtype, "tokenizer": checked}
 
@@ -296,9 +304,21 @@ def _taker(leaves: Any, config: TransformerConfig, shown: TransformerConfig) -> 
 
 
 def _describe_tokenizer(run: RunDir, described: dict, stage: str) -> tuple[str, dict[str, Any]]:
-    """Where a run's tokenizer comes from ('own', 'hf', 'gguf'), and its special tokens' ids."""
+    """Where a run's tokenizer comes from ('own', 'hf', 'gguf'), and its special tokens' ids.
+
+    A model that was imported keeps those that it came with, and stops where it was taught to, too.
+    """
     if "format" in described:
-        return described["format"], described["token_ids"]
+        ids = described["token_ids"]
+        if stage in TAUGHT:
+            said = [
+                *_listed(ids, "eos_token_id"),
+                *_listed(described["generation"], "eos_token_id"),
+            ]
+            stop = chat.end_id(training.load_tokenizer(run))
+            said = list(dict.fromkeys(said if stop in said else [stop, *said]))
+            ids = ids | {"eos_token_id": said if said[1:] else stop}
+        return described["format"], ids
     folder = run.stage("tokenizer")
     if training.is_own(folder):
         return "own", _trained_ids(tokenizer.load(folder), stage)
@@ -311,6 +331,34 @@ def _trained_ids(model: Any, stage: str) -> dict[str, Any]:
     stop = list(dict.fromkeys(stop))
     values = (model.bos_id, stop[0] if len(stop) == 1 else stop, model.pad_id)
     return dict(zip(TOKEN_KEYS, values, strict=True))
+
+
+def _listed(said: dict, key: str) -> list[int]:
+    """The ids that a key names: one, several or none."""
+    ids = said.get(key)
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+def _write_control(model: pretrained.Pretrained, control: list[str], out: Path) -> None:
+    """Says of an exported tokenizer in which format its model was taught to talk, and its tokens.
+
+    A template that it came with was of no use in training. transformers takes the file before what
+    tokenizer_config.json says.
+    """
+    config = tokenizer_files.read_object(out / tokenizer_files.CONFIG)
+    named = config.get("additional_special_tokens") or []
+    config["additional_special_tokens"] = named + [token for token in control if token not in named]
+    write_json(out / tokenizer_files.CONFIG, config)
+    template = _chat_template(model.named.get("bos_token", model.named["eos_token"]), control)
+    (out / tokenizer_files.TEMPLATE).write_text(template, encoding="utf-8")
+
+
+def _chat_template(bos: str, control: Sequence[str]) -> str:
+    """CHAT_TEMPLATE for these tokens: of system, user, assistant and the end of a turn."""
+    bos, system, user, assistant, end = (
+        json.dumps(token, ensure_ascii=False) for token in (bos, *control)
+    )
+    return CHAT_TEMPLATE % (bos, system, user, assistant, end, assistant)
 
 
 def _items(parts: list, take: Callable, progress: Progress) -> Iterator[tuple]:
@@ -356,7 +404,7 @@ def _export_tokenizer(folder: Path, kind: str, stage: str, out: Path) -> str:
         roles = ("pad_token", "bos_token", "eos_token", "unk_token")
         config = dict(zip(roles, tokenizer.CONTROL_PIECES, strict=False))
         config |= {"add_bos_token": True}
-        config |= {} if stage == "pretrain" else {"chat_template": CHAT_TEMPLATE}
+        config |= {} if stage == "pretrain" else {"chat_template": _chat_template(BOS, CONTROL)}
     bos = config["bos_token"] if config.get("add_bos_token") else None
     plain = _plain_encoder(model, kind)
     try:

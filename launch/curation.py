@@ -12,6 +12,7 @@ from data.scoring import score, score_table
 from eval import sets
 from launch.console import Progress
 from launch.rundir import SCORE, RunDir, read_json, write_json
+from launch.settings import identity
 
 # Of a document's story, what is told before all else.
 FATE = ("fate", "why", "reason", "detail", "duplicate_of")
@@ -122,6 +123,14 @@ def measure(settings: Any, root: Path, run: RunDir, progress: Progress) -> dict:
         wanted = "; ".join(scores["absent"].values())
         raise BadInput(f"--score={root}: none of the labelled sets is in it: {wanted}")
     found = {"scores": scores, "rows": score_table.rows(scores)}
-    if run.read_done("curate"):
+    started = run.read_started("curate") if run.read_done("curate") else None
+    if started and _are_gates_of(started["inputs"], settings.data):
         write_json(run.stage("curate") / SCORE, found)
+    elif started:
+        progress.note("not put on the run's page: it was curated with other gates than these")
     return found
+
+
+def _are_gates_of(inputs: dict, config: CurateConfig) -> bool:
+    """Whether a curation with these inputs had the gates and the deduplication that are given."""
+    return all(inputs["data"][key] == identity(getattr(config, key)) for key in ("gates", "dedup"))

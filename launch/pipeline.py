@@ -10,17 +10,33 @@ Training is not thrown away for an edit of the code; the log says that other cod
 import dataclasses
 import resource
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data import curate, files
 from data.engine import Runner, hash_code
 from data.errors import BadInput
+from data.tokenizers import tokenizer_source
 from launch import evaluation, mixing
 from launch.console import Progress
-from launch.rundir import ROOT, RunDir, code_version, digest, hash_file, remove, write_json
-from launch.settings import TRAINED, identity, to_dict
+from launch.rundir import (
+    ORIGIN_KEYS,
+    ROOT,
+    SCORE,
+    RunDir,
+    code_version,
+    digest,
+    flatten,
+    hash_file,
+    read_json,
+    remove,
+    write_json,
+)
+from launch.settings import STAGES, TRAINED, identity, to_dict
+
+# In place of the result of a stage that is to be done first.
+UNFINISHED = "unfinished"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +111,15 @@ def run_stages(
         if not fresh and name not in done:
             _refuse_to_strand(run, name, inputs[name], described, table)
     is_done = not fresh and all(name in done and run.is_whole(done[name]) for name in names)
-    if is_done and run.has_config():
+    if is_done and run.holds_config(identity(settings)):
         return {name: _skip(progress, name, table[name], done[name]) for name in names}
     context = Context(settings, run, progress, runner, {})
     results = {}
     with run.lock(progress.note):
         run.write_config(to_dict(settings), devices)
         for place, name in enumerate(names):
+            if place:  # files may have changed while the stages before it ran
+                described[name] = _describe(settings, name, table[name])
             # What other stages, or another process, have left until now.
             inputs, done = _survey(run, table, described, names, discarded[place:])
             stage_context = dataclasses.replace(context, inputs=inputs[name])
@@ -152,11 +170,11 @@ def _survey(
         if name not in wanted:
             continue
         needs = [need for need in table[name].needs if need in described]
-        upstream = {need: done[need]["output"] if need in done else "unfinished" for need in needs}
+        upstream = {need: done[need]["output"] if need in done else UNFINISHED for need in needs}
         if name == "report":  # it shows how long they took, and every line
             upstream = {need: digest(done[need]) for need in needs if need in done}
-            lines = run.path / "metrics.jsonl"
-            own = {**own, "lines": hash_file(lines) if lines.exists() else ""}
+            shown = {"lines": run.path / "metrics.jsonl", "score": run.stage("curate") / SCORE}
+            own = own | {k: hash_file(path) if path.exists() else "" for k, path in shown.items()}
         inputs[name] = {**own, "upstream": upstream}
         left = None if name in discarded else run.read_done(name)
         if left and left["inputs"] == digest(inputs[name]):
@@ -215,8 +233,8 @@ def _refuse_to_discard(run: RunDir, name: str, inputs: Mapping, done: dict | Non
         return
     if not run.checkpoints(name).is_dir():
         raise BadInput(f"{run.checkpoints(name)}: is no folder; remove it, or give --fresh")
-    changes = _changes(run, name, inputs)
-    damage = run.find_damage(done) if done and not changes else None
+    changes = [] if done else _changes(run, name, inputs)
+    damage = run.find_damage(done) if done else None
     if changes or damage:
         what = (
             f"{run.checkpoints(name)}: written with {changes[0]}; use the same value,"
@@ -238,9 +256,7 @@ def _refuse_to_strand(
     """
     if name in TRAINED:
         return
-    changes = _changes(run, name, inputs, ("code", "upstream"))
-    if run.read_started(name) is None:
-        changes = [f"keys that are not known, as {run.stage(name) / 'started.json'} is gone"]
+    changes = _changes(run, name, inputs, ("code",))
     for other in described if changes else ():
         if name in _upstream(other, table, described) and run.checkpoints(other).exists():
             raise BadInput(
@@ -253,16 +269,21 @@ def _refuse_to_strand(
 def _changes(
     run: RunDir, name: str, inputs: Mapping[str, Any], unseen: Collection[str] = ()
 ) -> list[str]:
-    """What the stage's last start and what is asked now differ in, sections `unseen` aside."""
+    """What the stage's last start and what is asked now differ in, sections `unseen` aside.
+
+    A stage that is to be done before it may have the same result again: it counts as none.
+    """
     started = run.read_started(name)
-    if started is None or started["hash"] == digest(inputs):
+    if started is None:
+        return [f"keys that are not known, as {run.stage(name) / 'started.json'} is gone"]
+    if started["hash"] == digest(inputs):
         return []
-    was, now = _flatten(started["inputs"], ""), _flatten(inputs, "")
+    was, now = flatten(started["inputs"]), flatten(inputs)
     found = []
     for key in was | now:
         before, after = was.get(key, "absent"), now.get(key, "absent")
         section, _, stage = key.partition(".")
-        if before == after or section in unseen:
+        if before == after or section in unseen or after == UNFINISHED:
             continue
         if section == "upstream":
             found.append(f"another result of stage {stage!r} than there is now")
@@ -271,45 +292,78 @@ def _changes(
     return found
 
 
-def _flatten(value: Any, path: str) -> dict[str, Any]:
-    """Leaves by dotted path; an empty section is a leaf."""
-    if not isinstance(value, dict) or not value:
-        return {path: value}
-    leaves = {}
-    for key, item in value.items():
-        leaves |= _flatten(item, f"{path}.{key}" if path else key)
-    return leaves
-
-
 def describe_inputs(settings: Any, table: Mapping[str, Stage]) -> dict[str, dict]:
     """What each stage's result depends on, but for the results of the stages it stands on.
 
     Files count by their content. Keys that cannot change a result are left out: the mesh (a run may
     go on on another one), kernels, logging and the like (`model.config.LAYOUT`).
     """
-    described: dict[str, dict] = {}
-    for name in settings.stages:
-        stage = table[name]
-        inputs = {section: _section(settings, section) for section in stage.sections}
-        if name not in TRAINED:
-            inputs["code"] = hash_code(*(ROOT / path for path in stage.code))
-        if name == "curate":
-            inputs["files"] = curate.fingerprint(settings.data)
-            inputs["evaluation"] = evaluation.fingerprint(settings)
-        if name in ("tokenizer", "pretrain"):  # curation's result does not hang on them
-            inputs["weights"] = mixing.source_weights(settings)
-        if name == "tokenizer" and settings.start:
-            folder = RunDir(Path(settings.start)).stage("tokenizer")
-            inputs["start_tokenizer"] = files.fingerprint("start", str(folder))
-        if name == "pretrain" and settings.start:
-            origin = RunDir(Path(settings.start)).read_config()
-            inputs["start_weights"] = origin.value("weights_sha256", str)
-        if name == "tokenizer" and settings.tokenizer.path:
-            inputs["files"] = files.fingerprint("tokenizer.path", settings.tokenizer.path)
-        if name == "sft" and settings.instruct.path:
-            inputs["own"] = files.fingerprint("instruct.path", settings.instruct.path)
-        described[name] = {"stage": name, **inputs}
-    return described
+    return {name: _describe(settings, name, table[name]) for name in settings.stages}
+
+
+def _describe(settings: Any, name: str, stage: Stage) -> dict:
+    inputs = {section: _section(settings, section) for section in stage.sections}
+    if name not in TRAINED:
+        inputs["code"] = hash_code(*(ROOT / path for path in stage.code))
+    if name == "curate":
+        inputs["files"] = curate.fingerprint(settings.data)
+        inputs["evaluation"] = evaluation.fingerprint(settings)
+    if name in ("tokenizer", "pretrain"):  # curation's result does not hang on them
+        inputs["weights"] = mixing.source_weights(settings)
+    if name in ("tokenizer", "pretrain") and settings.start:
+        inputs |= _describe_start(RunDir(Path(settings.start), "start"), name)
+    elif name == "tokenizer" and settings.tokenizer.path:
+        inputs["files"] = tokenizer_source.fingerprint(Path(settings.tokenizer.path))
+    if name == "sft" and settings.instruct.path:
+        inputs["own"] = files.fingerprint("instruct.path", settings.instruct.path)
+    return {"stage": name, **inputs}
+
+
+def _describe_start(start: RunDir, name: str) -> dict:
+    """What the tokenizer stage or pretraining takes of an imported run."""
+    origin = start.read_config()
+    if missing := {*ORIGIN_KEYS, "weights_sha256"} - origin.keys():
+        raise BadInput(
+            f"start={start.path}: config.json has no {min(missing)!r}; it must be a run that "
+            "`seedbed import` made, with this version"
+        )
+    if name == "pretrain":
+        return {"start_weights": origin["weights_sha256"]}
+    taken = tokenizer_source.fingerprint(start.stage("tokenizer"))
+    return {"start_tokenizer": taken, "start_origin": {key: origin[key] for key in ORIGIN_KEYS}}
+
+
+def find_faults(run: RunDir) -> list[str]:
+    """Stages that have not ended, and those whose result does not belong beside the others.
+
+    The report is none of them, and a stage that config.json does not name may lack.
+    """
+    names = [name for name in STAGES if name != "report"]
+    described = read_json(run.path / "config.json", ("config",)) or {"config": {}}
+    asked = described["config"].get("stages", ())  # an imported run has none
+    ended = [name for name in names if (run.stage(name) / "done.json").exists()]
+    found = []
+    for name in names:
+        if name in ended:
+            fault = _find_fault(run, name, ended, flatten(described["config"]))
+            found += [f"{name} ({fault})"] if fault else []
+        elif name in asked:
+            found.append(name)
+    return found
+
+
+def _find_fault(run: RunDir, name: str, ended: Sequence[str], config: Mapping) -> str | None:
+    """Why a stage's result is not of the results and keys that are there now."""
+    inputs = (run.read_started(name) or {"inputs": {}})["inputs"]
+    if need := run.find_replaced(name):
+        return f"of an earlier {need}"
+    for key, value in flatten(inputs).items():
+        if key in config and config[key] != value:
+            return f"of another {key}"
+    for need in ended if name == "eval" else ():  # it takes what there is
+        if need != name and need not in inputs.get("upstream", ended):
+            return f"without {need}"
+    return None
 
 
 def _section(settings: Any, path: str) -> Any:
@@ -331,6 +385,7 @@ def _upstream(name: str, table: Mapping[str, Stage], present: Collection[str]) -
 def _run_stage(context: Context, name: str, stage: Stage, code: dict) -> dict:
     start, cpu_start = time.perf_counter(), _cpu_secs()
     summary = stage.body(context)
+    _refuse_changed_files(context, name, stage)
     secs = time.perf_counter() - start
     done = {
         "stage": name,
@@ -345,6 +400,22 @@ def _run_stage(context: Context, name: str, stage: Stage, code: dict) -> dict:
     write_json(context.run.stage(name) / "done.json", done)
     context.progress.note(f"done in {secs:.1f} s")
     return {"status": "done", "secs": done["secs"], **summary}
+
+
+def _refuse_changed_files(context: Context, name: str, stage: Stage) -> None:
+    """Raises BadInput where a file is not what it was when the stage began.
+
+    Nothing that was made of it is kept to go on from: it would count as made of the file before.
+    """
+    now = _describe(context.settings, name, stage)
+    changed = [key for key in now if now[key] != context.inputs.get(key)]
+    if changed:
+        remove(context.run.cache(name))
+        remove(context.run.stage(name) / "started.json")
+        raise BadInput(
+            f"{name}: files that it reads have changed while it ran ({', '.join(changed)}); run "
+            f"`seedbed {name} --fresh`"
+        )
 
 
 def _cpu_secs() -> float:

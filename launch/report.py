@@ -16,6 +16,7 @@ import jinja2
 from data.errors import BadInput
 from data.instruct import FACT_KINDS
 from launch import funnel_page, plot, rundir
+from launch.pipeline import find_faults
 from launch.settings import CostConfig
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -87,7 +88,8 @@ def write_report(run_dir: Path) -> Path:
         raise BadInput(f"{run_dir / 'config.json'}: absent; a run directory holds one")
     metrics = _read_metrics(run_dir / "metrics.jsonl")
     done = _read_done(run_dir)
-    missing = unfinished(run_dir)
+    with _made_of(run_dir / "config.json", *run_dir.glob("*/started.json")):
+        missing = find_faults(rundir.RunDir(run_dir))
     if missing and not done:
         raise BadInput(f"{run_dir}: no stage is finished yet, of {', '.join(missing)}")
     funnel_file, shards_file = run_dir / "curate/funnel.json", run_dir / "tokenizer/shards.json"
@@ -150,29 +152,13 @@ def _measured(results: Mapping) -> dict:
     }
 
 
-def unfinished(run_dir: Path) -> list[str]:
-    """Stages that the configuration names and that have not ended, or are of earlier results.
-
-    The report is none of them.
-    """
-    path = run_dir / "config.json"
-    identity = rundir.read_json(path, ("config",)) or {"config": {}}
-    with _made_of(path):
-        asked = [*identity["config"].get("stages", ())]  # an imported run has none
-    run, found = rundir.RunDir(run_dir), []
-    for stage in STAGES:
-        if stage in asked and not (run_dir / stage / "done.json").exists():
-            found.append(stage)
-        elif stage in asked and (need := run.find_replaced(stage)):
-            found.append(f"{stage} (of an earlier {need})")
-    return found
-
-
 @contextlib.contextmanager
 def _made_of(*paths: Path) -> Iterator[None]:
     """Names the files where a part of the page does not find in them what the stages write."""
     try:
         yield
+    except BadInput:
+        raise
     except SHAPE_ERRORS as error:
         names = ", ".join(str(path) for path in paths if path.exists())
         raise BadInput(

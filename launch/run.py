@@ -272,14 +272,15 @@ def _chat(given: flags.FlagValues) -> dict:
 
 
 def _report(given: flags.FlagValues) -> dict:
-    from launch.report import unfinished, write_report
+    from launch.pipeline import find_faults
+    from launch.report import write_report
     from launch.rundir import RunDir
 
     run = RunDir(Path(given.run))
     with _naming(run.path):
         page = write_report(run.path)
         run.record_products("report")
-    missing = unfinished(run.path)
+    missing = find_faults(run)
     if missing:
         print(f"seedbed: {run.path}: not finished: {', '.join(missing)}", file=sys.stderr)
     found = {"verb": "report", "run": given.run, "page": str(page)}

@@ -33,8 +33,10 @@ from data.errors import BadInput
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numba", "sentencepiece", "numpy")
 ROOT = Path(__file__).resolve().parent.parent
-# In tokenizer/, where the tokenizer is an imported run's: that run's config.json.
+# In tokenizer/, where the tokenizer is an imported run's: of that run's config.json, what is read
+# when the model is exported again. No stage's result hangs on it.
 ORIGIN = "origin.json"
+ORIGIN_KEYS = ("format", "model_type", "dtype", "token_ids", "generation")
 # In curate/, written long after the stage has finished: what the gates were measured to do.
 SCORE = "score.json"
 LOCK = ".lock"
@@ -100,24 +102,30 @@ class RunDir:
             raise BadInput(f"{path}: config must be an object; restore it, or run again")
         return Described(path, described["config"])
 
-    def has_config(self) -> bool:
-        """Whether config.json is there and sound."""
+    def holds_config(self, settings: Mapping) -> bool:
+        """Whether config.json is there, sound, and has these values; it may have others beside."""
         try:
-            return bool(self.read_config())
+            found = flatten(self.read_config())
         except BadInput:
             return False
+        asked = flatten(settings)
+        return all(key in found and found[key] == value for key, value in asked.items())
 
     def read_done(self, stage: str) -> dict | None:
         """What a finished stage left, or None."""
         return read_json(self.stage(stage) / "done.json", ("inputs", "summary", "products"))
 
     def find_replaced(self, stage: str) -> str | None:
-        """A stage whose result is another now than `stage` was made of, or None."""
+        """A stage whose result is another now than `stage` was made of, or None.
+
+        It may be one further up: a model stands on the texts that its tokenizer was trained on.
+        """
         started = self.read_started(stage) or {"inputs": {}}
-        for need, output in started["inputs"].get("upstream", {}).items():
+        upstream = started["inputs"].get("upstream", {})
+        for need, output in upstream.items():
             if output != (self.read_done(need) or {}).get("output"):
                 return need
-        return None
+        return next(filter(None, map(self.find_replaced, upstream)), None)
 
     def products(self, stage: str) -> dict[str, int]:
         """Size of each file of a stage, by its path in the run: its own, checkpoints, page."""
@@ -132,7 +140,7 @@ class RunDir:
 
     def hash_files(self, stage: str) -> dict[str, str]:
         """SHA-256 of each file that a stage made in its directory, by its name there."""
-        folder, about = self.stage(stage), ("started.json", "done.json", SCORE)
+        folder, about = self.stage(stage), ("started.json", "done.json", SCORE, ORIGIN)
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         return {
             path.relative_to(folder).as_posix(): hash_file(path)
@@ -334,6 +342,16 @@ def _git(*arguments: str) -> str | None:
     except FileNotFoundError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """Leaves by dotted path; an empty section is a leaf."""
+    if not isinstance(value, dict) or not value:
+        return {path: value}
+    leaves = {}
+    for key, item in value.items():
+        leaves |= flatten(item, f"{path}.{key}" if path else key)
+    return leaves
 
 
 def digest(value: Any) -> str:

@@ -398,7 +398,10 @@ def _convert(hint: Any, value: Any, path: str, unread: Collection[str]) -> Any:
             }
         )
     if hint is float and (type(value) is int or value == INFINITY):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise BadInput(f"{path} is larger than any float") from None
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise BadInput(f"{path} is {value!r}; it must be of type {hint.__name__}")
     if value != value:

@@ -22,7 +22,15 @@ from data.tokenizers.tokenizer import Tokenizer
 from data.tokenizers.tokenizer_files import copy_tokenizer
 from launch import settings
 from launch.pipeline import Context
-from launch.rundir import ORIGIN, MetricsWriter, RunDir, digest, hash_file, write_json
+from launch.rundir import (
+    ORIGIN,
+    ORIGIN_KEYS,
+    MetricsWriter,
+    RunDir,
+    digest,
+    hash_file,
+    write_json,
+)
 from launch.settings import to_dict
 from model import gguf, ring, sharding
 from model.config import TransformerConfig
@@ -190,7 +198,7 @@ def _loader(
 def tokenizer_hash(run: RunDir) -> str:
     """What the run's tokenizer hashes to: its files, and how the configuration has them used."""
     paths = sorted(path for path in run.stage("tokenizer").iterdir() if path.is_file())
-    marks = ("started.json", "done.json", "shards.json")
+    marks = ("started.json", "done.json", "shards.json", ORIGIN)
     files = [[path.name, hash_file(path)] for path in paths if path.name not in marks]
     used = run.read_config().get("tokenizer", {})  # an imported run has none
     return digest([files, {key: used.get(key) for key in ("control", "vocab_size")}])
@@ -210,6 +218,12 @@ def refuse_other_tokenizer(run: RunDir, stage: str, saved: Mapping[str, Any]) ->
         )
 
 
+def note_replaced(run: RunDir, stage: str, note: Callable[[str], None]) -> None:
+    """Says of a stage's model that a stage before it has another result by now."""
+    if need := run.find_replaced(stage):
+        note(f"{stage} stands on an earlier result of stage {need!r} than there is now")
+
+
 def take_tokenizer(chosen: Any, folder: Path) -> None:
     """Copies the tokenizer of the run that `start` names, or that of `tokenizer.path`.
 
@@ -224,7 +238,8 @@ def take_tokenizer(chosen: Any, folder: Path) -> None:
     if chosen.start:
         start = RunDir(Path(chosen.start))
         copy_tokenizer(start.stage("tokenizer"), folder)
-        write_json(folder / ORIGIN, {"config": start.read_config()})
+        described = start.read_config()
+        write_json(folder / ORIGIN, {key: described[key] for key in ORIGIN_KEYS})
     else:
         tokenizer_source.take(Path(config.path), folder, _read_gguf)
     if not is_own(folder):

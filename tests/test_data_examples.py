@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_data_tables import TEXTS, USUAL
 
+from data import sources
 from data.document import Record
 from data.readers import tables
 from data.readers.fields import Fields
@@ -90,6 +91,18 @@ def test_tfds_lists_of_lists_do_not_hinder(tfds, tmp_path):
     pq.write_table(table, tmp_path / "a.parquet")
     (record,) = tables.read_parquet(str(tmp_path / "a.parquet"), USUAL)
     assert (record.text, record.why) == ("words", "")
+
+
+def test_what_says_what_is_in_a_shard_is_part_of_its_content(tfds, tmp_path):
+    """A shard named by itself; its features lie beside it and are read with it."""
+    features = {"text": tfds.features.Text()}
+    path = write_examples(tfds, tmp_path, [{"text": "a text"}], features)
+    before = sources.fingerprint(path)
+    assert sources.fingerprint(path) == before
+    (tmp_path / "features.json").write_text("{}")
+    after = sources.fingerprint(path)
+    (tmp_path / "features.json").unlink()
+    assert len({before, after, sources.fingerprint(path)}) == 3
 
 
 def test_tfds_trouble_is_named(tfds, tmp_path):

@@ -48,6 +48,26 @@ def test_a_folder_and_its_file_give_the_same(tmp_path, write, name):
         assert roles[0] == roles[1]
 
 
+@pytest.mark.parametrize("name", ["", "vocab.json"])
+def test_all_that_is_taken_is_in_the_fingerprint_and_nothing_else(tmp_path, name):
+    folder = tmp_path / "there"
+    write_gpt2(folder)
+    (folder / "tokenizer_config.json").write_text("{}")
+    place = folder / name if name else folder
+    before = tokenizer_source.fingerprint(place)
+    (folder / "notes.txt").write_text("of no use")
+    assert tokenizer_source.fingerprint(place) == before
+    for read in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        kept = (folder / read).read_bytes()
+        (folder / read).write_bytes(kept + b" ")
+        assert tokenizer_source.fingerprint(place) != before, read
+        (folder / read).write_bytes(kept)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert tokenizer_source.fingerprint(place) != before
+    with pytest.raises(BadInput, match="must be a folder or file of a tokenizer"):
+        tokenizer_source.fingerprint(folder / "absent.json")
+
+
 def test_a_file_is_known_by_its_content(tmp_path):
     for write, name in ((write_llama3, "tokenizer.json"), (write_llama, "tokenizer.model")):
         write(tmp_path / name[-5:])

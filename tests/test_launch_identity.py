@@ -1,6 +1,7 @@
 """What a stage's identity holds: the results that it stands on, and the code that computes it."""
 
 import ast
+import copy
 import dataclasses
 import functools
 import inspect
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from data.errors import BadInput
-from launch import rundir, settings, stages
-from launch.pipeline import describe_inputs
-from launch.report import unfinished
+from launch import curation, rundir, settings, stages, training
+from launch.console import Progress
+from launch.pipeline import describe_inputs, find_faults
+from launch.report import write_report
 from launch.rundir import ROOT
 from tests.test_launch_pipeline import Pipeline
 
@@ -63,9 +65,127 @@ def test_the_weight_of_a_source_is_an_input_of_what_mixes(pipeline):
 
 def test_the_report_names_results_of_earlier_models(pipeline):
     pipeline()
-    assert unfinished(pipeline.run.path) == []
+    assert find_faults(pipeline.run) == []
     pipeline({"dpo.beta": 0.5}, only="dpo", fresh=True)
-    assert unfinished(pipeline.run.path) == ["eval (of an earlier dpo)"]
+    assert find_faults(pipeline.run) == ["eval (of an earlier dpo)"]
+
+
+def test_the_report_names_results_of_other_keys_and_models_without_evaluation(pipeline):
+    changes = {"stages": ("curate", "tokenizer", "pretrain", "sft", "reward", "dpo", "eval")}
+    before = changes | {"stages": (*changes["stages"][:5], "eval")}
+    pipeline(before)
+    pipeline(changes, only="dpo")
+    assert find_faults(pipeline.run) == ["eval (without dpo)"]
+    pipeline(changes)
+    assert find_faults(pipeline.run) == []
+    pipeline(changes | {"dpo.beta": 0.5}, only="curate", fresh=True)
+    assert find_faults(pipeline.run) == ["dpo (of another dpo.beta)"]
+    pipeline(changes | {"data.heldout_fraction": 0.3}, only="curate", fresh=True)
+    found = find_faults(pipeline.run)
+    assert found[0] == "tokenizer (of an earlier curate)" and len(found) == 6, "all after it"
+
+
+def test_config_json_has_the_keys_of_what_is_there(pipeline):
+    """A stage made anew without a change in its result leaves all others finished."""
+    pipeline()
+    pipeline({"dpo.beta": 0.9, "seed": 7}, only="tokenizer", fresh=True)
+    assert pipeline.run.read_config()["seed"] == 7
+    pipeline({"stages": ("curate", "tokenizer", "pretrain")})
+    config = pipeline.run.read_config()
+    assert config["seed"] == 0 and config["dpo"]["beta"] != 0.9
+
+
+def test_a_measurement_of_the_gates_reaches_the_page(pipeline):
+    pipeline()
+    (pipeline.run.stage("curate") / rundir.SCORE).write_text('{"rows": []}')
+    assert pipeline() == ["report"]
+
+
+def test_a_measurement_of_other_gates_than_it_was_curated_with_is_not_on_its_page(
+    pipeline, monkeypatch, tmp_path
+):
+    pipeline()
+    monkeypatch.setattr(curation.score, "score", lambda *_: {"pii": {}})
+    monkeypatch.setattr(curation.score_table, "rows", lambda _: [])
+    path = pipeline.run.stage("curate") / rundir.SCORE
+    for kinds, is_there in ((("mail",), False), (None, True)):
+        config = copy.deepcopy(pipeline.config)
+        if kinds:
+            config["data"]["gates"]["pii"] = kinds
+        curation.measure(settings.parse(config), tmp_path, pipeline.run, Progress())
+        assert path.exists() == is_there
+
+
+@pytest.mark.parametrize("inputs", [[], {"upstream": []}])
+def test_a_started_json_of_another_shape_is_named_by_the_report(pipeline, inputs):
+    pipeline()
+    path = pipeline.run.stage("sft") / "started.json"
+    rundir.write_json(path, {"hash": 1, "inputs": inputs, "code": {}})
+    with pytest.raises(BadInput, match="sft/started.json.*: not what the stages write"):
+        write_report(pipeline.run.path)
+
+
+def test_a_model_of_earlier_results_is_said_to_be_one(pipeline):
+    said = []
+    pipeline()
+    training.note_replaced(pipeline.run, "ppo", said.append)
+    pipeline({"pretrain.optimizer.peak_lr": 0.1}, only="pretrain", fresh=True)
+    for stage in ("ppo", "sft", "pretrain"):
+        training.note_replaced(pipeline.run, stage, said.append)
+    why = "stands on an earlier result of stage 'pretrain' than there is now"
+    assert said == [f"ppo {why}", f"sft {why}"]
+
+
+def own_conversations(pipeline, edit, at):
+    """Conversations of the user's, edited while a stage runs."""
+    own = pipeline.corpus.parent / "own.jsonl"
+    own.write_text("first")
+    body = pipeline.body
+
+    def spy(name, inputs):
+        if name == at:
+            own.write_text(edit)
+        return body(name, inputs)
+
+    pipeline.body = spy
+    return own, {"instruct.path": str(own)}
+
+
+def test_a_file_that_changes_before_its_stage_counts_as_it_is_then(pipeline):
+    own, changes = own_conversations(pipeline, "second", "pretrain")
+    pipeline(changes)
+    pipeline.body = None  # nothing is called
+    assert pipeline(changes) == []
+    own.write_text("first")
+    with pytest.raises(BadInput, match="checkpoints/sft: written with own"):
+        pipeline(changes)
+
+
+def test_a_file_that_changes_while_it_is_read_leaves_nothing_to_go_on_from(pipeline):
+    own, changes = own_conversations(pipeline, "second", "sft")
+    with pytest.raises(BadInput, match=r"sft: files that it reads have changed while .* \(own\)"):
+        pipeline(changes)
+    assert pipeline.run.read_done("pretrain") and not pipeline.run.read_done("sft")
+    for content in ("first", "second"):
+        own.write_text(content)
+        with pytest.raises(BadInput, match="keys that are not known"):
+            pipeline(changes)
+    assert pipeline(changes, only="sft", fresh=True) == ["sft"]
+
+
+def test_what_unknown_keys_have_left_is_not_gone_on_from(pipeline):
+    """Pairs lie in the stage's own folder."""
+    pipeline.broken = "reward"
+    with pytest.raises(RuntimeError):
+        pipeline()
+    left = pipeline.run.stage("reward") / "pairs.jsonl"
+    (pipeline.run.stage("reward") / "started.json").unlink()
+    with pytest.raises(BadInput, match="keys that are not known"):
+        pipeline()
+    rundir.remove(pipeline.run.checkpoints("reward"))
+    body, found = pipeline.body, []
+    pipeline.broken, pipeline.body = None, lambda *x: (found.append(left.exists()), body(*x))[1]
+    assert pipeline()[0] == "reward" and not found[0]
 
 
 def edit_code(pipeline, stage, path):
@@ -136,6 +256,14 @@ def test_a_stage_whose_keys_are_not_known_is_not_made_anew_below_checkpoints(pip
     (pipeline.run.stage("tokenizer") / "started.json").unlink()
     with pytest.raises(BadInput, match="keys that are not known, as .*started.json is gone"):
         pipeline({"tokenizer.vocab_size": 999}, only="tokenizer")
+
+
+def test_a_tokenizer_is_not_made_of_other_texts_below_checkpoints(pipeline):
+    pipeline()
+    pipeline({"data.heldout_fraction": 0.3}, only="curate", fresh=True)
+    with pytest.raises(BadInput, match="checkpoints/pretrain: stands on stage 'tokenizer'"):
+        pipeline({"data.heldout_fraction": 0.3})
+    assert pipeline.called == []
 
 
 # They hold keys, files and lines, and compute nothing that a stage leaves.

@@ -378,7 +378,7 @@ def test_a_damaged_stage_with_checkpoints_is_refused_until_it_is_started_over(pi
     assert pipeline(only="reward", fresh=True) == ["reward"]
     assert not kept.exists() and not (pipeline.run.checkpoints("reward") / "old").exists()
     assert other.exists() and pairs.read_text() == before
-    assert pipeline() == []
+    assert set(pipeline()) <= {"report"}, "which shows how long it took"
 
 
 def test_a_damaged_stage_without_checkpoints_is_done_again(pipeline, capsys):

@@ -5,18 +5,21 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from configs import tune as tune_config
 from data import chat, instruct
 from data.tokenizers import pretrained
-from launch import settings
+from launch import settings, training
 from launch.pipeline import describe_inputs
-from launch.rundir import RunDir, remove
+from launch.rundir import ORIGIN, RunDir, remove, write_json
+from launch.settings import to_dict
 from launch.stages import TABLE
 from tests import chat_oracle
-from tests.test_launch_convert import TINY, make_source
+from tests.test_launch_convert import TINY, make_params, make_source
 from tests.test_launch_stages import MIX, ROOT, SMALL, door, sources, write_texts
+from train.checkpoint import Checkpointer
 
 # Rows to spare, so that the vocabulary divides by the mesh's axes.
 MODEL = dataclasses.replace(TINY, vocab_size=384, max_positions=512)
@@ -144,14 +147,55 @@ def test_an_edit_of_the_imported_tokenizer_is_an_input_and_importing_again_is_no
         remove(folder)
     bring_in(tmp_path, "qwen2.5")
     assert describe() == before
+    (imported / "tokenizer" / "notes.txt").write_text("of no use")
+    assert describe() == before
     with (imported / "tokenizer" / "chat_template.jinja").open("a") as file:
         file.write("{# mended #}")
     after = describe()
     assert {name for name in after if after[name] != before[name]} == {"tokenizer"}
     described = json.loads((imported / "config.json").read_text())
+    described["config"]["generation"] = {"eos_token_id": 5}
+    (imported / "config.json").write_text(json.dumps(described))
+    other = describe()
+    assert {name for name in after if after[name] != other[name]} == {"tokenizer"}
+    described = json.loads((imported / "config.json").read_text())
     described["config"]["weights_sha256"] = "of another model"
     (imported / "config.json").write_text(json.dumps(described))
     assert describe()["pretrain"] != after["pretrain"]
+
+
+def taught(folder, control, **said):
+    """A run that started from an imported one with a template, after its fine-tuning."""
+    run, model = RunDir(folder / "run"), to_dict(MODEL)
+    chosen = {"path": "", "control": control, "vocab_size": MODEL.vocab_size}
+    described = {"model": model, "start": "imported", "tokenizer": chosen}
+    run.write_config(described | {"instruct": {"date": "2026-01-01"}}, "1 x cpu")
+    run.begin("tokenizer", {}, {}, fresh=True)
+    chat_oracle.write_folder(run.stage("tokenizer"), "qwen2.5")
+    origin = {"format": "hf", "model_type": "llama", "dtype": "float32", **said}
+    write_json(run.stage("tokenizer") / ORIGIN, origin)
+    saved = Checkpointer(run.checkpoints("sft"), {"model": model}, {}, 1)
+    saved.save(1, make_params(MODEL), {"step": np.int32(1)}, {})
+    saved.close()
+    return run
+
+
+@pytest.mark.parametrize("control", [[], ["<|im_start|>", "ing", "ers", "at"]])
+def test_an_export_stops_where_its_model_was_taught_to(tmp_path, control):
+    """A base model's files name the end of a text alone."""
+    base = pretrained.load(bring_in(tmp_path, "qwen2.5") / "tokenizer").eos_id - 1
+    generation = {"eos_token_id": [base], "temperature": 0.6}
+    run = taught(tmp_path, control, token_ids={"eos_token_id": base}, generation=generation)
+    code, _, err = door("export", f"--run={run.path}", f"--hf={tmp_path}/out", "--stage=sft")
+    assert code == 0, err
+    tokenizer, out = training.load_tokenizer(run), pretrained.load(tmp_path / "out")
+    for name in ("config.json", "generation_config.json"):
+        said = json.loads((tmp_path / "out" / name).read_text())
+        assert said["eos_token_id"] == [chat.end_id(tokenizer), base]
+    assert said["temperature"] == 0.6
+    talk = chat_oracle.talk("Hi <|im_end|>.", "Hello.", system='Be "kind".')[:-1]
+    shown = out.template.render_prompt(talk)
+    assert shown.tolist() == chat.render_prompt(tokenizer, talk).tolist()
 
 
 def test_no_template_and_no_control_is_refused_first(tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
+from data import files
 from data.errors import BadInput
 from data.tokenizers import byte_level
 from data.tokenizers.encode import ALPHABET
@@ -16,6 +17,7 @@ from data.tokenizers.gguf_tokenizer import from_gguf
 from data.tokenizers.tokenizer_files import (
     ADDED_TOKENS,
     CONFIG,
+    FILES,
     SPECIAL_TOKENS,
     TEMPLATE,
     blame,
@@ -25,6 +27,7 @@ from data.tokenizers.tokenizer_files import (
 
 # What may stand beside a vocabulary and says which token has which role.
 BESIDE = (CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, TEMPLATE)
+MERGES = "merges.txt"
 RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 # A rank file has neither its split nor its special tokens: those of the one that is known.
 LLAMA_3_RANKS, LLAMA_3_SPECIAL = 128_000, 256
@@ -76,6 +79,21 @@ def take(path: Path, out: Path, read_gguf: Callable[[Path], dict[str, Any]]) -> 
                 write(out / name, path.with_name(name).read_bytes())
 
 
+def fingerprint(path: Path) -> dict[str, str]:
+    """Hash of every file that `take` may read at a path, by name.
+
+    Raises:
+        BadInput: there is none, or one cannot be read.
+    """
+    path = Path(path)
+    folder, names = (path, FILES) if path.is_dir() else (path.parent, (path.name, *BESIDE, MERGES))
+    found = [name for name in names if (folder / name).is_file()]
+    if not found or (path != folder and path.name not in found):
+        raise BadInput(f"tokenizer.path={path}: must be a folder or file of a tokenizer")
+    with blame(path):
+        return {name: files.hash_content(str(folder / name)) for name in found}
+
+
 def _read_vocabulary(path: Path, head: bytes) -> dict[str, bytes]:
     """The files that hold the vocabulary, under the names by which they are known."""
     content = path.read_bytes()
@@ -84,9 +102,9 @@ def _read_vocabulary(path: Path, head: bytes) -> dict[str, bytes]:
     with blame(path):
         if "model" in json.loads(content):
             return {"tokenizer.json": content}
-    merges = path.with_name("merges.txt")
+    merges = path.with_name(MERGES)
     if not merges.is_file():
-        raise BadInput(f"{path}: a vocabulary alone; merges.txt must stand beside it")
+        raise BadInput(f"{path}: a vocabulary alone; {MERGES} must stand beside it")
     return {"vocab.json": content, merges.name: merges.read_bytes()}
 
 
