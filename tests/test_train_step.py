@@ -170,6 +170,24 @@ def test_devices_and_microbatches_of_unequal_weight_change_no_number(sizes, num_
     assert_same(train(sizes, num_microbatches), train(*ALONE))
 
 
+def test_a_microbatch_has_its_share_of_the_rows_and_every_so_many_th_of_them():
+    """Of 8 rows in 4 parts: two rows at a time are in memory, and rows 1 and 5 are the second."""
+    seen = []
+
+    def loss(params, batch):
+        assert batch["rows"].shape == (2,)
+        jax.debug.callback(lambda rows: seen.append(rows.tolist()), batch["rows"], ordered=True)
+        return Sums(params["w"] * batch["rows"].sum(), jnp.float32(2), {})
+
+    optimizer, params = optax.sgd(1.0), {"w": jnp.zeros(())}
+    state = TrainState(jnp.int32(0), params, optimizer.init(params))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = make_step(loss, optimizer, 4, shardings)
+    new, _ = step(state, {"rows": jnp.arange(8.0)})
+    jax.effects_barrier()
+    assert seen == [[0, 4], [1, 5], [2, 6], [3, 7]] and float(new.params["w"]) == -28 / 8
+
+
 def test_a_mean_of_means_would_show():
     """What the test above guards against is far outside its tolerance."""
     sums = jax.jit(counted_loss)
