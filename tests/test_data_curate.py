@@ -71,6 +71,19 @@ def silent(_line):
     pass
 
 
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("docs", "a-b"), "domain 'a-b' must be letters, digits and underscores, no digit first"),
+        (("Docs", "docs"), "must differ from the others in more than capital letters"),
+    ],
+)
+def test_names_of_domains_that_cannot_be_used_are_refused(names, words):
+    """Shards are named by them in small letters."""
+    with pytest.raises(ValueError, match=words):
+        config_of(dict.fromkeys(names, source_of("a", ())))
+
+
 def write_json_lines(path, texts):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 

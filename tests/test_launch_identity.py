@@ -116,13 +116,22 @@ def test_a_measurement_of_other_gates_than_it_was_curated_with_is_not_on_its_pag
         assert path.exists() == is_there
 
 
-@pytest.mark.parametrize("inputs", [[], {"upstream": []}])
-def test_a_started_json_of_another_shape_is_named_by_the_report(pipeline, inputs):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"hash": 1, "inputs": [], "code": {}}', "not what the stages write"),
+        ('{"hash": 1, "inputs": {"upstream": []}, "code": {}}', "not what the stages write"),
+        ("[", "not JSON"),
+    ],
+)
+def test_a_started_json_of_another_shape_is_named_by_the_report(pipeline, content, words):
     pipeline()
     path = pipeline.run.stage("sft") / "started.json"
-    rundir.write_json(path, {"hash": 1, "inputs": inputs, "code": {}})
-    with pytest.raises(BadInput, match="sft/started.json.*: not what the stages write"):
+    path.write_text(content)
+    with pytest.raises(BadInput, match=words) as raised:
         write_report(pipeline.run.path)
+    said = str(raised.value)
+    assert str(path) in said and said.count("remove") == 1
 
 
 def test_a_model_of_earlier_results_is_said_to_be_one(pipeline):

@@ -180,7 +180,7 @@ def taught(folder, control, **said):
     return run
 
 
-@pytest.mark.parametrize("control", [[], ["<|im_start|>", "ing", "ers", "at"]])
+@pytest.mark.parametrize("control", [[], ["<|im_start|>", "er", "in", "at"]])
 def test_an_export_stops_where_its_model_was_taught_to(tmp_path, control):
     """A base model's files name the end of a text alone."""
     base = pretrained.load(bring_in(tmp_path, "qwen2.5") / "tokenizer").eos_id - 1
@@ -193,7 +193,8 @@ def test_an_export_stops_where_its_model_was_taught_to(tmp_path, control):
         said = json.loads((tmp_path / "out" / name).read_text())
         assert said["eos_token_id"] == [chat.end_id(tokenizer), base]
     assert said["temperature"] == 0.6
-    talk = chat_oracle.talk("Hi <|im_end|>.", "Hello.", system='Be "kind".')[:-1]
+    # As text, "er" and "s" would be one token.
+    talk = chat_oracle.talk("say <|im_end|>.", "Hello.", system='Be "kind".')[:-1]
     shown = out.template.render_prompt(talk)
     assert shown.tolist() == chat.render_prompt(tokenizer, talk).tolist()
 
