@@ -75,6 +75,9 @@ def judge(
 
     Returns:
         {documents, broken (how many), named (the first BROKEN_NAMED of them), keys: {way: count}}.
+
+    Raises:
+        BadInput: a file is not what it was when it was found: what is kept is known by its content.
     """
     chain = gates.Gates(
         config, gates.expand(source.gates), Path(evaluation) if evaluation else None
@@ -91,6 +94,7 @@ def judge(
                 found["row"] += num_documents
                 keys[way].append(found)
             num_documents += len(rows)
+    sources.refuse_changed(units)
     np.save(out / "facts.npy", np.concatenate([np.empty(0, FACTS), *facts]))
     for way, found in keys.items():
         dedup.write_keys(out / f"{way}.npy", np.concatenate([np.empty(0, dedup.KEY), *found]))

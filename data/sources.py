@@ -209,6 +209,13 @@ def _identity(unit: Unit) -> str:
         raise BadInput(f"{file.path}: {error.strerror}") from error
 
 
+def refuse_changed(units: list[Unit]) -> None:
+    """Refuses files whose content is another than when they were found."""
+    for unit in units:
+        if _identity(unit) != unit.identity:
+            raise BadInput(f"{unit.file.path}: has changed while it was read; run again")
+
+
 def refuse_missing(sources: str | Mapping[str, SourceConfig]) -> None:
     """Refuses a local path at which nothing is; no store is asked."""
     given = {"": _from_path(sources)} if isinstance(sources, str) else sources

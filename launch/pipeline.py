@@ -405,16 +405,16 @@ def _run_stage(context: Context, name: str, stage: Stage, code: dict) -> dict:
 def _refuse_changed_files(context: Context, name: str, stage: Stage) -> None:
     """Raises BadInput where a file is not what it was when the stage began.
 
-    Nothing that was made of it is kept to go on from: it would count as made of the file before.
+    Its checkpoints are not gone on from: they would count as made of the file before. What is in
+    the cache is known by its content.
     """
     now = _describe(context.settings, name, stage)
     changed = [key for key in now if now[key] != context.inputs.get(key)]
     if changed:
-        remove(context.run.cache(name))
         remove(context.run.stage(name) / "started.json")
+        way_on = f"run `seedbed {name} --fresh`" if name in TRAINED else "run again"
         raise BadInput(
-            f"{name}: files that it reads have changed while it ran ({', '.join(changed)}); run "
-            f"`seedbed {name} --fresh`"
+            f"{name}: files that it reads changed while it ran ({', '.join(changed)}); {way_on}"
         )
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import web
-from data import dedup
+from data import dedup, passes
 from data.curate import CurateConfig, curate
 from data.engine import Runner, start
 from data.errors import BadInput
@@ -82,6 +82,23 @@ def test_names_of_domains_that_cannot_be_used_are_refused(names, words):
     """Shards are named by them in small letters."""
     with pytest.raises(ValueError, match=words):
         config_of(dict.fromkeys(names, source_of("a", ())))
+
+
+def test_a_file_that_changes_while_it_is_read_leaves_no_piece(tmp_path, monkeypatch):
+    """Pieces are known by what the files held when they were found."""
+    path, read = tmp_path / "in.jsonl", passes.sources.read
+
+    def spy(unit, *arguments):
+        yield from read(unit, *arguments)
+        write_json_lines(path, [prose(9)])
+
+    write_json_lines(path, [prose(1), prose(2)])
+    monkeypatch.setattr(passes.sources, "read", spy)
+    config = config_of({"docs": source_of(path, ())})
+    with pytest.raises(BadInput, match=r"in\.jsonl: has changed while it was read; run again"):
+        run(config, tmp_path / "run")
+    monkeypatch.undo()
+    assert run(config, tmp_path / "run")["read"]["docs"]["documents"] == 1
 
 
 def write_json_lines(path, texts):
