@@ -10,19 +10,18 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from sentencepiece import SentencePieceProcessor
 
 from data import chat
 from data.errors import BadInput
-from data.tokenizers import fast_tokenizer, pretrained, tokenizer, tokenizer_files
+from data.tokenizers import pretrained, tokenizer, tokenizer_files
 from data.tokenizers.gguf_tokenizer import from_gguf
-from launch import training
+from launch import export_tokenizer, training
 from launch.console import Progress
 from launch.newdir import appear
 from launch.rundir import ORIGIN, RunDir, code_version, digest, write_json
@@ -41,25 +40,6 @@ MAX_SHARD_BYTES = 5 * 10**9
 TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 LOG_SECS = 2.0
 COMMIT = "commit_success.txt"  # Orbax's, with the time
-# The format of data/chat.py, for a BOS and the tokens of roles and of a turn's end, as JSON.
-CHAT_TEMPLATE = (
-    "{{ %s }}{%% for message in messages %%}{{ {'system': %s, 'user': %s, 'assistant': %s}"
-    "[message['role']] + message['content'] + %s }}{%% endfor %%}"
-    "{%% if add_generation_prompt %%}{{ %s }}{%% endif %%}"
-)
-# Of our own tokenizers.
-BOS, CONTROL = tokenizer.CONTROL_PIECES[1], tokenizer.CONTROL_PIECES[4:8]
-# Encoded both ways before a converted tokenizer is let out.
-SAMPLES = (
-    "The quick brown fox jumps over the lazy dog.",
-    "  two spaces,   three,\ttab\n\n\nlines \n end  ",
-    "def f(x):\n    return {'a': [1, 22, 333]}  # 4,444.5\r\n",
-    "Zwölf Boxkämpfer; Œuvre; ¿qué?; żółć; Привет, мир; שלום; مرحبا; नमस्ते",
-    "你好，世界。こんにちは 안녕하세요 👩‍👩‍👧 🇫🇷 e\u0301 \u00a0\u200b\ufeff \x00\x1f",
-    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" * 9,
-    "<0x41> <|user| > < /s> \\n",
-    "",
-)
 
 
 def run_import(source_hf: str, source_gguf: str, out: Path, progress: Progress) -> dict:
@@ -253,10 +233,11 @@ def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
         if generation:
             generation |= {"eos_token_id": ids["eos_token_id"]} if stage in TAUGHT else {}
             (part / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-        checked = _export_tokenizer(folder, kind, stage, part)
+        checked = export_tokenizer.write(folder, kind, stage, part)
         control = described.get("tokenizer", {}).get("control")
         if control and stage in TAUGHT and kind != "own":
-            _write_control(training.load_tokenizer(run), control, part)
+            taught = training.load_tokenizer(run)
+            checked += "; " + export_tokenizer.write_control(taught, control, part)
     progress.note(f"{stage} of {run.path} is in {out} as {name}, {dtype}; tokenizer: {checked}")
     return {"stage": stage, "model_type": name, "dtype": dtype, "tokenizer": checked}
 
@@ -339,28 +320,6 @@ def _listed(said: dict, key: str) -> list[int]:
     return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
-def _write_control(model: pretrained.Pretrained, control: list[str], out: Path) -> None:
-    """Says of an exported tokenizer in which format its model was taught to talk, and its tokens.
-
-    A template that it came with was of no use in training. transformers takes the file before what
-    tokenizer_config.json says.
-    """
-    config = tokenizer_files.read_object(out / tokenizer_files.CONFIG)
-    named = config.get("additional_special_tokens") or []
-    config["additional_special_tokens"] = named + [token for token in control if token not in named]
-    write_json(out / tokenizer_files.CONFIG, config)
-    template = _chat_template(model.named.get("bos_token", model.named["eos_token"]), control)
-    (out / tokenizer_files.TEMPLATE).write_text(template, encoding="utf-8")
-
-
-def _chat_template(bos: str, control: Sequence[str]) -> str:
-    """CHAT_TEMPLATE for these tokens: of system, user, assistant and the end of a turn."""
-    bos, system, user, assistant, end = (
-        json.dumps(token, ensure_ascii=False) for token in (bos, *control)
-    )
-    return CHAT_TEMPLATE % (bos, system, user, assistant, end, assistant)
-
-
 def _items(parts: list, take: Callable, progress: Progress) -> Iterator[tuple]:
     """What write_safetensors wants: each tensor's name, shape and how it is read."""
     tell = _teller(progress, len(parts))
@@ -385,47 +344,6 @@ def _teller(progress: Progress, total: int) -> Callable[[str], None]:
             progress.log(f"{count} of {total} tensors: {name}")
 
     return tell
-
-
-def _export_tokenizer(folder: Path, kind: str, stage: str, out: Path) -> str:
-    """Copies the tokenizer's files; one that was made here gets what transformers reads as well.
-
-    Returns:
-      Which file is to be used, and how it was checked.
-    """
-    tokenizer_files.copy_tokenizer(folder, out)
-    model = out / "tokenizer.model"
-    if kind == "own" and not model.exists():
-        model = out / "tokenizer.json"  # WordPiece
-    if kind == "hf" or not model.exists():
-        return "as it was imported"
-    config = tokenizer_files.read_object(out / tokenizer_files.CONFIG)
-    if kind == "own":
-        roles = ("pad_token", "bos_token", "eos_token", "unk_token")
-        config = dict(zip(roles, tokenizer.CONTROL_PIECES, strict=False))
-        config |= {"add_bos_token": True}
-        config |= {} if stage == "pretrain" else {"chat_template": _chat_template(BOS, CONTROL)}
-    bos = config["bos_token"] if config.get("add_bos_token") else None
-    plain = _plain_encoder(model, kind)
-    try:
-        fast = fast_tokenizer.to_fast(model, bos)
-    except BadInput as error:
-        return f"as it was imported; {error}"
-    fast.save(str(out / "tokenizer.json"))
-    # Llama's class of transformers 5 would rebuild what stands in tokenizer.json.
-    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    write_json(out / tokenizer_files.CONFIG, config)
-    ids = plain(list(SAMPLES))
-    found = [fast.encode(text, add_special_tokens=False).ids for text in SAMPLES]
-    same = sum(a == b for a, b in zip(ids, found, strict=True))
-    return f"tokenizer.json made of {model.name}, same ids for {same} of {len(ids)} samples"
-
-
-def _plain_encoder(model: Path, kind: str) -> Callable[[list[str]], list[list[int]]]:
-    """What encodes texts as the run itself does."""
-    if kind == "own":
-        return tokenizer.Tokenizer(model).encode_batch
-    return SentencePieceProcessor(model_file=str(model)).encode
 
 
 @contextlib.contextmanager

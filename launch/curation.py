@@ -10,6 +10,7 @@ from data.errors import BadInput
 from data.filters import classifier, repair, toxicity
 from data.scoring import score, score_table
 from eval import sets
+from launch import evaluation
 from launch.console import Progress
 from launch.rundir import SCORE, RunDir, read_json, write_json
 from launch.settings import identity
@@ -124,13 +125,21 @@ def measure(settings: Any, root: Path, run: RunDir, progress: Progress) -> dict:
         raise BadInput(f"--score={root}: none of the labelled sets is in it: {wanted}")
     found = {"scores": scores, "rows": score_table.rows(scores)}
     started = run.read_started("curate") if run.read_done("curate") else None
-    if started and _are_gates_of(started["inputs"], settings.data):
+    if started and _are_gates_of(started["inputs"], settings):
         write_json(run.stage("curate") / SCORE, found)
     elif started:
         progress.note("not put on the run's page: it was curated with other gates than these")
     return found
 
 
-def _are_gates_of(inputs: dict, config: CurateConfig) -> bool:
-    """Whether a curation with these inputs had the gates and the deduplication that are given."""
-    return all(inputs["data"][key] == identity(getattr(config, key)) for key in ("gates", "dedup"))
+def _are_gates_of(inputs: dict, settings: Any) -> bool:
+    """Whether a curation with these inputs had the gates and the deduplication that are given.
+
+    Also the content of their lists and models, and of the sets that they keep out.
+    """
+    config, had = settings.data, inputs.get("data", {})
+    return (
+        all(had.get(key) == identity(getattr(config, key)) for key in ("gates", "dedup"))
+        and str(inputs.get("files")).endswith(f"-{gates.fingerprint(config.gates)}")
+        and inputs.get("evaluation") == evaluation.fingerprint(settings)
+    )

@@ -8,6 +8,7 @@ Training is not thrown away for an edit of the code; the log says that other cod
 """
 
 import dataclasses
+import json
 import resource
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -48,6 +49,21 @@ class Context:
     progress: Progress
     runner: Runner
     inputs: Mapping[str, Any]
+
+    def refuse_changed_files(self) -> None:
+        """For a stage to call when it has read its files, before it pays for what it makes of them.
+
+        Raises:
+          BadInput: one is not what it was when the stage began, and what is made would count as.
+        """
+        name = self.inputs["stage"]
+        now = _describe_files(self.settings, name)
+        changed = [key for key in now if now[key] != self.inputs.get(key)]
+        if changed:
+            remove(self.run.stage(name) / "started.json")
+            raise BadInput(
+                f"{name}: files that it reads changed meanwhile ({', '.join(changed)}); run again"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +127,7 @@ def run_stages(
         if not fresh and name not in done:
             _refuse_to_strand(run, name, inputs[name], described, table)
     is_done = not fresh and all(name in done and run.is_whole(done[name]) for name in names)
-    if is_done and run.holds_config(identity(settings)):
+    if is_done and _is_described(run, settings, names):
         return {name: _skip(progress, name, table[name], done[name]) for name in names}
     context = Context(settings, run, progress, runner, {})
     results = {}
@@ -146,7 +162,9 @@ def _bring(context: Context, name: str, stage: Stage, done: dict | None, fresh: 
     if started and run.checkpoints(name).exists():
         _note_code(progress, name, stage, started)
     code = _describe_code(stage)
-    run.begin(name, inputs, code, fresh=anew or bool(_changes(run, name, inputs)))
+    if not anew and done is None and run.stage(name).is_dir():
+        anew = bool(_changes(run, name, inputs))
+    run.begin(name, inputs, code, fresh=anew)
     return _run_stage(context, name, stage, code)
 
 
@@ -305,18 +323,23 @@ def _describe(settings: Any, name: str, stage: Stage) -> dict:
     inputs = {section: _section(settings, section) for section in stage.sections}
     if name not in TRAINED:
         inputs["code"] = hash_code(*(ROOT / path for path in stage.code))
-    if name == "curate":
-        inputs["files"] = curate.fingerprint(settings.data)
-        inputs["evaluation"] = evaluation.fingerprint(settings)
     if name in ("tokenizer", "pretrain"):  # curation's result does not hang on them
         inputs["weights"] = mixing.source_weights(settings)
+    return {"stage": name, **inputs, **_describe_files(settings, name)}
+
+
+def _describe_files(settings: Any, name: str) -> dict:
+    """The content of the files that a stage reads from outside of the run."""
+    if name == "curate":
+        found = {"files": curate.fingerprint(settings.data)}
+        return found | {"evaluation": evaluation.fingerprint(settings)}
     if name in ("tokenizer", "pretrain") and settings.start:
-        inputs |= _describe_start(RunDir(Path(settings.start), "start"), name)
-    elif name == "tokenizer" and settings.tokenizer.path:
-        inputs["files"] = tokenizer_source.fingerprint(Path(settings.tokenizer.path))
-    if name == "sft" and settings.instruct.path:
-        inputs["own"] = files.fingerprint("instruct.path", settings.instruct.path)
-    return {"stage": name, **inputs}
+        return _describe_start(RunDir(Path(settings.start), "start"), name)
+    if name == "tokenizer" and (path := settings.tokenizer.path):
+        return {"files": tokenizer_source.fingerprint("tokenizer.path", Path(path))}
+    if name == "sft" and (path := settings.instruct.path):
+        return {"own": files.fingerprint("instruct.path", path)}
+    return {}
 
 
 def _describe_start(start: RunDir, name: str) -> dict:
@@ -329,7 +352,7 @@ def _describe_start(start: RunDir, name: str) -> dict:
         )
     if name == "pretrain":
         return {"start_weights": origin["weights_sha256"]}
-    taken = tokenizer_source.fingerprint(start.stage("tokenizer"))
+    taken = tokenizer_source.fingerprint("start", start.stage("tokenizer"))
     return {"start_tokenizer": taken, "start_origin": {key: origin[key] for key in ORIGIN_KEYS}}
 
 
@@ -355,15 +378,36 @@ def find_faults(run: RunDir) -> list[str]:
 def _find_fault(run: RunDir, name: str, ended: Sequence[str], config: Mapping) -> str | None:
     """Why a stage's result is not of the results and keys that are there now."""
     inputs = (run.read_started(name) or {"inputs": {}})["inputs"]
+    sections = {key.partition(".")[0] for key in config}
     if need := run.find_replaced(name):
         return f"of an earlier {need}"
     for key, value in flatten(inputs).items():
-        if key in config and config[key] != value:
-            return f"of another {key}"
+        section, _, rest = key.partition(".")
+        asked = f"data.sources.{rest}.weight" if section == "weights" else key
+        is_asked = section in sections or (section == "weights" and rest)
+        if is_asked and config.get(asked, "absent") != value:
+            return f"of another {asked}"
     for need in ended if name == "eval" else ():  # it takes what there is
         if need != name and need not in inputs.get("upstream", ended):
             return f"without {need}"
     return None
+
+
+def _is_described(run: RunDir, settings: Any, names: Collection[str]) -> bool:
+    """Whether config.json has these values, but for those that cannot change a result.
+
+    Where stages beside `names` have ended it has the keys that they were made with, and counts.
+    """
+    try:
+        found = flatten(run.read_config())
+    except BadInput:
+        return False
+    if any((run.stage(name) / "done.json").exists() for name in STAGES if name not in names):
+        return True
+    asked = flatten(json.loads(json.dumps(to_dict(settings))))
+    weights = {f"data.sources.{domain}.weight" for domain in mixing.source_weights(settings)}
+    free = asked.keys() - flatten(identity(settings)).keys() - weights
+    return all(found.get(key, free) == asked.get(key, free) for key in {*found, *asked} - free)
 
 
 def _section(settings: Any, path: str) -> Any:
@@ -385,7 +429,6 @@ def _upstream(name: str, table: Mapping[str, Stage], present: Collection[str]) -
 def _run_stage(context: Context, name: str, stage: Stage, code: dict) -> dict:
     start, cpu_start = time.perf_counter(), _cpu_secs()
     summary = stage.body(context)
-    _refuse_changed_files(context, name, stage)
     secs = time.perf_counter() - start
     done = {
         "stage": name,
@@ -400,22 +443,6 @@ def _run_stage(context: Context, name: str, stage: Stage, code: dict) -> dict:
     write_json(context.run.stage(name) / "done.json", done)
     context.progress.note(f"done in {secs:.1f} s")
     return {"status": "done", "secs": done["secs"], **summary}
-
-
-def _refuse_changed_files(context: Context, name: str, stage: Stage) -> None:
-    """Raises BadInput where a file is not what it was when the stage began.
-
-    Its checkpoints are not gone on from: they would count as made of the file before. What is in
-    the cache is known by its content.
-    """
-    now = _describe(context.settings, name, stage)
-    changed = [key for key in now if now[key] != context.inputs.get(key)]
-    if changed:
-        remove(context.run.stage(name) / "started.json")
-        way_on = f"run `seedbed {name} --fresh`" if name in TRAINED else "run again"
-        raise BadInput(
-            f"{name}: files that it reads changed while it ran ({', '.join(changed)}); {way_on}"
-        )
 
 
 def _cpu_secs() -> float:

@@ -131,10 +131,6 @@ def _run_config(verb: str, given: flags.FlagValues, config: ConfigDict) -> dict:
     if verb == "bench":  # measures the pretraining step, whatever the config goes through
         config = {**config, "stages": ("curate", "tokenizer", "pretrain")}
     parsed = settings.parse(config)
-    if verb == "run" and "curate" in parsed.stages:
-        from data import sources
-
-        sources.refuse_missing(parsed.data.sources)
     trains = {*settings.TRAINED, "eval"} & set(parsed.stages)
     # Curation and the tokenizer need no devices.
     if trains and verb not in ("curate", "tokenizer"):
@@ -196,6 +192,7 @@ def _curate_aside(asked: list[str], given: flags.FlagValues, parsed: Any) -> dic
 def _run_pipeline(verb: str, given: flags.FlagValues, parsed: Any) -> dict:
     import jax
 
+    from data import sources
     from data.engine import Runner
     from launch import curation
     from launch.console import Progress
@@ -203,6 +200,9 @@ def _run_pipeline(verb: str, given: flags.FlagValues, parsed: Any) -> dict:
     run = _open_run(given, parsed)
     run.check()
     runner = Runner(given.runner or "native", given.workers, given["ray-address"].value)
+    if verb in ("run", "curate") and "curate" in parsed.stages:
+        sources.refuse_missing(parsed.data.sources)
+        sources.refuse_around(parsed.data.sources, run.path)
     from launch import training
     from launch.pipeline import run_stages
     from launch.stages import TABLE
@@ -282,7 +282,8 @@ def _report(given: flags.FlagValues) -> dict:
         run.record_products("report")
     missing = find_faults(run)
     if missing:
-        print(f"seedbed: {run.path}: not finished: {', '.join(missing)}", file=sys.stderr)
+        named = ", ".join(missing)
+        print(f"seedbed: {run.path}: not finished, or out of date: {named}", file=sys.stderr)
     found = {"verb": "report", "run": given.run, "page": str(page)}
     return {**found, "unfinished": missing} if given.json else found
 

@@ -102,15 +102,6 @@ class RunDir:
             raise BadInput(f"{path}: config must be an object; restore it, or run again")
         return Described(path, described["config"])
 
-    def holds_config(self, settings: Mapping) -> bool:
-        """Whether config.json is there, sound, and has these values; it may have others beside."""
-        try:
-            found = flatten(self.read_config())
-        except BadInput:
-            return False
-        asked = flatten(settings)
-        return all(key in found and found[key] == value for key, value in asked.items())
-
     def read_done(self, stage: str) -> dict | None:
         """What a finished stage left, or None."""
         return read_json(self.stage(stage) / "done.json", ("inputs", "summary", "products"))
@@ -176,7 +167,12 @@ class RunDir:
 
     def read_started(self, stage: str) -> dict | None:
         """The inputs of the stage's last start, finished or not, and their hash; or None."""
-        return read_json(self.stage(stage) / "started.json", ("hash", "inputs", "code"))
+        path = self.stage(stage) / "started.json"
+        started = read_json(path, ("hash", "inputs", "code"))
+        inputs = started["inputs"] if started else {}
+        if not isinstance(inputs, dict) or not isinstance(inputs.get("upstream", {}), dict):
+            raise BadInput(f"{path}: inputs and their upstream must be objects; remove it")
+        return started
 
     def check(self) -> None:
         """Raises BadInput if there is something here that no run has made."""

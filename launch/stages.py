@@ -39,6 +39,7 @@ def run_curate(context: Context) -> dict:
             evaluation.texts(context.settings, context.progress.note),
             context.progress.log,
         )
+    context.refuse_changed_files()
     sums = {
         f"{key}_{unit}": sum(domain[unit] for domain in counted[key].values())
         for key in ("read", "kept", "heldout")
@@ -54,6 +55,7 @@ def run_tokenizer(context: Context) -> dict:
     with engine.start(context.runner) as workers:
         if settings.start or settings.tokenizer.path:
             training.take_tokenizer(settings, out)
+            context.refuse_changed_files()
         else:
             packing.learn(documents, out, cache, workers, settings.tokenizer, context.progress.log)
         made = packing.make_shards(
@@ -222,6 +224,7 @@ def _own_examples(context: Context) -> tuple[list[instruct.Example], list[dict]]
     if not path:
         return [], []
     own, broken = instruct.load(Path(path))
+    context.refuse_changed_files()
     context.progress.note(f"{path}: {len(own)} conversations, {len(broken)} broken lines")
     for line in broken[:3]:
         context.progress.note(f"{path}: {line}")

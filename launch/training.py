@@ -302,6 +302,7 @@ def load_start(context: Context, config: TransformerConfig, mesh: Mesh) -> Param
         return _abstract(found, sharding.weight_shardings(declare(found), mesh, strict=False))
 
     _, params = checkpoint.load(start.checkpoints("import"), abstract)
+    context.refuse_changed_files()
 
     def pad(x: jax.Array, place: Any, weight: tuple) -> jax.Array:
         more = [(0, now - was) for was, now in zip(x.shape, weight[1], strict=True)]

@@ -308,7 +308,7 @@ def test_a_folder_without_a_file_that_we_read_is_bad_input(tmp_path):
         ({"kind": "word"}, "kind: 'word' is not one of auto, warc"),
         ({"markup": "rtf"}, "markup: 'rtf' is not one of auto"),
         ({"extract": "all"}, "extract: 'all' is not one of main"),
-        ({"weight": 0.0}, "weight: 0.0 must be a number above 0"),
+        ({"weight": 0.0}, "weight: 0.0 must be above 0 and below"),
         ({"gates": ("length", "lenght")}, "gates: 'lenght' is not one of"),
     ],
 )

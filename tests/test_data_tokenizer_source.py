@@ -1,6 +1,7 @@
 """Tokenizers taken from files of all forms: the same ids as from their own folder."""
 
 import base64
+import functools
 import itertools
 import json
 import re
@@ -54,18 +55,30 @@ def test_all_that_is_taken_is_in_the_fingerprint_and_nothing_else(tmp_path, name
     write_gpt2(folder)
     (folder / "tokenizer_config.json").write_text("{}")
     place = folder / name if name else folder
-    before = tokenizer_source.fingerprint(place)
+    fingerprint = functools.partial(tokenizer_source.fingerprint, "start")
+    before = fingerprint(place)
     (folder / "notes.txt").write_text("of no use")
-    assert tokenizer_source.fingerprint(place) == before
+    assert fingerprint(place) == before
     for read in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         kept = (folder / read).read_bytes()
         (folder / read).write_bytes(kept + b" ")
-        assert tokenizer_source.fingerprint(place) != before, read
+        assert fingerprint(place) != before, read
         (folder / read).write_bytes(kept)
     (folder / "chat_template.jinja").write_text("{{ messages }}")
-    assert tokenizer_source.fingerprint(place) != before
-    with pytest.raises(BadInput, match="must be a folder or file of a tokenizer"):
-        tokenizer_source.fingerprint(folder / "absent.json")
+    assert fingerprint(place) != before
+    with pytest.raises(BadInput, match="^start=.*: must be a folder or file of a tokenizer"):
+        fingerprint(folder / "absent.json")
+
+
+def test_what_is_not_read_beside_a_file_is_not_in_its_fingerprint(tmp_path):
+    write_llama(tmp_path)
+    gguf = tmp_path / "a.gguf"
+    gguf.write_bytes(b"GGUF and more")
+    names = {"tokenizer.model": {"tokenizer_config.json"}, "a.gguf": set()}
+    for name in ("merges.txt", "tokenizer_config.json"):
+        (tmp_path / name).write_text("{}")
+    for name, beside in names.items():
+        assert tokenizer_source.fingerprint("start", tmp_path / name).keys() == {name} | beside
 
 
 def test_a_file_is_known_by_its_content(tmp_path):

@@ -21,7 +21,7 @@ from tokenizers import models
 from data import chat
 from data.tokenizers import pretrained
 from data.tokenizers.tokenizer import CONTROL_PIECES, Tokenizer, TokenizerConfig, train
-from launch import convert
+from launch import convert, export_tokenizer
 from launch.run import run_command
 from launch.rundir import RunDir, write_json
 from launch.settings import to_dict
@@ -315,7 +315,7 @@ def test_its_tokenizer_gives_the_same_ids_to_others(own, tmp_path):
     door("export", f"--run={run.path}", f"--hf={tmp_path}/hf")
     ours = Tokenizer(run.stage("tokenizer") / MODEL)
     theirs = FastTokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
-    for text in (*TEXTS, *convert.SAMPLES):
+    for text in (*TEXTS, *export_tokenizer.SAMPLES):
         ids = ours.encode(text)
         assert theirs.encode(text, add_special_tokens=False).ids == ids
         assert theirs.encode(text).ids == [ours.bos_id, *ids], "a model sees BOS first"

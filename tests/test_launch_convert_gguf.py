@@ -11,7 +11,7 @@ from test_launch_convert import TINY, VOCAB_SIZE, assert_same, door, make_params
 from tokenizers import Tokenizer as FastTokenizer
 
 from data.tokenizers import pretrained
-from launch import convert
+from launch import export_tokenizer
 from launch.rundir import RunDir
 from launch.training import load_model
 from model import hf
@@ -88,7 +88,7 @@ def test_a_gguf_file_is_imported_and_exported(tmp_path):
     assert_same(hf.load(tmp_path / "hf")[1], params)
     ours = pretrained.load(run.stage("tokenizer"))
     theirs = FastTokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
-    for text in convert.SAMPLES:
+    for text in export_tokenizer.SAMPLES:
         assert theirs.encode(text, add_special_tokens=False).ids == ours.encode(text)
 
 

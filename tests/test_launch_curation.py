@@ -229,3 +229,16 @@ def test_the_configuration_of_the_docs_is_one():
     assert parsed.data.gates.language.min_score_by_language == {"de": 0.7}
     assert parsed.data.gates.toxicity.examples["tweets"].toxic == ("0", "1")
     assert [stage.name for stage in parsed.mixture.stages] == ["main", "end"]
+
+
+@pytest.mark.parametrize("out", ["in/out", "in/a/b"])
+def test_a_run_within_its_sources_is_refused(tmp_path, out):
+    """It would read its own tables, and never be finished."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text(text(1))
+    given = (WEB, f"--config.data.sources={tmp_path}/in", "--workers=1")
+    said = refusal("curate", *given, f"--out={tmp_path}/{out}")
+    assert f"data.sources: {tmp_path}/in holds {tmp_path}/{out}; a run must not lie in" in said
+    assert not (tmp_path / out).exists()
+    assert door("curate", *given, f"--out={tmp_path}/in/.out")[0] == 0, "hidden, it is not read"
+    assert door("curate", *given, f"--out={tmp_path}/in/.out")[0] == 0

@@ -87,12 +87,48 @@ def test_the_report_names_results_of_other_keys_and_models_without_evaluation(pi
 
 def test_config_json_has_the_keys_of_what_is_there(pipeline):
     """A stage made anew without a change in its result leaves all others finished."""
-    pipeline()
-    pipeline({"dpo.beta": 0.9, "seed": 7}, only="tokenizer", fresh=True)
-    assert pipeline.run.read_config()["seed"] == 7
-    pipeline({"stages": ("curate", "tokenizer", "pretrain")})
+    changes = {"stages": ("curate", "tokenizer", "pretrain")}
+    pipeline(changes)
+    other = changes | {"dpo.beta": 0.9, "mixture.domain_max_epochs": {"docs": 9.0}}
+    other["data.sources.docs.weight"] = 2.0
+    pipeline(other, only="curate", fresh=True)
+    assert pipeline.run.read_config()["dpo"]["beta"] == 0.9
+    assert find_faults(pipeline.run)[0].startswith("tokenizer (of another ")
+    assert pipeline(changes) == []
     config = pipeline.run.read_config()
-    assert config["seed"] == 0 and config["dpo"]["beta"] != 0.9
+    assert config["dpo"]["beta"] != 0.9 and config["data"]["sources"]["docs"]["weight"] == 1.0
+    assert not config["mixture"]["domain_max_epochs"] and find_faults(pipeline.run) == []
+
+
+@pytest.mark.parametrize("key", ["mixture.domain_max_epochs", "data.sources.docs.weight"])
+def test_keys_of_mappings_and_weights_are_named_where_they_are_others(pipeline, key):
+    pipeline()
+    change = {key: 2.0} if key.endswith("weight") else {key: {"docs": 9.0}}
+    pipeline(change, only="curate", fresh=True)
+    assert find_faults(pipeline.run) == [
+        f"{s} (of another {key})" for s in ("tokenizer", "pretrain")
+    ]
+
+
+@pytest.mark.parametrize("only", ["curate", None])
+def test_a_command_without_work_leaves_the_keys_of_other_stages(pipeline, only):
+    """Chat and export read them: the tokenizer's, say."""
+    pipeline()
+    before = pipeline.files()
+    other = {"tokenizer.vocab_size": 999, "seed": 7} if only else {"seed": 0, "dpo.beta": 0.7}
+    assert pipeline(other | {"stages": settings.STAGES[:3]}, only=only) == []
+    assert pipeline.files() == before
+
+
+def test_checkpoints_outlive_the_loss_of_started_json(pipeline):
+    """done.json says of what inputs they are."""
+    pipeline()
+    kept = pipeline.run.checkpoints("sft") / "weights"
+    kept.write_text("precious")
+    pipeline.run.record_products("sft")
+    (pipeline.run.stage("sft") / "started.json").unlink()
+    pipeline()
+    assert kept.read_text() == "precious" and pipeline.run.read_started("sft")
 
 
 def test_a_measurement_of_the_gates_reaches_the_page(pipeline):
@@ -108,19 +144,24 @@ def test_a_measurement_of_other_gates_than_it_was_curated_with_is_not_on_its_pag
     monkeypatch.setattr(curation.score, "score", lambda *_: {"pii": {}})
     monkeypatch.setattr(curation.score_table, "rows", lambda _: [])
     path = pipeline.run.stage("curate") / rundir.SCORE
-    for kinds, is_there in ((("mail",), False), (None, True)):
-        config = copy.deepcopy(pipeline.config)
-        if kinds:
-            config["data"]["gates"]["pii"] = kinds
-        curation.measure(settings.parse(config), tmp_path, pipeline.run, Progress())
-        assert path.exists() == is_there
+    config = copy.deepcopy(pipeline.config)
+    config["data"]["gates"]["pii"] = ("mail",)
+    curation.measure(settings.parse(config), tmp_path, pipeline.run, Progress())
+    for name in ("fingerprint", "evaluation"):
+        found = curation.gates if name == "fingerprint" else curation.evaluation
+        with monkeypatch.context() as patched:
+            patched.setattr(found, "fingerprint", lambda _: "of other lists or sets")
+            curation.measure(settings.parse(pipeline.config), tmp_path, pipeline.run, Progress())
+    assert not path.exists()
+    curation.measure(settings.parse(pipeline.config), tmp_path, pipeline.run, Progress())
+    assert path.exists()
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"hash": 1, "inputs": [], "code": {}}', "not what the stages write"),
-        ('{"hash": 1, "inputs": {"upstream": []}, "code": {}}', "not what the stages write"),
+        ('{"hash": 1, "inputs": [], "code": {}}', "must be objects"),
+        ('{"hash": 1, "inputs": {"upstream": []}, "code": {}}', "must be objects"),
         ("[", "not JSON"),
     ],
 )
@@ -154,6 +195,8 @@ def own_conversations(pipeline, edit, at):
     def spy(name, inputs):
         if name == at:
             own.write_text(edit)
+        if name == "sft":
+            pipeline.context.refuse_changed_files()
         return body(name, inputs)
 
     pipeline.body = spy
@@ -172,14 +215,13 @@ def test_a_file_that_changes_before_its_stage_counts_as_it_is_then(pipeline):
 
 def test_a_file_that_changes_while_it_is_read_leaves_nothing_to_go_on_from(pipeline):
     own, changes = own_conversations(pipeline, "second", "sft")
-    with pytest.raises(BadInput, match=r"sft: files that it reads changed while .* \(own\)"):
+    with pytest.raises(BadInput, match=r"sft: files that it reads changed meanwhile \(own\)"):
         pipeline(changes)
-    assert pipeline.run.read_done("pretrain") and not pipeline.run.read_done("sft")
-    for content in ("first", "second"):
-        own.write_text(content)
-        with pytest.raises(BadInput, match="keys that are not known"):
-            pipeline(changes)
-    assert pipeline(changes, only="sft", fresh=True) == ["sft"]
+    assert pipeline.run.read_done("pretrain") and not pipeline.run.read_started("sft")
+    assert pipeline(changes)[0] == "sft"
+    own.write_text("first")
+    with pytest.raises(BadInput, match="checkpoints/sft: written with own"):
+        pipeline(changes)
 
 
 def test_what_unknown_keys_have_left_is_not_gone_on_from(pipeline):

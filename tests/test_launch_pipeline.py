@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 import json
 
 import pytest
@@ -45,9 +46,7 @@ class Pipeline:
             section[key] = value
         self.called = []
         table = {
-            name: dataclasses.replace(
-                stage, body=lambda context, name=name: self.body(name, context.inputs)
-            )
+            name: dataclasses.replace(stage, body=functools.partial(self.run_body, name))
             for name, stage in self.table.items()
         }
         parsed = settings.parse(config)
@@ -56,6 +55,10 @@ class Pipeline:
             **dict(only=only, fresh=fresh),
         )
         return self.called
+
+    def run_body(self, name, context):
+        self.context = context
+        return self.body(name, context.inputs)
 
     def body(self, name, inputs):
         """As a real one: its result is a function of its inputs."""

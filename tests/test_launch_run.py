@@ -391,8 +391,8 @@ def test_a_report_says_which_stages_are_not_finished(small, tmp_path):
     assert door(*small("curate", stages_flag))[0] == 0
     code, out, err = door("report", f"--run={run}", "--json")
     assert code == 0 and json.loads(out)["unfinished"] == ["tokenizer"]
-    assert err == f"seedbed: {run}: not finished: tokenizer\n"
-    assert "Not finished yet: tokenizer" in (run / "report.html").read_text()
+    assert err == f"seedbed: {run}: not finished, or out of date: tokenizer\n"
+    assert "Not finished, or out of date: tokenizer" in (run / "report.html").read_text()
     (run / "curate" / "done.json").unlink()
     (run / "report.html").unlink()
     assert "no stage is finished yet, of curate, tokenizer" in refusal("report", f"--run={run}")

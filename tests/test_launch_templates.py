@@ -12,7 +12,7 @@ from configs import tune as tune_config
 from data import chat, instruct
 from data.tokenizers import pretrained
 from launch import settings, training
-from launch.pipeline import describe_inputs
+from launch.pipeline import Context, describe_inputs
 from launch.rundir import ORIGIN, RunDir, remove, write_json
 from launch.settings import to_dict
 from launch.stages import TABLE
@@ -94,6 +94,31 @@ def test_every_stage_speaks_by_the_template(tmp_path, stages):
     assert code == 0, err
     for name in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "hf" / name).read_bytes()
+
+
+def test_every_stage_looks_again_at_the_files_that_it_has_read(tmp_path, monkeypatch):
+    """The user's conversations are edited as fine-tuning reads them: refused before a step."""
+    bring_in(tmp_path, "qwen2.5")
+    own, loaded, asked = tmp_path / "own.jsonl", [], []
+    own.write_text(json.dumps({"messages": chat_oracle.talk("Hi.", "Hello.")}) + "\n")
+    load, refuse = instruct.load, Context.refuse_changed_files
+
+    def edit(path):
+        loaded.append(load(path))
+        if len(loaded) == 2:  # the first is the check before all stages
+            own.write_text(own.read_text() * 2)
+        return loaded[-1]
+
+    def note(context):
+        asked.append(context.inputs["stage"])
+        refuse(context)
+
+    monkeypatch.setattr(instruct, "load", edit)
+    monkeypatch.setattr(Context, "refuse_changed_files", note)
+    code, _, err = tune(tmp_path, STAGES[:4], **{"instruct.path": own})
+    assert code == 2 and "seedbed: sft: files that it reads changed meanwhile (own)" in err
+    assert asked == ["curate", "tokenizer", "pretrain", "sft"]
+    assert not (tmp_path / "run" / "checkpoints" / "sft").exists()
 
 
 def check_pairs(run, tokenizer, examples):

@@ -63,8 +63,7 @@ def take(path: Path, out: Path, read_gguf: Callable[[Path], dict[str, Any]]) -> 
         path = model
     if not path.is_file():
         raise BadInput(f"tokenizer.path={path}: must be a folder or file of a tokenizer")
-    with path.open("rb") as file:
-        head = file.read(1 << 12)
+    head = _read_head(path)
     out.mkdir(parents=True, exist_ok=True)
     if head.startswith(b"GGUF"):
         from_gguf(path, read_gguf(path), out)
@@ -79,19 +78,34 @@ def take(path: Path, out: Path, read_gguf: Callable[[Path], dict[str, Any]]) -> 
                 write(out / name, path.with_name(name).read_bytes())
 
 
-def fingerprint(path: Path) -> dict[str, str]:
-    """Hash of every file that `take` may read at a path, by name.
+def fingerprint(key: str, path: Path) -> dict[str, str]:
+    """Hash of every file that `take` reads at a path, by name.
+
+    Args:
+        key: the setting that `path` is of, for messages.
+        path: as of `take`.
 
     Raises:
         BadInput: there is none, or one cannot be read.
     """
-    path = Path(path)
-    folder, names = (path, FILES) if path.is_dir() else (path.parent, (path.name, *BESIDE, MERGES))
-    found = [name for name in names if (folder / name).is_file()]
-    if not found or (path != folder and path.name not in found):
-        raise BadInput(f"tokenizer.path={path}: must be a folder or file of a tokenizer")
+    folder, names = (path, FILES) if path.is_dir() else (path.parent, (path.name,))
+    if path.is_file() and not _is_alone(head := _read_head(path)):
+        names += BESIDE + tuple({MERGES} & _read_vocabulary(path, head).keys())
+    found = {name for name in names if (folder / name).is_file()}
+    if not found:
+        raise BadInput(f"{key}={path}: must be a folder or file of a tokenizer")
     with blame(path):
-        return {name: files.hash_content(str(folder / name)) for name in found}
+        return {name: files.hash_content(str(folder / name)) for name in sorted(found)}
+
+
+def _read_head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1 << 12)
+
+
+def _is_alone(head: bytes) -> bool:
+    """Whether nothing is read beside a file: a GGUF, or ranks."""
+    return head.startswith(b"GGUF") or RANK_LINE.match(head) is not None
 
 
 def _read_vocabulary(path: Path, head: bytes) -> dict[str, bytes]:
