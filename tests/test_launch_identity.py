@@ -100,6 +100,15 @@ def test_config_json_has_the_keys_of_what_is_there(pipeline):
     assert not config["mixture"]["domain_max_epochs"] and find_faults(pipeline.run) == []
 
 
+def test_config_json_has_no_more_keys_than_what_is_there(tmp_path):
+    pipeline, caps = Pipeline(tmp_path), {"docs": 9.0}
+    changes = {"stages": ("curate",), "mixture.domain_max_epochs": caps}
+    pipeline(changes)
+    pipeline(changes | {"mixture.domain_max_epochs": caps | {"code": 9.0}}, fresh=True)
+    assert pipeline(changes) == []
+    assert pipeline.run.read_config()["mixture"]["domain_max_epochs"] == caps
+
+
 @pytest.mark.parametrize("key", ["mixture.domain_max_epochs", "data.sources.docs.weight"])
 def test_keys_of_mappings_and_weights_are_named_where_they_are_others(pipeline, key):
     pipeline()
