@@ -100,13 +100,21 @@ def test_config_json_has_the_keys_of_what_is_there(pipeline):
     assert not config["mixture"]["domain_max_epochs"] and find_faults(pipeline.run) == []
 
 
-def test_config_json_has_no_more_keys_than_what_is_there(tmp_path):
-    pipeline, caps = Pipeline(tmp_path), {"docs": 9.0}
-    changes = {"stages": ("curate",), "mixture.domain_max_epochs": caps}
-    pipeline(changes)
-    pipeline(changes | {"mixture.domain_max_epochs": caps | {"code": 9.0}}, fresh=True)
-    assert pipeline(changes) == []
-    assert pipeline.run.read_config()["mixture"]["domain_max_epochs"] == caps
+@pytest.mark.parametrize(
+    ("key", "value", "other"),
+    [
+        ("mixture.domain_max_epochs", {"docs": 9.0}, {"docs": 9.0, "code": 9.0}),
+        ("data.sources.docs.weight", 1.0, 2.0),
+    ],
+)
+def test_config_json_has_the_keys_of_mappings_and_the_weights_too(tmp_path, key, value, other):
+    pipeline, stages = Pipeline(tmp_path), {"stages": ("curate",)}
+    pipeline(stages | {key: value})
+    pipeline(stages | {key: other}, fresh=True)
+    assert pipeline(stages | {key: value}) == []
+    found = rundir.flatten(pipeline.run.read_config())
+    wanted = rundir.flatten(value, key)
+    assert {name: found[name] for name in found if name.startswith(key)} == wanted
 
 
 @pytest.mark.parametrize("key", ["mixture.domain_max_epochs", "data.sources.docs.weight"])
