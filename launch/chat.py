@@ -51,7 +51,7 @@ def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int | None, as_js
     stage = stage or _newest(run)
     if stage not in CHATS + BASES:
         raise BadInput(f"--stage={stage}: must be one of {', '.join(CHATS + BASES)}")
-    training.note_replaced(run, stage, lambda line: print(f"seedbed: {line}", file=sys.stderr))
+    training.note_doubts(run, stage, lambda line: print(f"seedbed: {line}", file=sys.stderr))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     config, params = training.load_model(run, stage, mesh)
     tokenizer = training.load_tokenizer(run)

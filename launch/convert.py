@@ -207,7 +207,7 @@ def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
     if stage not in STAGES:
         raise BadInput(f"--stage={stage}: must be one of {', '.join(STAGES)}")
     progress.stage("export")
-    training.note_replaced(run, stage, progress.note)
+    training.note_doubts(run, stage, progress.note)
 
     def shapes(saved: dict) -> Any:
         training.refuse_other_tokenizer(run, stage, saved)

@@ -195,12 +195,17 @@ def test_a_started_json_of_another_shape_is_named_by_the_report(pipeline, conten
 def test_a_model_of_earlier_results_is_said_to_be_one(pipeline):
     said = []
     pipeline()
-    training.note_replaced(pipeline.run, "ppo", said.append)
+    training.note_doubts(pipeline.run, "ppo", said.append)
     pipeline({"pretrain.optimizer.peak_lr": 0.1}, only="pretrain", fresh=True)
     for stage in ("ppo", "sft", "pretrain"):
-        training.note_replaced(pipeline.run, stage, said.append)
+        training.note_doubts(pipeline.run, stage, said.append)
     why = "stands on an earlier result of stage 'pretrain' than there is now"
     assert said == [f"ppo {why}", f"sft {why}"]
+    (pipeline.run.stage("pretrain") / "done.json").unlink()
+    training.note_doubts(pipeline.run, "pretrain", said.append)
+    assert said[2:] == [
+        "pretrain is not finished: this is the newest checkpoint that it has so far"
+    ]
 
 
 def own_conversations(pipeline, edit, at):
