@@ -51,9 +51,9 @@ def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int | None, as_js
     stage = stage or _newest(run)
     if stage not in CHATS + BASES:
         raise BadInput(f"--stage={stage}: must be one of {', '.join(CHATS + BASES)}")
-    training.note_doubts(run, stage, lambda line: print(f"seedbed: {line}", file=sys.stderr))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     config, params = training.load_model(run, stage, mesh)
+    training.note_doubts(run, stage, lambda line: print(f"seedbed: {line}", file=sys.stderr))
     tokenizer = training.load_tokenizer(run)
     if num_tokens is None:
         num_tokens = NEW_TOKENS

@@ -207,7 +207,6 @@ def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
     if stage not in STAGES:
         raise BadInput(f"--stage={stage}: must be one of {', '.join(STAGES)}")
     progress.stage("export")
-    training.note_doubts(run, stage, progress.note)
 
     def shapes(saved: dict) -> Any:
         training.refuse_other_tokenizer(run, stage, saved)
@@ -217,6 +216,7 @@ def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
         )
 
     saved, leaves = checkpoint.open_params(run.checkpoints(stage), shapes)
+    training.note_doubts(run, stage, progress.note)
     config = to_dataclass(TransformerConfig, saved["model"], "model")
     origin = run.stage("tokenizer") / ORIGIN
     described |= read_json(origin) if origin.exists() else {}
