@@ -77,7 +77,7 @@ def judge(
         {documents, broken (how many), named (the first BROKEN_NAMED of them), keys: {way: count}}.
 
     Raises:
-        BadInput: a file is not what it was when it was found: what is kept is known by its content.
+        BadInput: a file has changed since it was hashed; the result is cached under that hash.
     """
     chain = gates.Gates(
         config, gates.expand(source.gates), Path(evaluation) if evaluation else None

@@ -225,14 +225,15 @@ def refuse_missing(sources: str | Mapping[str, SourceConfig]) -> None:
 
 
 def refuse_around(sources: str | Mapping[str, SourceConfig], folder: Path) -> None:
-    """Refuses a local folder of sources in which lies what is made of them, to be read too."""
+    """Refuses a local source folder that holds the run, whose own files would be read as texts."""
     given = {"": _from_path(sources)} if isinstance(sources, str) else sources
     for domain, source in given.items():
         key = f"data.sources.{domain}.path" if domain else "data.sources"
         for path in map(Path, map(str.strip, source.path.split(","))):
-            inside = folder.resolve().is_relative_to(path.resolve()) and path.is_dir()
-            names = folder.resolve().relative_to(path.resolve()).parts if inside else ()
-            if inside and not any(name.startswith(".") for name in names):  # those are not read
+            if not path.is_dir() or not folder.resolve().is_relative_to(path.resolve()):
+                continue
+            names = folder.resolve().relative_to(path.resolve()).parts
+            if not any(name.startswith(".") for name in names):  # hidden folders are not read
                 raise BadInput(f"{key}: {path} holds {folder}; a run must not lie in its sources")
 
 

@@ -32,8 +32,8 @@ from model.tensors import WRITTEN, plain_file, read_json, write_safetensors
 from model.transformer import declare
 from train import checkpoint
 
+TAUGHT = ("sft", "dpo", "ppo")  # stages whose models answer in turns
 # What can be exported; the last of them that is finished, unless one is named.
-TAUGHT = ("sft", "dpo", "ppo")  # to answer
 STAGES = ("import", "pretrain", *TAUGHT)
 MAX_SHARD_BYTES = 5 * 10**9
 # Of a source's config.json, beside what the model is: for those who generate with it.
@@ -287,7 +287,8 @@ def _taker(leaves: Any, config: TransformerConfig, shown: TransformerConfig) -> 
 def _describe_tokenizer(run: RunDir, described: dict, stage: str) -> tuple[str, dict[str, Any]]:
     """Where a run's tokenizer comes from ('own', 'hf', 'gguf'), and its special tokens' ids.
 
-    A model that was imported keeps those that it came with, and stops where it was taught to, too.
+    An imported model keeps the ids that it came with; once tuned to chat, the token that ends its
+    turn is a stop token as well.
     """
     if "format" in described:
         ids = described["token_ids"]

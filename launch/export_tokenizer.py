@@ -17,8 +17,8 @@ CHAT_TEMPLATE = (
     "[message['role']] + %s + %s }}{%% endfor %%}"
     "{%% if add_generation_prompt %%}{{ %s }}{%% endif %%}"
 )
-# Training encodes a message by itself: where the tokenizer puts a blank before a text, and none
-# after a special token, the template does.
+# Training encodes each message by itself. A tokenizer that puts a blank before a text but not after
+# a special token, needs the blank in the template.
 CONTENTS = ("message['content']", "' ' + message['content']")
 # Of our own tokenizers.
 BOS, CONTROL = tokenizer.CONTROL_PIECES[1], tokenizer.CONTROL_PIECES[4:8]
@@ -78,10 +78,11 @@ def _plain_encoder(model: Path, kind: str) -> Callable[[list[str]], list[list[in
 
 
 def write_control(model: pretrained.Pretrained, control: Sequence[str], out: Path) -> str:
-    """Says of an exported tokenizer in which format its model was taught to talk, and its tokens.
+    """Writes the chat template of `tokenizer.control`, and lists its tokens as special.
 
-    A template that it came with was of no use in training. transformers takes the file before what
-    tokenizer_config.json says, and of two lists of special tokens `extra_special_tokens`.
+    It replaces a template that was imported, which training did not use. transformers prefers the
+    template's file to tokenizer_config.json, and `extra_special_tokens`, where that is a list, to
+    `additional_special_tokens`.
 
     Args:
       model: as in training, with `tokenizer.control`.

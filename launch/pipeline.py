@@ -51,10 +51,10 @@ class Context:
     inputs: Mapping[str, Any]
 
     def refuse_changed_files(self) -> None:
-        """For a stage to call when it has read its files, before it pays for what it makes of them.
+        """Checks the stage's input files again; to be called once they are read, before any work.
 
         Raises:
-          BadInput: one is not what it was when the stage began, and what is made would count as.
+          BadInput: one has changed since the stage began, so that its recorded hash is wrong.
         """
         name = self.inputs["stage"]
         now = _describe_files(self.settings, name)
@@ -289,7 +289,7 @@ def _changes(
 ) -> list[str]:
     """What the stage's last start and what is asked now differ in, sections `unseen` aside.
 
-    A stage that is to be done before it may have the same result again: it counts as none.
+    An unfinished stage upstream is no difference: it may have the same result again.
     """
     started = run.read_started(name)
     if started is None:
@@ -357,9 +357,9 @@ def _describe_start(start: RunDir, name: str) -> dict:
 
 
 def find_faults(run: RunDir) -> list[str]:
-    """Stages that have not ended, and those whose result does not belong beside the others.
+    """Stages that have not finished, and those whose result is out of date, with the reason.
 
-    The report is none of them, and a stage that config.json does not name may lack.
+    The report is not checked, and a stage that config.json does not name need not be there.
     """
     names = [name for name in STAGES if name != "report"]
     described = read_json(run.path / "config.json", ("config",)) or {"config": {}}
@@ -376,7 +376,7 @@ def find_faults(run: RunDir) -> list[str]:
 
 
 def _find_fault(run: RunDir, name: str, ended: Sequence[str], config: Mapping) -> str | None:
-    """Why a stage's result is not of the results and keys that are there now."""
+    """Why a finished stage's result is out of date; None if it is not."""
     inputs = (run.read_started(name) or {"inputs": {}})["inputs"]
     sections = {key.partition(".")[0] for key in config}
     if need := run.find_replaced(name):
@@ -394,9 +394,9 @@ def _find_fault(run: RunDir, name: str, ended: Sequence[str], config: Mapping) -
 
 
 def _is_described(run: RunDir, settings: Any, names: Collection[str]) -> bool:
-    """Whether config.json has these values, but for those that cannot change a result.
+    """Whether config.json may stay: it has these values, but for those that cannot change a result.
 
-    Where stages beside `names` have ended it has the keys that they were made with, and counts.
+    It also stays if stages other than `names` have finished: it has the keys they were made with.
     """
     try:
         found = flatten(run.read_config())

@@ -33,8 +33,8 @@ from data.errors import BadInput
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numba", "sentencepiece", "numpy")
 ROOT = Path(__file__).resolve().parent.parent
-# In tokenizer/, where the tokenizer is an imported run's: of that run's config.json, what is read
-# when the model is exported again. No stage's result hangs on it.
+# In tokenizer/, where the tokenizer is an imported run's: the part of that run's config.json which
+# export reads. No stage's result depends on it.
 ORIGIN = "origin.json"
 ORIGIN_KEYS = ("format", "model_type", "dtype", "token_ids", "generation")
 # In curate/, written long after the stage has finished: what the gates were measured to do.
@@ -109,7 +109,7 @@ class RunDir:
     def find_replaced(self, stage: str) -> str | None:
         """A stage whose result is another now than `stage` was made of, or None.
 
-        It may be one further up: a model stands on the texts that its tokenizer was trained on.
+        All stages upstream count, not only those that `stage` reads itself.
         """
         started = self.read_started(stage) or {"inputs": {}}
         upstream = started["inputs"].get("upstream", {})

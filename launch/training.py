@@ -219,7 +219,7 @@ def refuse_other_tokenizer(run: RunDir, stage: str, saved: Mapping[str, Any]) ->
 
 
 def note_doubts(run: RunDir, stage: str, note: Callable[[str], None]) -> None:
-    """Says of a stage's model that it is half trained, or of another result than there is."""
+    """Notes that a stage is unfinished, or that a stage before it has another result by now."""
     if run.read_done(stage) is None:
         note(f"{stage} is not finished: this is the newest checkpoint that it has so far")
     if need := run.find_replaced(stage):
