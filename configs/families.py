@@ -2,7 +2,7 @@
 
     seedbed run --config=configs/families.py:llama3.1-8b
 
-Sizes are those of the published config.json; tests/test_configs_families.py compares the number of
+Sizes are those of the published config.json; tests/configs/test_families.py compares the number of
 parameters with transformers'. The embedding has the published number of rows. The tokenizer is
 trained on the text at hand, which seldom supports so many ids: at most MAX_TRAINED_IDS, and the
 other rows stay unused. `--config.tokenizer.path=DIR` takes the family's own tokenizer instead.

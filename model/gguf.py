@@ -2,7 +2,7 @@
 
 The gguf package knows the types and undoes their quantization. Its GGUFReader is not used: it
 follows whatever size a header claims, and takes 8 s and 0.7 GB to open a file whose vocabulary has
-262,144 tokens (tests/test_model_gguf.py holds this reader against it).
+262,144 tokens (tests/model/test_gguf.py holds this reader against it).
 """
 
 import functools

@@ -1,6 +1,6 @@
 """What transformers makes of conversations, by the templates in tests/templates.
 
-    python tests/chat_oracle.py > tests/chat_templates.json    (transformers 5.23.0)
+    python tests/chat_oracle.py > tests/data/chat_templates.json    (transformers 5.23.0)
 
 Nothing of ours is imported: it runs in an environment that has transformers and tokenizers alone.
 """

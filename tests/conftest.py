@@ -1,6 +1,7 @@
 """Eight CPU devices, strict ranks, and no silent warnings, set once before any backend starts."""
 
 import os
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -11,14 +12,20 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+TESTS = Path(__file__).parent
 # Files of a few long tests: begun first, so that no process is alone with one of them at the end.
-LONGEST = ("test_tpu_lowering", "test_launch_stages", "test_launch_kill", "test_model_mesh")
+LONGEST = (
+    "test_tpu_lowering.py",
+    "launch/test_stages.py",
+    "launch/test_kill.py",
+    "model/test_mesh.py",
+)
 
 
 def pytest_collection_modifyitems(items):
     """Puts the tests of LONGEST first; the others stay in their order."""
-    order = {stem: number for number, stem in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(str(item.path.relative_to(TESTS)), len(LONGEST)))
 
 
 @pytest.fixture(scope="module")

@@ -161,36 +161,37 @@ def put(container, key, node: ast.AST):
 def read_imports(root: Path) -> dict[str, set[str]]:
     """Modules of the tree: those that each imports anywhere, names imported from them included."""
     graph = {}
-    for path in root.glob("*/*.py"):
+    for path in (file for package in root.glob("[a-z]*/") for file in package.rglob("*.py")):
         wanted = set()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 wanted |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 wanted |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        graph[f"{path.parent.name}.{path.stem}"] = wanted
-        if path.parent.name == "tests":
-            graph[path.stem] = wanted
+        graph[".".join(path.relative_to(root).with_suffix("").parts)] = wanted
     return graph
 
 
 def choose_tests(graph: dict[str, set[str]], path: str, near: int) -> tuple[list[str], set[str]]:
     """The test files to run, nearest first, and all modules that they reach."""
-    package, stem = path.removesuffix(".py").split("/")
+    changed = path.removesuffix(".py").replace("/", ".")
+    package, stem = changed.split(".")[0], changed.split(".")[-1]
     steps, reached = {}, {}
-    for test in (name for name in graph if name.startswith(f"test_{package}_")):
+    for test in (name for name in graph if name.startswith(f"tests.{package}.test_")):
         depth, queue = {test: 0}, collections.deque([test])
         while queue:
             module = queue.popleft()
             for wanted in graph.get(module, set()) - set(depth):
                 depth[wanted] = depth[module] + 1
                 queue.append(wanted)
-        if f"{package}.{stem}" in depth:
-            named = f"{test}_".startswith(f"test_{package}_{stem}_")
-            steps[test] = (not named, depth[f"{package}.{stem}"], test)
+        if changed in depth:
+            named = f"{test}_".startswith(f"tests.{package}.test_{stem}_")
+            steps[test] = (not named, depth[changed], test)
             reached[test] = set(depth)
     chosen = sorted(steps, key=steps.get)[:near]
-    return [f"tests/{test}.py" for test in chosen], set().union(*(reached[t] for t in chosen))
+    return [f"{test.replace('.', '/')}.py" for test in chosen], set().union(
+        *(reached[t] for t in chosen)
+    )
 
 
 def fork_tests(tree: Path, tests: list[str], secs: int) -> int:

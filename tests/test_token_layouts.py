@@ -25,8 +25,8 @@ from data.shards import pack_documents
 from data.tokenizers.pretrained import load_for_training
 from eval.dialog import Response, respond
 from eval.text import bits_per_byte
-from tests import test_model_transformer
-from tests.test_model_transformer import make_params, numpy_forward
+from tests.model import test_transformer
+from tests.model.test_transformer import make_params, numpy_forward
 from train.lm import lm_loss
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -106,7 +106,7 @@ def tokenizer(request, tmp_path_factory):
     return load_for_training(folder, 400, () if template else CONTROL)
 
 
-CONFIG = dataclasses.replace(test_model_transformer.CONFIG, vocab_size=400)
+CONFIG = dataclasses.replace(test_transformer.CONFIG, vocab_size=400)
 PARAMS = make_params(CONFIG)
 SCALAR = reward.scalar_config(CONFIG)
 SCALAR_PARAMS = make_params(SCALAR)

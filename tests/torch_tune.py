@@ -126,7 +126,7 @@ def build_tokenizer(layout: Layout):
     from tokenizers import AddedToken
 
     from data.tokenizers import byte_level
-    from tests.test_data_byte_level import byte_vocab
+    from tests.data.test_byte_level import byte_vocab
 
     vocab, merges = byte_vocab()
     vocab |= {token: len(vocab) + i for i, token in enumerate(layout.special)}

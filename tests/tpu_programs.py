@@ -199,7 +199,7 @@ class Program:
 
 def settings(folder: Path, axes: dict[str, int], more: dict[str, Any]) -> dict[str, Any]:
     """The pulse of test_launch_stages, with rows that splash attention takes, on the mesh."""
-    from tests.test_launch_stages import MIX, SMALL, sources
+    from tests.launch.test_stages import MIX, SMALL, sources
 
     changes = {
         "mesh.data": 1,

@@ -1,0 +1,377 @@
+"""Packing and shards: nothing lost, each target once, readable by TFDS, all or nothing."""
+
+import hashlib
+import itertools
+import pickle
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import shards
+from data.errors import BadInput
+from data.loader import lm_batch
+from data.shards import (
+    open_shards,
+    pack_documents,
+    pack_examples,
+    publish,
+    token_dtype,
+    write_file,
+)
+
+ROOT = Path(__file__).parents[2]
+PAD, BOS, EOS = 0, 1, 2
+FIRST_ID, VOCAB_SIZE = 10, 5000
+
+
+def documents(num_docs=50, longest=40, seed=0):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(0, longest, num_docs)
+    return [rng.integers(FIRST_ID, VOCAB_SIZE, size).tolist() for size in sizes]
+
+
+def stream_of(docs):
+    return [token for doc in docs for token in (BOS, *doc, EOS)]
+
+
+def supervised(records):
+    return [int(t) for r in records for t in r["tokens"][r["mask"] == 1]]
+
+
+def example(rng, num_tokens):
+    ids = rng.integers(0, 5, num_tokens).astype(np.int32)  # every special id stands in the text
+    mask = rng.integers(0, 2, num_tokens).astype(np.uint8)
+    mask[0] = 0
+    return ids, mask
+
+
+def examples(num_examples=200, longest=60, seed=0):
+    rng = np.random.default_rng(seed)
+    return [example(rng, size) for size in rng.integers(2, longest, num_examples)]
+
+
+@pytest.mark.parametrize("seq_len", [1, 2, 7, 64, 5000])
+@pytest.mark.parametrize("block_tokens", [1, 100, 1 << 20])
+def test_documents_are_packed_without_loss(monkeypatch, seq_len, block_tokens):
+    monkeypatch.setattr(shards, "BLOCK_TOKENS", block_tokens)
+    docs = documents()
+    records = list(pack_documents(docs, seq_len, BOS, EOS))
+    stream = stream_of(docs)
+    joined = [int(t) for r in records for t in r["tokens"][1:]]
+    assert [stream[0], *joined][: len(stream)] == stream
+    assert joined[len(stream) - 1 :] == [PAD] * (len(joined) + 1 - len(stream))
+    assert len(records) == -(-(len(stream) - 1) // seq_len)
+    for first, second in zip(records, records[1:], strict=False):
+        assert first["tokens"][-1] == second["tokens"][0]
+    assert {len(x) for r in records for x in r.values()} == {seq_len + 1}
+
+
+@pytest.mark.parametrize("seq_len", [1, 7, 64])
+def test_each_token_but_bos_is_a_target_exactly_once(seq_len):
+    docs = documents()
+    records = list(pack_documents(docs, seq_len, BOS, EOS))
+    assert supervised(records) == [token for token in stream_of(docs) if token != BOS]
+    assert not any(r["mask"][0] for r in records)
+
+
+# (BOS, EOS): own ids; BOS the id 0; both one token, of id 0 and of another.
+LAYOUTS = [(1, 2), (0, 1), (0, 0), (4999, 4999), (2, 0)]
+
+
+@pytest.mark.parametrize(("bos", "eos"), LAYOUTS)
+@pytest.mark.parametrize("seq_len", [1, 2, 7, 64, 5000])
+@pytest.mark.parametrize("block_tokens", [1, 100, 1 << 20])
+def test_segments_and_targets_do_not_depend_on_ids(monkeypatch, bos, eos, seq_len, block_tokens):
+    """Against a plain loop over documents, whose texts hold every special id."""
+    monkeypatch.setattr(shards, "BLOCK_TOKENS", block_tokens)
+    rng = np.random.default_rng(0)
+    docs = [rng.integers(0, 4, size).tolist() for size in rng.integers(0, 20, 40)]
+    stream = [
+        (token, number, place > 0)
+        for number, doc in enumerate(docs)
+        for place, token in enumerate((bos, *doc, eos))
+    ]
+    expected = []
+    for start in range(0, len(stream) - 1, seq_len):
+        row = stream[start : start + seq_len + 1]
+        blank = [0] * (seq_len + 1 - len(row))
+        first = row[0][1]
+        expected.append(
+            (
+                [token for token, _, _ in row] + blank,
+                [number - first + 1 for _, number, _ in row] + blank,
+                [0] + [int(is_target) for _, _, is_target in row[1:]] + blank,
+            )
+        )
+    records = pack_documents(docs, seq_len, bos, eos)
+    names = ("tokens", "segments", "mask")
+    assert [tuple(r[name].tolist() for name in names) for r in records] == expected
+
+
+def test_stream_that_fills_its_rows_leaves_no_padded_row():
+    for num_ids in range(20):
+        records = list(pack_documents([[FIRST_ID] * num_ids], 4, BOS, EOS))
+        assert len(records) == -(-(num_ids + 1) // 4)
+
+
+def test_no_documents_give_no_rows():
+    assert list(pack_documents([], 4, BOS, EOS)) == []
+
+
+def test_documents_may_be_lists_or_arrays():
+    docs = documents()
+    arrays = [np.array(doc, np.uint16) for doc in docs]
+    for one, other in zip(
+        pack_documents(docs, 16, BOS, EOS), pack_documents(arrays, 16, BOS, EOS), strict=True
+    ):
+        np.testing.assert_array_equal(one["tokens"], other["tokens"])
+
+
+def unpack(records):
+    """Conversations found again by their segments, with their masks."""
+    return [
+        tuple(record[name][record["segments"] == segment].tolist() for name in ("tokens", "mask"))
+        for record in records
+        for segment in range(1, record["segments"].max() + 1)
+    ]
+
+
+def test_packed_conversations_equal_the_unpacked():
+    given = examples()
+    records, report = pack_examples(given, 64, PAD)
+    expected = [(ids.tolist(), mask.tolist()) for ids, mask in given]
+    assert sorted(unpack(records)) == sorted(expected)
+    assert report == {
+        "num_rows": len(records),
+        "num_examples": len(given),
+        "num_dropped": 0,
+        "num_tokens": sum(int(mask.sum()) for _, mask in given),
+    }
+    fill = sum(len(ids) for ids, _ in given) / (len(records) * 65)
+    assert fill > 0.9
+
+
+def test_targets_of_packed_conversations_are_those_of_the_unpacked():
+    """Through lm_batch: the same (input, target, position) triples are supervised."""
+
+    def triples(records):
+        batch = lm_batch({key: np.stack([r[key] for r in records]) for key in records[0]})
+        keep = batch["weights"] == 1
+        columns = [batch[key][keep].tolist() for key in ("tokens", "targets", "positions")]
+        return sorted(zip(*columns, strict=True))
+
+    given = examples()
+    packed, _ = pack_examples(given, 64, PAD)
+    alone = [pack_examples([one], 64, PAD)[0][0] for one in given if one[1].any()]
+    assert len(alone) > len(packed)
+    assert triples(packed) == triples(alone)
+
+
+def test_example_of_exactly_a_row_fits_and_a_longer_one_is_dropped():
+    rng = np.random.default_rng(0)
+    fits, long = example(rng, 9), example(rng, 10)
+    records, report = pack_examples([long, fits, long], 8, PAD)
+    assert report["num_examples"] == 1
+    assert report["num_dropped"] == 2
+    assert records[0]["tokens"].tolist() == fits[0].tolist()
+
+
+def test_first_fit_goes_back_to_a_row_with_room():
+    rng = np.random.default_rng(0)
+    records, _ = pack_examples([example(rng, size) for size in (6, 8, 3)], 8, PAD)
+    assert [int(np.sum(r["segments"] > 0)) for r in records] == [9, 8]
+
+
+def test_nothing_supervised_is_bad_input():
+    ids = np.array([BOS, 10, 11], np.int32)
+    with pytest.raises(BadInput, match="no supervised token in 1 conversations"):
+        pack_examples([(ids, np.zeros(3, np.uint8))], 8, PAD)
+    with pytest.raises(BadInput, match="1 dropped as longer than 3 tokens"):
+        pack_examples([example(np.random.default_rng(0), 4)], 2, PAD)
+    with pytest.raises(BadInput, match="0 conversations"):
+        pack_examples([], 8, PAD)
+
+
+def test_supervised_first_token_is_refused():
+    with pytest.raises(ValueError, match="0 on its first token"):
+        pack_examples([(np.array([BOS, 10]), np.array([1, 1]))], 8, PAD)
+
+
+def write_shards(records, directory, name, seq_len, dtype, records_per_shard=1 << 16):
+    """Writes records to files of so many, and makes a folder of shards out of them."""
+    records, files = iter(records), []
+    with tempfile.TemporaryDirectory() as folder:
+        while part := list(itertools.islice(records, records_per_shard)):
+            path = Path(folder) / str(len(files))
+            files.append((path, write_file(part, path, seq_len, dtype)["num_records"]))
+        publish(files, directory, name, seq_len, dtype)
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype"), [(300, "uint16"), (65536, "uint16"), (65537, "uint32")]
+)
+def test_token_dtype(vocab_size, dtype):
+    assert token_dtype(vocab_size) == np.dtype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+def test_written_records_read_back(tmp_path, dtype):
+    records = list(pack_documents(documents(200), 16, BOS, EOS))
+    write_shards(records, tmp_path / "s", "docs", 16, dtype, records_per_shard=70)
+    assert len(list((tmp_path / "s").glob("*array_record*"))) == -(-len(records) // 70) > 2
+    counts = {"num_records": len(records), "num_tokens": len(supervised(records))}
+    assert write_file(records, tmp_path / "file", 16, dtype) == counts
+    opened = open_shards(tmp_path / "s")
+    assert (len(opened), opened.seq_len, opened.dtype) == (len(records), 16, np.dtype(dtype))
+    for index in random.Random(0).sample(range(len(records)), len(records)):
+        assert opened[index]["tokens"].dtype == dtype
+        np.testing.assert_array_equal(opened[index]["tokens"], records[index]["tokens"])
+        for name in records[index]:
+            np.testing.assert_array_equal(opened[index][name], records[index][name])
+    np.testing.assert_array_equal(opened[-1]["tokens"], records[-1]["tokens"])
+    with pytest.raises(IndexError):
+        opened[len(records)]
+
+
+def test_large_ids_survive_in_uint32(tmp_path):
+    record = {"tokens": np.array([1, 70_000, 2**31 - 1]), "segments": np.ones(3)}
+    record["mask"] = np.array([0, 1, 1])
+    write_shards([record], tmp_path / "s", "docs", 2, np.uint32)
+    assert open_shards(tmp_path / "s")[0]["tokens"].tolist() == [1, 70_000, 2**31 - 1]
+    with pytest.raises(ValueError, match="do not fit uint16"):
+        write_shards([record], tmp_path / "t", "docs", 2, np.uint16)
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_shards_pickle(tmp_path):
+    records = list(pack_documents(documents(), 16, BOS, EOS))
+    write_shards(records, tmp_path / "s", "docs", 16, np.uint16)
+    opened = open_shards(tmp_path / "s")
+    opened[0]
+    again = pickle.loads(pickle.dumps(opened))
+    assert len(again) == len(opened)
+    np.testing.assert_array_equal(again[3]["tokens"], opened[3]["tokens"])
+
+
+READ_SCRIPT = """
+import sys
+import tensorflow_datasets as tfds
+source = tfds.builder_from_directory(sys.argv[1]).as_data_source(split="train")
+print(len(source), source[3]["tokens"].dtype, source[3]["tokens"].tolist(), source[3]["mask"].sum())
+assert "tensorflow" not in sys.modules
+"""
+
+
+def test_tfds_reads_the_shards_without_tensorflow(tmp_path):
+    records = list(pack_documents(documents(), 16, BOS, EOS))
+    write_shards(records, tmp_path / "s", "docs", 16, np.uint16, records_per_shard=20)
+    command = [sys.executable, "-c", READ_SCRIPT, str(tmp_path / "s")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True)
+    tokens, mask = records[3]["tokens"].tolist(), records[3]["mask"].sum()
+    assert done.stdout == f"{len(records)} uint16 {tokens} {mask}\n"
+
+
+WRITE_SCRIPT = """
+import sys
+import numpy as np
+from tests.data.test_shards import BOS, EOS, documents, write_shards
+from data.shards import pack_documents
+write_shards(pack_documents(documents(), 16, BOS, EOS), sys.argv[1], "docs", 16, np.uint16, 20)
+"""
+
+
+def digest(directory):
+    files = sorted(directory.iterdir())
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def test_shards_have_the_same_bytes_in_every_process(tmp_path):
+    for name in ("one", "two", "three"):
+        subprocess.run(
+            [sys.executable, "-c", WRITE_SCRIPT, str(tmp_path / name)], cwd=ROOT, check=True
+        )
+    digests = [digest(tmp_path / name) for name in ("one", "two", "three")]
+    assert digests[0] == digests[1] == digests[2]
+    assert len(digests[0]) > 4
+
+
+def test_an_interruption_leaves_what_was_there(tmp_path, monkeypatch):
+    directory = tmp_path / "s"
+    records = list(pack_documents(documents(), 16, BOS, EOS))
+    write_shards(records, directory, "docs", 16, np.uint16)
+
+    def stop(*arguments):
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(shards, "_write_metadata", stop)
+    for place in (directory, tmp_path / "new"):
+        with pytest.raises(RuntimeError, match="killed"):
+            write_shards(records[:9], place, "docs", 16, np.uint16)
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+    assert len(open_shards(directory)) == len(records)
+
+
+def test_rewriting_replaces_and_clears_what_a_killed_writer_left(tmp_path):
+    directory = tmp_path / "s"
+    (tmp_path / ".s.tmp").mkdir()
+    (tmp_path / ".s.tmp" / "part-00007").write_text("half")
+    records = list(pack_documents(documents(), 16, BOS, EOS))
+    write_shards(records, directory, "docs", 16, np.uint16, records_per_shard=10)
+    write_shards(records[:5], directory, "docs", 16, np.uint16)
+    assert len(open_shards(directory)) == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+    assert sum("array_record" in path.name for path in directory.iterdir()) == 1
+
+
+def test_folder_of_something_else_is_not_overwritten(tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "thesis.txt").write_text("mine")
+    records = list(pack_documents(documents(), 16, BOS, EOS))
+    with pytest.raises(BadInput, match="exists and holds no shards"):
+        write_shards(records, tmp_path / "s", "docs", 16, np.uint16)
+    assert (tmp_path / "s" / "thesis.txt").read_text() == "mine"
+
+
+def test_bad_arguments_are_named(tmp_path):
+    with pytest.raises(BadInput, match="nothing to write"):
+        write_shards([], tmp_path / "s", "docs", 16, np.uint16)
+    with pytest.raises(BadInput, match="data set name 'My-Docs'"):
+        write_shards([], tmp_path / "s", "My-Docs", 16, np.uint16)
+    with pytest.raises(BadInput, match="must be a folder of finished shards"):
+        open_shards(tmp_path / "s")
+    record = dict.fromkeys(("tokens", "segments", "mask"), np.zeros(3, np.int32))
+    with pytest.raises(ValueError, match=r"must be \(17,\)"):
+        write_shards([record], tmp_path / "s", "docs", 16, np.uint16)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_segments_than_16_bits_count_survive(tmp_path):
+    seq_len = 70_000
+    documents = pack_documents([[]] * 36_000 + [[5] * 70_000], seq_len, BOS, EOS)
+    record = dict(next(documents), segments=np.arange(1, seq_len + 2))
+    write_shards([record], tmp_path / "s", "docs", seq_len, np.uint16)
+    assert open_shards(tmp_path / "s")[0]["segments"][-1] == 70_001
+
+
+def test_shards_without_segments_are_refused(tmp_path, monkeypatch):
+    def types(seq_len, dtype):
+        return {"tokens": dtype, "mask": np.dtype(np.uint8)}
+
+    monkeypatch.setattr(shards, "_types", types)
+    records = list(pack_documents(documents(), 16, BOS, EOS))
+    write_shards(records, tmp_path / "s", "docs", 16, np.uint16)
+    with pytest.raises(BadInput, match="shards without segments"):
+        open_shards(tmp_path / "s")
+
+
+def test_missing_shard_is_bad_input(tmp_path):
+    records = list(pack_documents(documents(), 16, BOS, EOS))
+    write_shards(records, tmp_path / "s", "docs", 16, np.uint16, records_per_shard=20)
+    sorted((tmp_path / "s").glob("*array_record*"))[1].unlink()
+    with pytest.raises(BadInput, match="missing"):
+        open_shards(tmp_path / "s")

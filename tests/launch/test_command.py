@@ -1,0 +1,126 @@
+"""Configuration files and overrides: what does not work is named with its line."""
+
+import pytest
+
+from launch import run
+from launch.command import FLAG_LINES, FLAGS, VERBS
+from tests.launch.test_run import QUICKSTART, ROOT, door, refusal
+
+WEB = f"--config={ROOT}/configs/web.py"
+LANGUAGES = "data.gates.language.min_score_by_language"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def get_config(:\n", "SyntaxError: invalid syntax (mine.py, line 1)"),
+        ("import nowhere\n", "mine.py, line 1: ModuleNotFoundError: No module named 'nowhere'"),
+        ("\n\ndef get_config():\n    return 1 / 0\n", "mine.py, line 4: ZeroDivisionError"),
+        ("def get_config():\n    raise OSError('no disk')\n", "mine.py, line 2: OSError: no disk"),
+        ("raise ValueError('two\\n  lines')\n", "mine.py, line 1: ValueError: two lines"),
+        ("x = 1\n", "mine.py must have a function get_config()"),
+        ("def get_config():\n    pass\n", "it gives NoneType"),
+        ("def get_config():\n    return {'seed': 1}\n", "it gives dict"),
+        (
+            "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n",
+            "name: missing; the section needs name, seed",
+        ),
+        ("\0", "mine.py: "),
+    ],
+)
+def test_a_config_file_that_does_not_work_is_named_with_its_line(text, words, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    assert words in refusal("run", f"--config={path}")
+
+
+def test_flags_and_overrides_come_in_any_form_and_order():
+    code, _, err = door("run", "--config.seed", "x", "--config", f"{ROOT}/configs/quickstart.py")
+    assert code == 2 and "--config.seed=x" in err
+    assert "model.num_layers is 0" in refusal("run", "--config.model.num_layers=0", QUICKSTART)
+    again = [QUICKSTART, "--config.seed=abc", "--config.seed=1", "--config.model.num_layers=0"]
+    assert "seed=abc" in refusal("run", *again), "an earlier value is checked too"
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--config.data.gates.min_chars=abc", ": must be a whole number\n"),
+        ("--config.data.gates.min_chars=2.5", ": must be a whole number\n"),
+        ("--config.data.heldout_fraction=abc", ": must be a number\n"),
+        ("--config.data.dedup.urls=maybe", ": must be true or false\n"),
+        (
+            "--config.data.gates.gopher.max_top_ngram_chars=(1,2",
+            ": must be a tuple such as (1, 2)\n",
+        ),
+        ("--json=5", ": must be true or false\n"),
+        ("--workers=abc", ": must be a whole number, 0 or more\n"),
+        ("--workers=-1", ": must be a whole number, 0 or more\n"),
+        ("--run=", ": is empty; it must be --run=DIR\n"),
+        ("--out=", ": is empty; it must be --out=DIR\n"),
+        ("--score=", ": is empty; it must be --score=DIR\n"),
+        (WEB, ": given twice; give one of them\n"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named_in_plain_words(flag, words):
+    assert refusal("curate", WEB, flag) == f"seedbed: {flag}{words}"
+
+
+@pytest.mark.parametrize("flag", ["nosuchflag", "prompt"])
+def test_a_flag_that_a_verb_has_not_is_told_those_that_it_has(flag):
+    line = refusal("curate", WEB, f"--{flag}=hi")
+    allowed = ", ".join(f"--{name}" for name in FLAGS["curate"])
+    assert line == f"seedbed: --{flag}: `seedbed curate` has no such flag; allowed: {allowed}\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            f"{LANGUAGES}.en=0.99",
+            f"is empty; its entries are given in a config file of one's own "
+            f"(config.{LANGUAGES}.en = 0.99)",
+        ),
+        ("mixture.domain_max_epochs.text=2", "(config.mixture.domain_max_epochs.text = 2)"),
+        ("mixture.domain_max_epochs=2", "(config.mixture.domain_max_epochs = dict(...))"),
+        ("data.sources.a.path=x", "data.sources is '' and has no keys; its entries are given in a"),
+    ],
+)
+def test_entries_of_an_open_section_are_sent_to_a_config_file(override, words):
+    assert words in refusal("curate", WEB, f"--config.{override}")
+
+
+def test_an_argument_that_a_config_file_does_not_take_is_said_so(tmp_path):
+    line = refusal("curate", f"{WEB}:foo")
+    assert line.endswith(f"{ROOT}/configs/web.py takes no :ARG; give it as {ROOT}/configs/web.py\n")
+    path = tmp_path / "mine.py"
+    path.write_text("def get_config(*names):\n    return {'taken': names}\n")
+    assert "it gives dict" in refusal("curate", f"--config={path}:a")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("form", [("{}", "--help"), ("help", "{}"), ("{}", WEB, "-h")])
+def test_help_of_a_verb_is_of_its_flags_alone(verb, form):
+    code, out, err = door(*(word.format(verb) for word in form))
+    assert (code, err) == (0, "") and f"\n  {VERBS[verb]}\n" in out
+    assert out.startswith(f"usage: seedbed {verb} ")
+    taken = FLAGS.get(verb, ("config", "run", "fresh", "json"))
+    shown = [line.split()[0] for line in out.splitlines() if line.startswith("  --")]
+    assert shown == [FLAG_LINES[name][0] for name in taken]
+
+
+def test_the_table_for_people_shows_rows_of_a_list_as_lines():
+    mixture = [
+        {"stage": "all", "domain": "docs", "language": "", "asked": 1 / 3, "tokens": 409600.0},
+        {"stage": "", "domain": "code", "language": "en", "asked": 2 / 3, "tokens": 12.0},
+    ]
+    table = run._table({"stages": {"pretrain": {"mixture": mixture, "secs": 1.5, "rest": []}}})
+    assert table.splitlines() == [
+        "stages",
+        "  pretrain",
+        "    mixture",
+        "      stage all, domain docs, asked 0.3333, tokens 409,600",
+        "      domain code, language en, asked 0.6667, tokens 12",
+        f"    {'secs':24} 1.5",
+        f"    {'rest':24} []",
+    ]
