@@ -17,7 +17,7 @@ from eval import dialog
 from launch import training
 from launch.rundir import RunDir
 from model import decode
-from model.families import MAX_TOKENS
+from model.interop.hf_config import MAX_TOKENS
 from model.sharding import MeshConfig, make_mesh
 
 # The last of these that the run has finished is the one that answers.

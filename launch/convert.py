@@ -26,9 +26,9 @@ from launch.console import Progress
 from launch.newdir import appear
 from launch.rundir import ORIGIN, RunDir, code_version, digest, write_json
 from launch.settings import to_dataclass, to_dict
-from model import families, hf
 from model.config import TransformerConfig
-from model.tensors import WRITTEN, plain_file, read_json, write_safetensors
+from model.interop import hf_config, huggingface
+from model.interop.safetensors import WRITTEN, plain_file, read_json, write_safetensors
 from model.transformer import declare
 from train import checkpoint
 
@@ -70,7 +70,7 @@ def run_import(source_hf: str, source_gguf: str, out: Path, progress: Progress) 
             _refuse_stray_links(place)
         run = RunDir(part)
         with _as_bad_input():
-            source = hf.open_hf(place) if source_hf else hf.open_gguf(place)
+            source = huggingface.open_hf(place) if source_hf else huggingface.open_gguf(place)
             described = (
                 _describe_hf(place, source.config.vocab_size, progress.note)
                 if source_hf
@@ -225,8 +225,10 @@ def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
         with _as_bad_input():
             name, shown = _find_family(described, config)
             kind, ids = _describe_tokenizer(run, described, stage)
-            said = families.to_hf(shown, name) | {"dtype": dtype} | ids
-            items = _items(hf.outline(shown, name), _taker(leaves, config, shown), progress)
+            said = hf_config.to_hf(shown, name) | {"dtype": dtype} | ids
+            items = _items(
+                huggingface.outline(shown, name), _taker(leaves, config, shown), progress
+            )
         write_safetensors(part, items, MAX_SHARD_BYTES, dtype)
         (part / "config.json").write_text(json.dumps(said, indent=2) + "\n")
         generation = described.get("generation", ids)
@@ -258,12 +260,12 @@ def _find_family(described: dict, config: TransformerConfig) -> tuple[str, Trans
     if "model_type" in described:
         return described["model_type"], config
     try:
-        return families.nearest(config), config
+        return hf_config.nearest(config), config
     except ValueError:
         if not config.scale_embedding:
             raise
     plain = dataclasses.replace(config, scale_embedding=False, head="untied")
-    return families.nearest(plain), plain
+    return hf_config.nearest(plain), plain
 
 
 def _taker(leaves: Any, config: TransformerConfig, shown: TransformerConfig) -> Callable:
@@ -327,7 +329,7 @@ def _items(parts: list, take: Callable, progress: Progress) -> Iterator[tuple]:
 
     def make(part: Any) -> np.ndarray:
         tell(part.name)
-        return hf.gather(part, take)
+        return huggingface.gather(part, take)
 
     for part in parts:
         yield part.name, part.shape, functools.partial(make, part)

@@ -403,7 +403,7 @@ def run_report(context: Context) -> dict:
 _LAUNCH = tuple(
     f"launch/{name}.py" for name in ("stages", "training", "mixing", "evaluation", "settings")
 )
-_DATA = ("data", "eval", "model/gguf.py", "model/tensors.py", *_LAUNCH)
+_DATA = ("data", "eval", "model/interop/gguf.py", "model/interop/safetensors.py", *_LAUNCH)
 _TRAIN = ("model", "train", "data", "eval", "launch/measure.py", *_LAUNCH)
 _ALIGN = (*_TRAIN, "alignment")
 _POLICY = ("seed", "model")

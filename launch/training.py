@@ -32,9 +32,10 @@ from launch.rundir import (
     write_json,
 )
 from launch.settings import to_dict
-from model import gguf, ring, sharding
+from model import ring, sharding
 from model.config import TransformerConfig
-from model.families import COMPUTED, TRAINED
+from model.interop import gguf
+from model.interop.hf_config import COMPUTED, TRAINED
 from model.transformer import Params, declare
 from train import checkpoint, loop
 from train.checkpoint import Checkpointer

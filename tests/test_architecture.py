@@ -38,9 +38,9 @@ MAX_FUNCTION_LINES = 60
 ARGUED_LENGTHS: dict[str, str] = {}
 # Public functions that only users of the rooms call, and who they are: {"room.module.name": who}.
 LIBRARY_FACE: dict[str, str] = {
-    "model.hf.load": "README's three lines: a model of others from Python, onto any mesh",
+    "model.interop.huggingface.load": "README's three lines: loads a checkpoint onto any mesh",
     "model.loss.head_loss": "the scalar that oracles differentiate; training needs its parts too",
-    "model.hf.save": "its counterpart; the verb export streams from disk instead",
+    "model.interop.huggingface.save": "its counterpart; the verb export streams from disk instead",
 }
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".jinja", ".txt", ".yaml", ".yml", ".json", ".sh", ""}
 # Bracketed letters keep these patterns from finding themselves.
@@ -213,30 +213,32 @@ def find_unwanted_text(files: Files) -> list[str]:
 
 
 def find_false_tree(files: Files) -> list[str]:
-    """README's fenced tree against the files: `room/` lines, then one indented line a file."""
-    listed, room = {}, ""
+    """README's fenced tree against the folders that hold modules: `folder/  clause` a line."""
+    listed = {}
     for block in re.findall(
         r"^```\w*\n(.*?)^```", files.get("README.md", ""), re.DOTALL | re.MULTILINE
     ):
-        for line in block.splitlines() if re.search(r"^launch/", block, re.MULTILINE) else ():
-            entry = re.match(
-                r"(?P<indent>[\s│├└─|`]*)(?P<name>[\w./-]+)(\s+(?P<clause>\S.*))?$", line
-            )
-            if entry and entry["name"].endswith("/"):
-                room = entry["name"]
-            elif entry and "." in entry["name"]:
-                listed[(room if entry["indent"] else "") + entry["name"]] = entry["clause"]
+        if re.search(r"^launch/", block, re.MULTILINE):
+            listed |= dict(re.findall(r"^([\w/]+/)[ \t]*(.*)$", block, re.MULTILINE))
     if not listed:
         return ["README.md has no fenced tree with a line that starts with launch/"]
-    wanted = {
-        path for path, _, _ in _modules(files, tests=False) if not path.endswith("__init__.py")
+    folders = {
+        path.rpartition("/")[0] + "/" for path, room, _ in _modules(files) if room != "tests"
     }
-    found = [f"README.md's tree lacks {path}" for path in sorted(wanted - set(listed))]
-    found += [
-        f"README.md's tree lists {path}, which is not there" for path in listed if path not in files
-    ]
+    folders |= {"tests/"} & set(listed)
+    found = [f"README.md's tree lacks {folder}" for folder in sorted(folders - set(listed))]
+    found += [f"README.md's tree lists {f}, which is not there" for f in listed if f not in folders]
     return found + [
-        f"README.md's tree says nothing of {p}" for p, clause in listed.items() if not clause
+        f"README.md's tree says nothing of {f}" for f, clause in listed.items() if not clause
+    ]
+
+
+def find_undescribed(files: Files) -> list[str]:
+    """Modules without a first line that says what they hold."""
+    return [
+        f"{path} has no docstring; its first line says what it holds"
+        for path, _, tree in _modules(files)
+        if not path.startswith("tests/") and not ast.get_docstring(tree)
     ]
 
 
@@ -338,14 +340,14 @@ BROKEN: list[tuple[Callable[[Files], list[str]], Files, str]] = [
     (find_unwanted_text, {"Makefile": "cp x /tm" + "p/x"}, "one machine"),
     (find_unwanted_text, {"LOG.md": "an agen" + "t session made this"}, "written"),
     (find_false_tree, {"README.md": "no tree"}, "no fenced tree"),
-    (find_false_tree, {"README.md": "```\nlaunch/\n```", "launch/a.py": ""}, "no fenced tree"),
-    (find_false_tree, {"README.md": "```\nlaunch/\n  a.py  it runs\n```"}, "not there"),
-    (find_false_tree, {"README.md": "```\nlaunch/\n  a.py\n```", "launch/a.py": ""}, "nothing of"),
+    (find_false_tree, {"README.md": "```\nlaunch/ it runs\n```"}, "not there"),
+    (find_false_tree, {"README.md": "```\nlaunch/\n```", "launch/a.py": ""}, "nothing of"),
     (
         find_false_tree,
-        {"README.md": "```\nlaunch/\n  a.py it\n```", "launch/a.py": "", "launch/b.py": ""},
-        "lacks launch/b.py",
+        {"README.md": "```\nlaunch/ it\n```", "launch/a.py": "", "launch/b/c.py": ""},
+        "lacks launch/b/",
     ),
+    (find_undescribed, {"data/a.py": "x = 1"}, "data/a.py"),
     (
         find_unread_keys,
         {
@@ -381,11 +383,10 @@ def test_every_rule_is_in_the_table():
 
 def test_rules_leave_a_sound_house_alone():
     sound = {
-        "README.md": "Use `--config`.\n```\nsetup.py  names\ntrain/\n  a.py  steps\n"
-        "launch/\n  run.py  the door\n```",
+        "README.md": "Use `--config`.\n```\ntrain/  steps\nlaunch/  the command line\n```",
         "setup.py": "'seedbed = launch.run:main'",
-        "train/a.py": "class AConfig:\n    rate: float\n\ndef f(c):\n    return c.rate",
-        "launch/run.py": "from train import a\n\ndef main():\n    a.f('config')",
+        "train/a.py": "'Step.'\nclass AConfig:\n    rate: float\n\ndef f(c):\n    return c.rate",
+        "launch/run.py": "'It runs.'\nfrom train import a\n\ndef main():\n    a.f('config')",
         "tests/test_a.py": "from train import a\nfrom launch import run",
     }
     assert {rule.__name__: rule(sound) for rule in RULES} == {rule.__name__: [] for rule in RULES}

@@ -64,9 +64,9 @@ EXPECTED = {
 # {function that holds it: why}.
 NOT_COMPILED = {
     "model.flop._measured_peak": "measures one CPU, where the device is in no data sheet",
-    "model.fill.fill": "for users of model.hf.load; the verbs import and export hold no devices",
-    "model.fill._writer": "as fill",
-    "model.fill._reader": "as fill",
+    "model.interop.placement.fill": "for users of huggingface.load; export needs no device",
+    "model.interop.placement._writer": "as fill",
+    "model.interop.placement._reader": "as fill",
     "model.transformer.forward": "the stages call it inside other programs alone",
 }
 

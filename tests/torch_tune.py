@@ -138,14 +138,14 @@ def write_frozen(folder: Path, name: str) -> list[float]:
     """Writes what `make` does, without torch, from FROZEN; gives torch's losses."""
     from safetensors.numpy import save_file
 
-    from model import families, hf
+    from model.interop import hf_config, huggingface
 
     frozen = json.loads(FROZEN.read_text())[name]
     (folder / name).mkdir(parents=True)
     for file in ("config", "tokenizer_config"):
         (folder / name / f"{file}.json").write_text(json.dumps(frozen[file]))
     build_tokenizer(LAYOUTS[name]).save(str(folder / name / "tokenizer.json"))
-    parts = hf.outline(families.from_hf(frozen["config"]), frozen["config"]["model_type"])
+    parts = huggingface.outline(hf_config.from_hf(frozen["config"]), frozen["config"]["model_type"])
     tensors = {part.name: values(part.name, part.shape) for part in parts}
     save_file(tensors, folder / name / "model.safetensors")
     return frozen["losses"]

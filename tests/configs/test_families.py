@@ -9,7 +9,7 @@ import pytest
 
 from configs import families as table
 from launch import settings
-from model import families, hf_keys
+from model.interop import hf_config, hf_keys
 from model.transformer import declare, forward, init
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -205,13 +205,13 @@ def test_tokenizer_is_no_larger_than_the_text_supports(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_file_is_the_family_of_the_table(name):
-    ours, theirs = model_of(name), families.from_hf(PUBLISHED[name])
+    ours, theirs = model_of(name), hf_config.from_hf(PUBLISHED[name])
     kind = hf_keys.text_part(PUBLISHED[name])[1]
     said = [
-        families.to_hf(dataclasses.replace(x, max_positions=1024), kind) for x in (ours, theirs)
+        hf_config.to_hf(dataclasses.replace(x, max_positions=1024), kind) for x in (ours, theirs)
     ]
     assert said[0] == said[1]
-    assert families.nearest(theirs) == kind
+    assert hf_config.nearest(theirs) == kind
 
 
 def test_unknown_family_is_refused():
@@ -232,4 +232,4 @@ def test_families_without_a_model_elsewhere_run(name):
     logits = forward(config, init(config, jax.random.key(0)), tokens)
     assert logits.shape == (1, 12, 64) and np.isfinite(logits).all()
     with pytest.raises(ValueError, match="no family of transformers has this model; the nearest"):
-        families.nearest(config)
+        hf_config.nearest(config)

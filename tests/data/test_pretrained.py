@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from data.tokenizers import pretrained
 from data.tokenizers import tokenizer as own
-from model.gguf import open_gguf
+from model.interop.gguf import open_gguf
 from tests.data.test_byte_level import (
     BEGIN,
     END,

@@ -26,10 +26,10 @@ from launch.run import run_command
 from launch.rundir import RunDir, write_json
 from launch.settings import to_dict
 from launch.training import load_model
-from model import families, hf
 from model.config import RopeConfig, TransformerConfig
+from model.interop import hf_config, huggingface
+from model.interop.safetensors import write_safetensors
 from model.sharding import MeshConfig, make_mesh
-from model.tensors import write_safetensors
 from model.transformer import declare, forward
 from tests.test_token_layouts import BYTE_LEVEL, CONTROL, write_byte_level
 from train.checkpoint import Checkpointer
@@ -80,12 +80,15 @@ def make_source(directory, config=TINY, name="llama", dtype="float32", shard_byt
     def take(path, index):
         return functools.reduce(dict.__getitem__, path, params)[index]
 
-    wanted = hf.outline(config, name)
-    items = [(part.name, part.shape, functools.partial(hf.gather, part, take)) for part in wanted]
+    wanted = huggingface.outline(config, name)
+    items = [
+        (part.name, part.shape, functools.partial(huggingface.gather, part, take))
+        for part in wanted
+    ]
     directory.mkdir()
     write_safetensors(directory, items, shard_bytes, dtype)
     more = {"dtype": dtype, "bos_token_id": 1, "eos_token_id": [0, 1], "pad_token_id": None}
-    write_json(directory / "config.json", families.to_hf(config, name) | more)
+    write_json(directory / "config.json", hf_config.to_hf(config, name) | more)
     (directory / "generation_config.json").write_text('{"eos_token_id": [0, 1], "top_k": 7}')
     write_tokenizer(directory, 3)
     return params
@@ -174,7 +177,7 @@ def test_an_imported_run_is_loaded_onto_any_mesh(tmp_path, name):
     for mesh in (MeshConfig(), MeshConfig(fsdp=2, tensor=2, data=2)):
         devices = jax.devices()[: int(np.prod(list(mesh.axis_sizes().values())))]
         config, found = load_model(run, "import", make_mesh(mesh, devices))
-        assert config == families.from_hf(families.to_hf(FAMILIES[name], name))
+        assert config == hf_config.from_hf(hf_config.to_hf(FAMILIES[name], name))
         assert_same(found, params)
     up = found["stack0"]["layer0"]["attention"]["q"]
     assert isinstance(up.sharding, NamedSharding) and len(up.sharding.device_set) == 8
@@ -244,8 +247,8 @@ def test_a_run_of_our_own_is_exported(own, tmp_path, stage, expected):
     run, config = own
     code, out, err = door("export", f"--run={run.path}", f"--hf={tmp_path}/hf", f"--stage={stage}")
     assert code == 0, err
-    found, params = hf.load(tmp_path / "hf")
-    assert found == families.from_hf(families.to_hf(config, "qwen3"))
+    found, params = huggingface.load(tmp_path / "hf")
+    assert found == hf_config.from_hf(hf_config.to_hf(config, "qwen3"))
     assert_same(params, make_params(config, ("pretrain", "dpo").index(expected)))
     said = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert (said["model_type"], said["dtype"], said["bos_token_id"]) == ("qwen3", "float32", 1)
@@ -297,7 +300,7 @@ def test_a_scale_that_no_family_has_goes_into_the_embedding(tmp_path):
     saved.close()
     code, _, err = door("export", f"--run={run.path}", f"--hf={tmp_path}/hf", "--stage=pretrain")
     assert code == 0, err
-    found, exported = hf.load(tmp_path / "hf")
+    found, exported = huggingface.load(tmp_path / "hf")
     assert (found.head, found.scale_embedding, found.qk_norm) == ("untied", False, "head")
     assert_same(exported["embedding"], params["embedding"] * np.float32(TINY.d_model**0.5))
     assert_same(exported.pop("head"), params["embedding"].T)
@@ -384,11 +387,11 @@ def test_memory_stays_below_the_largest_tensor_and_a_constant(tmp_path):
     )
     make_source(tmp_path / "small")
     (tmp_path / "large").mkdir()
-    wanted = hf.outline(large, "llama")
+    wanted = huggingface.outline(large, "llama")
     row = np.random.default_rng(0).standard_normal(1 << 20, dtype=np.float32)
     items = [(p.name, p.shape, functools.partial(np.resize, row, p.shape)) for p in wanted]
     convert.write_safetensors(tmp_path / "large", items, 200 << 20, "bfloat16")
-    said = families.to_hf(large, "llama") | {"dtype": "bfloat16"}
+    said = hf_config.to_hf(large, "llama") | {"dtype": "bfloat16"}
     (tmp_path / "large" / "config.json").write_text(json.dumps(said))
     write_tokenizer(tmp_path / "large", 3)
     sizes_mb = [4 * np.prod(part.shape) / 2**20 for part in wanted]

@@ -11,7 +11,7 @@ import pytest
 from launch import convert
 from launch.rundir import RunDir
 from launch.settings import to_dict
-from model import hf
+from model.interop import huggingface
 from tests.launch.test_convert import (
     TINY,
     VOCAB_SIZE,
@@ -264,7 +264,7 @@ def test_a_model_that_no_family_has_is_not_exported(tmp_path):
 
 def test_a_file_that_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
     make_source(tmp_path / "source")
-    opened = hf.open_hf
+    opened = huggingface.open_hf
 
     def open_then_cut(place):
         source = opened(place)

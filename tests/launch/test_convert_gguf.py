@@ -13,7 +13,7 @@ from data.tokenizers import pretrained
 from launch import export_tokenizer
 from launch.rundir import RunDir
 from launch.training import load_model
-from model import hf
+from model.interop import huggingface
 from model.sharding import MeshConfig, make_mesh
 from tests.launch.test_convert import TINY, VOCAB_SIZE, assert_same, door, make_params
 
@@ -85,7 +85,7 @@ def test_a_gguf_file_is_imported_and_exported(tmp_path):
     assert config.num_kv_heads == TINY.num_kv_heads
     code, out, err = door("export", f"--run={run.path}", f"--hf={tmp_path}/hf")
     assert code == 0 and "same ids for 8 of 8 samples" in out, err
-    assert_same(hf.load(tmp_path / "hf")[1], params)
+    assert_same(huggingface.load(tmp_path / "hf")[1], params)
     ours = pretrained.load(run.stage("tokenizer"))
     theirs = FastTokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
     for text in export_tokenizer.SAMPLES:

@@ -12,7 +12,7 @@ from data.errors import BadInput
 from data.tokenizers import pretrained
 from launch.rundir import RunDir, write_json
 from launch.training import load_model
-from model import hf
+from model.interop import huggingface
 from model.sharding import MeshConfig, make_mesh
 from tests.launch.test_convert import assert_same, door, make_source
 from train import checkpoint
@@ -27,7 +27,7 @@ def test_a_path_may_go_up(tmp_path, monkeypatch):
     assert door("import", "--hf=../source", "--out=../here/../run")[0] == 0
     code, _, err = door("export", "--run=../run", "--hf=../back")
     assert code == 0, err
-    assert_same(hf.load(tmp_path / "back")[1], params)
+    assert_same(huggingface.load(tmp_path / "back")[1], params)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     assert_same(load_model(RunDir(Path("../run")), "import", mesh)[1], params)
 

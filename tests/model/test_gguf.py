@@ -12,8 +12,8 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFValueType as Value
 
-from model import tensors
-from model.gguf import open_gguf
+from model.interop import safetensors
+from model.interop.gguf import open_gguf
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -73,7 +73,7 @@ def assert_as_the_package_reads(path, names=None):
 
 @pytest.mark.parametrize("block_bytes", [1 << 20, 100])
 def test_a_file_is_read_as_the_package_reads_it(path, monkeypatch, block_bytes):
-    monkeypatch.setattr(tensors, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(safetensors, "BLOCK_BYTES", block_bytes)
     opened, metadata = open_gguf(path)
     assert metadata == METADATA
     np.testing.assert_array_equal(opened.read("F32"), values())

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from model import hf, packed
-from model.tensors import open_safetensors
-from tests.model.test_hf import CASES, same, write
+from model.interop import huggingface, packed
+from model.interop.safetensors import open_safetensors
+from tests.model.test_huggingface import CASES, same, write
 
 
 def pack_mxfp4(codes_EOI, scales_EOB):
@@ -72,11 +72,11 @@ def test_published_directory_is_read(case, tmp_path):
             stored[name] = value
     write(tmp_path / "plain", raw, plain)
     write(tmp_path / "packed", raw, stored)
-    same(hf.load(tmp_path / "packed")[1], hf.load(tmp_path / "plain")[1])
+    same(huggingface.load(tmp_path / "packed")[1], huggingface.load(tmp_path / "plain")[1])
     other = json.loads(json.dumps(raw)) | {"quantization_config": {"quant_method": "awq"}}
     write(tmp_path / "packed", other, stored)
     with pytest.raises(ValueError, match="quantization_config is 'awq'"):
-        hf.load(tmp_path / "packed")
+        huggingface.load(tmp_path / "packed")
 
 
 @pytest.mark.parametrize(

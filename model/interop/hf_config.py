@@ -11,10 +11,10 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from model import hf_rope
 from model.config import BIASES, MLAConfig, MoEConfig, RopeConfig, TransformerConfig, layer_kinds
-from model.hf_keys import Keys, choose, text_part
-from model.hf_table import FAMILIES, NEUTRAL, PACKED, Family
+from model.interop import hf_rope
+from model.interop.hf_families import FAMILIES, NEUTRAL, PACKED, Family
+from model.interop.hf_keys import Keys, choose, text_part
 
 SECTIONS = {"rope": RopeConfig, "mla": MLAConfig, "moe": MoEConfig}
 KINDS = {"full_attention": "full", "sliding_attention": "sliding"}

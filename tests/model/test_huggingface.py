@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from model import decode, families, fill, hf, hf_keys, hf_names, sharding
-from model.parts import parts
+from model import decode, sharding
+from model.interop import hf_config, hf_keys, hf_tensors, huggingface, placement
+from model.interop.mapping import parts
 from model.transformer import declare, forward, init
 from tests.marks import by_default
 
@@ -62,12 +63,12 @@ def same(one, other, atol=0.0):
 
 def expected_tensors(raw):
     """Names and shapes as the Hub has them, from our own rules."""
-    config, (text, name) = families.from_hf(raw), hf_keys.text_part(raw)
-    base = "language_model.model." if raw["model_type"] == "gemma3" else hf.base(name)
-    rules = hf_names.rules(name, pairs=text.get("rope_interleave", True))
+    config, (text, name) = hf_config.from_hf(raw), hf_keys.text_part(raw)
+    base = "language_model.model." if raw["model_type"] == "gemma3" else huggingface.base(name)
+    rules = hf_tensors.rules(name, pairs=text.get("rope_interleave", True))
     return {
-        part.name.replace(hf.base(name), base, 1): part.shape
-        for part in parts(config, rules, hf.layer(name))
+        part.name.replace(huggingface.base(name), base, 1): part.shape
+        for part in parts(config, rules, huggingface.layer(name))
     }
 
 
@@ -85,7 +86,7 @@ def write(directory, raw, tensors=None):
 @pytest.mark.parametrize("case", SOME)
 def test_logits_are_those_of_transformers(case, tmp_path):
     write(tmp_path, CASES[case]["config"])
-    config, params = hf.load(tmp_path, vocab_multiple=16)
+    config, params = huggingface.load(tmp_path, vocab_multiple=16)
     logits = run(config, params, tokens(config.vocab_size))
     assert logits.shape == (2, 24, config.vocab_size)
     np.testing.assert_allclose(logits[0, PLACES, :8], CASES[case]["logits"], 0, ATOL)
@@ -94,7 +95,7 @@ def test_logits_are_those_of_transformers(case, tmp_path):
 @pytest.mark.parametrize("case", by_default(["gemma2", "deepseek v3", "gpt-oss", "gpt2"], 0, 3))
 def test_greedy_tokens_are_those_of_transformers(case, tmp_path):
     write(tmp_path, CASES[case]["config"])
-    config, params = hf.load(tmp_path)
+    config, params = huggingface.load(tmp_path)
     ids = tokens(config.vocab_size)[:1]
     greedy = dict(max_new_tokens=12, temperature=0.0, end_id=-1, pad_id=0)
     got = decode.generate(config, params, ids, np.ones_like(ids), jax.random.key(0), **greedy)
@@ -105,14 +106,14 @@ def test_greedy_tokens_are_those_of_transformers(case, tmp_path):
 @pytest.mark.parametrize("case", SOME)
 def test_export_gives_the_file_back(case, tmp_path):
     raw = CASES[case]["config"]
-    base = hf.base(hf_keys.text_part(raw)[1])
+    base = huggingface.base(hf_keys.text_part(raw)[1])
     stored = {
         name.replace("language_model.model.", base): value
         for name, value in write(tmp_path / "in", raw).items()
     }
-    config, params = hf.load(tmp_path / "in", vocab_multiple=16)
-    name = families.nearest(config)
-    hf.save(tmp_path / "out", config, params, name)
+    config, params = huggingface.load(tmp_path / "in", vocab_multiple=16)
+    name = hf_config.nearest(config)
+    huggingface.save(tmp_path / "out", config, params, name)
     back = load_file(tmp_path / "out" / "model.safetensors")
     assert back.keys() == stored.keys()
     if raw.get("rope_interleave", True):  # halves are written as pairs
@@ -120,17 +121,17 @@ def test_export_gives_the_file_back(case, tmp_path):
             np.testing.assert_allclose(back[key], stored[key], 0, LAST_BIT * ("gemma" in name))
     said = json.loads((tmp_path / "out" / "config.json").read_text())
     assert said["model_type"] == name
-    again, loaded = hf.load(tmp_path / "out", vocab_multiple=16)
+    again, loaded = huggingface.load(tmp_path / "out", vocab_multiple=16)
     assert again == config
     same(loaded, params)
 
 
 def test_export_splits_long_files(tmp_path):
     write(tmp_path / "in", CASES["mixtral"]["config"])
-    config, params = hf.load(tmp_path / "in")
-    hf.save(tmp_path / "out", config, params, "mixtral", max_shard_bytes=20_000)
+    config, params = huggingface.load(tmp_path / "in")
+    huggingface.save(tmp_path / "out", config, params, "mixtral", max_shard_bytes=20_000)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 5
-    same(hf.load(tmp_path / "out")[1], params)
+    same(huggingface.load(tmp_path / "out")[1], params)
 
 
 @pytest.mark.parametrize(
@@ -145,14 +146,14 @@ def test_export_splits_long_files(tmp_path):
 )
 def test_any_mesh_holds_the_same_model(case, axes, tmp_path):
     write(tmp_path / "in", CASES[case]["config"])
-    config, params = hf.load(tmp_path / "in", vocab_multiple=24)
+    config, params = huggingface.load(tmp_path / "in", vocab_multiple=24)
     count = int(np.prod(list(axes.values())))
     mesh = sharding.make_mesh(sharding.MeshConfig(**axes), jax.devices()[:count])
-    _, placed = hf.load(tmp_path / "in", mesh, vocab_multiple=24)
+    _, placed = huggingface.load(tmp_path / "in", mesh, vocab_multiple=24)
     want = sharding.weight_shardings(declare(config), mesh)
     jax.tree.map(lambda x, place: x.sharding.is_equivalent_to(place, x.ndim) or 1 / 0, placed, want)
     same(placed, params)
-    hf.save(tmp_path / "out", config, placed, families.nearest(config))
+    huggingface.save(tmp_path / "out", config, placed, hf_config.nearest(config))
     back = load_file(tmp_path / "out" / "model.safetensors")
     for name, value in load_file(tmp_path / "in" / "model.safetensors").items():
         np.testing.assert_array_equal(back[name], value, name)
@@ -166,7 +167,7 @@ def test_no_more_than_a_slice_travels(tmp_path):
     leaf = jax.ShapeDtypeStruct((4, 8, 64), np.float32, sharding=place)
     index = jax.ShapeDtypeStruct((2,), np.int32)
     value = jax.ShapeDtypeStruct((64,), np.float32)
-    text = fill._writer(place, 2).lower(leaf, value, index).compile().as_text()
+    text = placement._writer(place, 2).lower(leaf, value, index).compile().as_text()
     assert "all-gather" not in text and "all-reduce" not in text
     assert "f32[2,2,64]" in text
 
@@ -191,7 +192,10 @@ def test_fused_experts_are_read(tmp_path):
             left[f"{layer}.experts.gate_up_proj"] = both
             left[f"{layer}.experts.down_proj"] = stacked[layer, 2]
         write(tmp_path / "fused", raw, left)
-        each, together = hf.load(tmp_path / "each")[1], hf.load(tmp_path / "fused")[1]
+        each, together = (
+            huggingface.load(tmp_path / "each")[1],
+            huggingface.load(tmp_path / "fused")[1],
+        )
         same(each, together)
 
 
@@ -203,15 +207,15 @@ def test_what_says_nothing_is_ignored(tmp_path):
         "model.layers.3.eh_proj.weight": np.ones((2, 2), np.float32),  # predicts a second token
     }
     write(tmp_path / "in", raw, tensors | more)
-    hf.load(tmp_path / "in")
+    huggingface.load(tmp_path / "in")
     raw = CASES["gpt2"]["config"]
     tensors = {n.removeprefix("transformer."): x for n, x in write(tmp_path / "gpt2", raw).items()}
     more = {"h.0.attn.bias": np.ones((1, 1), np.float32), "lm_head.weight": tensors["wte.weight"]}
     write(tmp_path / "gpt2", raw, tensors | more)
-    hf.load(tmp_path / "gpt2")
+    huggingface.load(tmp_path / "gpt2")
     write(tmp_path / "gpt2", raw, tensors | {"lm_head.weight": tensors["wte.weight"] + 1})
     with pytest.raises(ValueError, match="lm_head.weight is not the embedding"):
-        hf.load(tmp_path / "gpt2")
+        huggingface.load(tmp_path / "gpt2")
 
 
 def test_faults_of_a_file_are_named(tmp_path):
@@ -221,7 +225,7 @@ def test_faults_of_a_file_are_named(tmp_path):
     def refusal(tensors):
         write(tmp_path, raw, tensors)
         with pytest.raises(ValueError) as caught:
-            hf.load(tmp_path)
+            huggingface.load(tmp_path)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -244,11 +248,11 @@ def test_faults_of_a_file_are_named(tmp_path):
 
 
 def test_a_model_of_ones_own_can_be_exported(tmp_path):
-    config, _ = (families.from_hf(CASES["qwen3"]["config"]), None)
+    config, _ = (hf_config.from_hf(CASES["qwen3"]["config"]), None)
     config = dataclasses.replace(config, vocab_multiple=64, scan_layers=False, max_positions=0)
     params = init(config, jax.random.key(0))
-    hf.save(tmp_path, config, params, families.nearest(config))
-    again, loaded = hf.load(tmp_path, vocab_multiple=64, scan_layers=False)
+    huggingface.save(tmp_path, config, params, hf_config.nearest(config))
+    again, loaded = huggingface.load(tmp_path, vocab_multiple=64, scan_layers=False)
     assert dataclasses.replace(again, max_positions=0) == config
     loaded["embedding"] = (
         loaded["embedding"].at[config.vocab_size :].set(params["embedding"][config.vocab_size :])
@@ -292,7 +296,7 @@ def test_live(case, tmp_path):
         assert not any(report.values()), report
         return theirs.eval()
 
-    config, params = hf.load(tmp_path / "in", vocab_multiple=16)
+    config, params = huggingface.load(tmp_path / "in", vocab_multiple=16)
     ids = tokens(config.vocab_size)
     theirs = reload(tmp_path / "in", cls)
     with torch.no_grad():
@@ -307,7 +311,7 @@ def test_live(case, tmp_path):
     greedy = dict(max_new_tokens=64, temperature=0.0, end_id=-1, pad_id=0)
     got = decode.generate(config, params, ids, np.ones_like(ids), jax.random.key(0), **greedy)
     assert got.tokens_BR.tolist() == written.tolist()
-    hf.save(tmp_path / "out", config, params, families.nearest(config))
+    huggingface.save(tmp_path / "out", config, params, hf_config.nearest(config))
     with torch.no_grad():
         again = reload(tmp_path / "out", auto)(torch.tensor(ids)).logits.numpy()
     np.testing.assert_allclose(again, expected, 0, ATOL)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from model.config import RopeConfig, TransformerConfig
-from model.hf_keys import Keys
+from model.interop.hf_keys import Keys
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 WORDS, SWITCHES = {"type", "rope_type"}, {"truncate"}

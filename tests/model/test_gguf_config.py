@@ -1,8 +1,8 @@
 """GGUF files of every architecture give the model that the Hugging Face directory gives.
 
-tests/gguf_models.json holds what llama.cpp's convert_hf_to_gguf.py (of llama-cpp-python 0.3.36)
-made of tiny models with the weights of `tests.model.test_hf.draw`: metadata, and a hash over names,
-shapes and values. `convert` below stands in for it, and is held to the hash.
+gguf_models.json holds what llama.cpp's convert_hf_to_gguf.py (of llama-cpp-python 0.3.36) made of
+tiny models with the weights of `test_huggingface.draw`: metadata, and a hash over names, shapes and
+values. `convert` below stands in for it, and is held to the hash.
 """
 
 import contextlib
@@ -15,8 +15,9 @@ import gguf
 import numpy as np
 import pytest
 
-from model import families, gguf_names, hf, sharding
-from tests.model.test_hf import LAST_BIT, expected_tensors, same, write
+from model import sharding
+from model.interop import gguf_config, hf_config, huggingface
+from tests.model.test_huggingface import LAST_BIT, expected_tensors, same, write
 
 MODELS = json.loads((Path(__file__).parent / "gguf_models.json").read_text())
 
@@ -122,19 +123,23 @@ def test_file_of_llama_cpp_is_the_same_model(name, tmp_path):
     _, metadata, tensors = make(name, tmp_path / "hf")
     assert digest(tensors) == MODELS[name]["sha256"]
     write_gguf(tmp_path / "model.gguf", metadata, tensors)
-    source = hf.open_gguf(tmp_path / "model.gguf")
-    config, params = hf.load(tmp_path / "hf")
+    source = huggingface.open_gguf(tmp_path / "model.gguf")
+    config, params = huggingface.load(tmp_path / "hf")
     assert source.config == config and source.metadata["general.architecture"]
-    assert families.nearest(config) == source.name
-    same(hf.load(tmp_path / "model.gguf")[1], params, LAST_BIT * name.startswith("gemma"))
+    assert hf_config.nearest(config) == source.name
+    same(
+        huggingface.load(tmp_path / "model.gguf")[1],
+        params,
+        LAST_BIT * name.startswith("gemma"),
+    )
 
 
 def test_any_mesh_holds_the_same_model(tmp_path):
     _, metadata, tensors = make("mixtral", tmp_path / "hf")
     write_gguf(tmp_path / "model.gguf", metadata, tensors)
     mesh = sharding.make_mesh(sharding.MeshConfig(expert=2, tensor=2, fsdp=2))
-    placed = hf.load(tmp_path / "model.gguf", mesh, vocab_multiple=2)[1]
-    same(placed, hf.load(tmp_path / "hf", vocab_multiple=2)[1])
+    placed = huggingface.load(tmp_path / "model.gguf", mesh, vocab_multiple=2)[1]
+    same(placed, huggingface.load(tmp_path / "hf", vocab_multiple=2)[1])
 
 
 def test_older_spellings_are_read(tmp_path):
@@ -153,12 +158,15 @@ def test_older_spellings_are_read(tmp_path):
     metadata |= {"deepseek2.attention.value_length": raw["v_head_dim"]}
     metadata = {key: value for key, value in metadata.items() if not key.endswith("_mla")}
     write_gguf(tmp_path / "old.gguf", metadata, together)
-    assert hf.open_gguf(tmp_path / "old.gguf").config == hf.open_hf(tmp_path / "hf").config
-    same(hf.load(tmp_path / "old.gguf")[1], hf.load(tmp_path / "hf")[1])
+    assert (
+        huggingface.open_gguf(tmp_path / "old.gguf").config
+        == huggingface.open_hf(tmp_path / "hf").config
+    )
+    same(huggingface.load(tmp_path / "old.gguf")[1], huggingface.load(tmp_path / "hf")[1])
     _, metadata, tensors = make("qwen2moe", tmp_path / "qwen")
     flat = {name: x[0] if "inp_shexp" in name else x for name, x in tensors.items()}
     write_gguf(tmp_path / "flat.gguf", metadata, flat)
-    same(hf.load(tmp_path / "flat.gguf")[1], hf.load(tmp_path / "qwen")[1])
+    same(huggingface.load(tmp_path / "flat.gguf")[1], huggingface.load(tmp_path / "qwen")[1])
 
 
 @pytest.mark.parametrize(
@@ -185,7 +193,7 @@ def test_metadata_turn_switches(name, changes, switches, tmp_path):
     _, metadata, tensors = make(name, tmp_path)
     metadata = {key: x for key, x in (metadata | changes).items() if x is not None}
     shapes = {key: value.shape for key, value in tensors.items()}
-    flat = families.flatten(families.from_hf(gguf_names.to_config(metadata, shapes, None)))
+    flat = hf_config.flatten(hf_config.from_hf(gguf_config.to_config(metadata, shapes, None)))
     assert {key: flat[key] for key in switches} == switches
 
 
@@ -212,7 +220,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(name, changes, words, tmp_pa
     metadata = {key: x for key, x in (metadata | changes).items() if x is not None}
     write_gguf(tmp_path / "model.gguf", metadata, tensors)
     with pytest.raises(ValueError) as caught:
-        hf.open_gguf(tmp_path / "model.gguf")
+        huggingface.open_gguf(tmp_path / "model.gguf")
     said = str(caught.value)
     assert str(tmp_path) in said and words in said and "\n" not in said
 
@@ -221,14 +229,14 @@ def test_what_cannot_be_honoured_is_refused_by_name(name, changes, words, tmp_pa
 def test_any_value_is_taken_or_refused_in_words(name):
     metadata = MODELS[name]["metadata"]
     arch = metadata["general.architecture"]
-    keys = [*metadata, *(f"{arch}.{key}" for key in (*gguf_names.KEYS, *gguf_names.SEEN))]
+    keys = [*metadata, *(f"{arch}.{key}" for key in (*gguf_config.KEYS, *gguf_config.SEEN))]
     for key in dict.fromkeys(keys):
         for value in (None, "x", 1.5, -1, 0, True, [], [1], 10**12, math.nan):
             given = {k: x for k, x in (metadata | {key: value}).items() if x is not None}
             for divisors in (None, np.zeros((3, 3), np.float32)):
                 with contextlib.suppress(ValueError):
                     shapes = {"token_embd.weight": (67, 32)}
-                    families.from_hf(gguf_names.to_config(given, shapes, divisors))
+                    hf_config.from_hf(gguf_config.to_config(given, shapes, divisors))
 
 
 def test_missing_and_foreign_tensors_are_named(tmp_path):
@@ -236,5 +244,5 @@ def test_missing_and_foreign_tensors_are_named(tmp_path):
     more = {key: x for key, x in tensors.items() if key != "blk.1.attn_q.weight"}
     write_gguf(tmp_path / "a.gguf", metadata, more | {"blk.0.adapter.weight": np.ones(32, "f")})
     with pytest.raises(ValueError) as caught:
-        hf.open_gguf(tmp_path / "a.gguf")
+        huggingface.open_gguf(tmp_path / "a.gguf")
     assert "lacks blk.1.attn_q.weight; has no use for blk.0.adapter.weight" in str(caught.value)

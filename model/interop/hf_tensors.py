@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from model.parts import Rule
+from model.interop.mapping import Rule
 
 
 def _with(rules: Mapping[str, Rule], **changes: Any) -> dict[str, Rule]:

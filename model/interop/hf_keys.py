@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from model.hf_table import FAMILIES, Family
+from model.interop.hf_families import FAMILIES, Family
 
 # What a class of transformers takes where a file says nothing; rows of the table say the rest.
 DEFAULTS = {"rms_norm_eps": 1e-6, "hidden_act": "silu", "max_position_embeddings": 0}

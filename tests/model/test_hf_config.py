@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from model import families, hf_keys
 from model.config import MLAConfig, MoEConfig, RopeConfig, TransformerConfig
+from model.interop import hf_config, hf_keys
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -18,17 +18,17 @@ CASES = json.loads((Path(__file__).parent / "hf_logits.json").read_text())
 @pytest.mark.parametrize("case", CASES)
 def test_config_survives_the_way_out_and_in(case):
     raw = CASES[case]["config"]
-    config, name = families.from_hf(raw), hf_keys.text_part(raw)[1]
-    assert families.nearest(config) == name
-    assert families.from_hf(json.loads(json.dumps(families.to_hf(config, name)))) == config
+    config, name = hf_config.from_hf(raw), hf_keys.text_part(raw)[1]
+    assert hf_config.nearest(config) == name
+    assert hf_config.from_hf(json.loads(json.dumps(hf_config.to_hf(config, name)))) == config
 
 
 def test_no_window_is_written_as_null():
     """transformers takes 0 for a window in which nothing is seen."""
-    config = families.from_hf(CASES["mistral unwindowed"]["config"])
-    assert families.to_hf(config, "mistral")["sliding_window"] is None
+    config = hf_config.from_hf(CASES["mistral unwindowed"]["config"])
+    assert hf_config.to_hf(config, "mistral")["sliding_window"] is None
     assert (
-        families.to_hf(dataclasses.replace(config, window=5), "mistral")["sliding_window"] is None
+        hf_config.to_hf(dataclasses.replace(config, window=5), "mistral")["sliding_window"] is None
     )
 
 
@@ -118,7 +118,7 @@ YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
 )
 def test_what_cannot_be_honoured_is_refused_by_name(case, changes, words):
     with pytest.raises(ValueError) as caught:
-        families.from_hf(changed(case, **changes))
+        hf_config.from_hf(changed(case, **changes))
     said = str(caught.value)
     assert said.startswith("config.json") and words in said and "\n" not in said
 
@@ -135,7 +135,7 @@ def test_any_value_is_taken_or_refused_in_words(case):
     for key in [*CASES[case]["config"], *OPTIONAL.split()]:
         for value in WRONG:
             try:
-                families.from_hf(changed(case, **{key: value}))
+                hf_config.from_hf(changed(case, **{key: value}))
             except ValueError as error:
                 assert str(error).startswith("config.json"), (key, value)
 
@@ -168,7 +168,7 @@ def test_any_value_is_taken_or_refused_in_words(case):
     ],
 )
 def test_key_turns_its_switch(case, changes, switches):
-    flat = families.flatten(families.from_hf(changed(case, **changes)))
+    flat = hf_config.flatten(hf_config.from_hf(changed(case, **changes)))
     for key, value in switches.items():
         assert flat[key] == (pytest.approx(value) if isinstance(value, float) else value)
 
@@ -199,8 +199,8 @@ MAGNITUDE = 0.1 * math.log(4) + 1
 )
 def test_keys_of_rope_that_transformers_ignores(caplog, scaling, more, magnitude, ignored):
     """The magnitudes are its `attention_scaling`, the keys those that its warnings name."""
-    rope = families.from_hf(changed("llama 2", rope_scaling=scaling | more)).rope
-    plain = families.from_hf(changed("llama 2", rope_scaling=scaling)).rope
+    rope = hf_config.from_hf(changed("llama 2", rope_scaling=scaling | more)).rope
+    plain = hf_config.from_hf(changed("llama 2", rope_scaling=scaling)).rope
     assert rope.magnitude == pytest.approx(magnitude, rel=1e-12)
     assert dataclasses.replace(rope, magnitude=plain.magnitude) == plain
     warned = [record.getMessage() for record in caplog.records]
@@ -208,7 +208,7 @@ def test_keys_of_rope_that_transformers_ignores(caplog, scaling, more, magnitude
     assert all(f"{ignored} of RoPE is ignored" in message for message in warned)
 
 
-LLAMA = families.from_hf(CASES["llama 2"]["config"])
+LLAMA = hf_config.from_hf(CASES["llama 2"]["config"])
 EXPERTS = MoEConfig(num_experts=4, top_k=2, d_ff=16)
 
 
@@ -252,10 +252,10 @@ EXPERTS = MoEConfig(num_experts=4, top_k=2, d_ff=16)
 def test_export_names_the_switch_that_a_family_lacks(name, changes, words):
     config = dataclasses.replace(LLAMA, **changes)
     if not words:
-        families.to_hf(config, name)
+        hf_config.to_hf(config, name)
         return
     with pytest.raises(ValueError) as caught:
-        families.to_hf(config, name)
+        hf_config.to_hf(config, name)
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -266,22 +266,22 @@ def test_how_a_model_is_computed_is_no_matter_of_a_family():
     trained = dict(aux_loss=0.1, z_loss=0.1, dispatch="capacity", capacity_factor=2.0)
     config = dataclasses.replace(LLAMA, moe=EXPERTS, d_ff=16)
     other = dataclasses.replace(config, **computed, moe=dataclasses.replace(EXPERTS, **trained))
-    assert families.to_hf(other, "mixtral") == families.to_hf(config, "mixtral")
+    assert hf_config.to_hf(other, "mixtral") == hf_config.to_hf(config, "mixtral")
 
 
 def test_a_model_of_no_family_hears_of_the_nearest():
     latent = MLAConfig(kv_rank=8, rope_dim=4, value_dim=8)
     config = dataclasses.replace(LLAMA, mla=latent)
     with pytest.raises(ValueError, match="the nearest is llama: model.mla.kv_rank is 8, llama can"):
-        families.nearest(config)
+        hf_config.nearest(config)
     odd = dict(positions="learned", max_positions=8, head_dim=5, d_model=25, norm="layer")
     odd |= dict(mlp="gelu", bias=("qkv", "out", "mlp"))
     with pytest.raises(ValueError, match="no family of transformers has this model$"):
-        families.nearest(dataclasses.replace(LLAMA, **odd))
+        hf_config.nearest(dataclasses.replace(LLAMA, **odd))
 
 
 def test_plain_models_are_llamas():
     sizes = dict(vocab_size=64, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1)
     plain = TransformerConfig(**sizes, head_dim=8, d_ff=32)
-    assert families.nearest(plain) == "llama"
-    assert families.nearest(dataclasses.replace(plain, qk_norm="head")) == "qwen3"
+    assert hf_config.nearest(plain) == "llama"
+    assert hf_config.nearest(dataclasses.replace(plain, qk_norm="head")) == "qwen3"

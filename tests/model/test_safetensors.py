@@ -13,8 +13,8 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from model import tensors
-from model.tensors import open_safetensors, plain_file, read_json, write_safetensors
+from model.interop import safetensors
+from model.interop.safetensors import open_safetensors, plain_file, read_json, write_safetensors
 
 # Beside the tensor: blocks, their conversions and Python's own objects.
 CONSTANT_BYTES = 8 << 20
@@ -26,7 +26,7 @@ REFUSAL_SECS = 2.0
 def make_arrays(dtype="float32"):
     """Values that the type holds exactly, so that float32 gives them back."""
     rng = np.random.default_rng(0)
-    kind = tensors.TYPES[tensors.WRITTEN[dtype]]
+    kind = safetensors.TYPES[safetensors.WRITTEN[dtype]]
     made = {name: rng.normal(size=shape).astype(kind) for name, shape in SHAPES.items()}
     return {name: np.asarray(array, np.float32) for name, array in made.items()}
 
@@ -47,10 +47,10 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(found[name], array)
 
 
-@pytest.mark.parametrize("dtype", tensors.WRITTEN)
+@pytest.mark.parametrize("dtype", safetensors.WRITTEN)
 @pytest.mark.parametrize("block_bytes", [1 << 20, 13])
 def test_what_was_written_comes_back(tmp_path, monkeypatch, dtype, block_bytes):
-    monkeypatch.setattr(tensors, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(safetensors, "BLOCK_BYTES", block_bytes)
     arrays = make_arrays(dtype)
     write_safetensors(tmp_path, items(arrays), 1 << 30, dtype)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
@@ -340,6 +340,6 @@ def test_a_directory_without_tensors_is_refused(tmp_path):
 
 def test_a_json_file_beyond_the_limit_is_not_read(tmp_path):
     with (tmp_path / "big.json").open("wb") as file:
-        file.truncate(tensors.MAX_HEADER_BYTES + 1)
+        file.truncate(safetensors.MAX_HEADER_BYTES + 1)
     with pytest.raises(ValueError, match="big.json: 33554433 bytes; at most"):
         read_json(plain_file(tmp_path, "big.json"))

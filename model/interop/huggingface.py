@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from model import families, fill, gguf, gguf_names, hf_keys, hf_names, packed
 from model.config import TransformerConfig
-from model.parts import Part, parts
-from model.tensors import open_safetensors, plain_file, read_json, write_safetensors
+from model.interop import gguf, gguf_config, hf_config, hf_keys, hf_tensors, packed, placement
+from model.interop.mapping import Part, parts
+from model.interop.safetensors import open_safetensors, plain_file, read_json, write_safetensors
 from model.transformer import Params
 
 # Names that stand for the same place: of a base model alone, and inside a multimodal one.
@@ -60,15 +60,15 @@ def open_hf(directory: Path) -> Source:
       ValueError: a file, key or tensor that cannot be honoured; the message names it.
     """
     raw = read_json(plain_file(directory, "config.json"))
-    config = families.from_hf(raw)
+    config = hf_config.from_hf(raw)
     raw, name = hf_keys.text_part(raw)
     tensors = packed.Unpacked(open_safetensors(directory))
     stored = {_canonical(there, base(name)): there for there in tensors.names()}
     if len(stored) < len(tensors.names()):
         raise ValueError(f"{directory}: holds tensors under two spellings of one name")
-    rules = hf_names.rules(name, stored, raw.get("rope_interleave", True))
+    rules = hf_tensors.rules(name, stored, raw.get("rope_interleave", True))
     wanted = parts(config, rules, layer(name))
-    more = min(_more_layers(raw), families.MAX_LAYERS)
+    more = min(_more_layers(raw), hf_config.MAX_LAYERS)
     past = [layer(name).format(i=config.num_layers + i) + "." for i in range(more)]
     ignored = {
         known
@@ -96,15 +96,15 @@ def open_gguf(path: Path) -> Source:
     """
     tensors, metadata = gguf.open_gguf(path)
     shapes = {name: tensors.shape(name) for name in tensors.names()}
-    divisors = tensors.read(gguf_names.FREQS) if gguf_names.FREQS in shapes else None
+    divisors = tensors.read(gguf_config.FREQS) if gguf_config.FREQS in shapes else None
     try:
-        raw = gguf_names.to_config(metadata, shapes, divisors)
-        config = families.from_hf(raw)
+        raw = gguf_config.to_config(metadata, shapes, divisors)
+        config = hf_config.from_hf(raw)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    rules = gguf_names.rules(metadata["general.architecture"], shapes)
-    wanted = parts(config, rules, gguf_names.LAYER)
-    _check(path, wanted, shapes, {gguf_names.FREQS}, {})
+    rules = gguf_config.rules(metadata["general.architecture"], shapes)
+    wanted = parts(config, rules, gguf_config.LAYER)
+    _check(path, wanted, shapes, {gguf_config.FREQS}, {})
     return Source(raw["model_type"], config, wanted, tensors.read, metadata)
 
 
@@ -124,7 +124,7 @@ def load(source: Path, mesh: Mesh | None = None, **layout: Any) -> tuple[Transfo
     """
     opened = open_hf(source) if source.is_dir() else open_gguf(source)
     config = dataclasses.replace(opened.config, **layout)
-    return config, fill.fill(config, opened.parts, opened.read, mesh)
+    return config, placement.fill(config, opened.parts, opened.read, mesh)
 
 
 def base(name: str) -> str:
@@ -179,7 +179,7 @@ def _check(
 
 def outline(config: TransformerConfig, name: str) -> list[Part]:
     """The tensors of a model in a Hugging Face directory, as this family stores them."""
-    return parts(config, hf_names.rules(name), layer(name))
+    return parts(config, hf_tensors.rules(name), layer(name))
 
 
 def gather(
@@ -219,8 +219,8 @@ def save(
     Raises:
       ValueError: the family has no such model; the message names the switch.
     """
-    said = families.to_hf(config, name) | {"dtype": dtype}
-    take = functools.partial(fill.take, params)
+    said = hf_config.to_hf(config, name) | {"dtype": dtype}
+    take = functools.partial(placement.take, params)
     directory.mkdir(parents=True, exist_ok=True)
     items = (
         (part.name, part.shape, functools.partial(gather, part, take))

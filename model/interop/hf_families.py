@@ -249,5 +249,5 @@ FAMILIES = {
         must=dict(hidden_act=("silu",), swiglu_limit=(7.0,), swiglu_alpha=(1.702,)),
     ),
 }
-# Of packed weights, those that model/packed.py undoes.
+# Of packed weights, those that model/interop/packed.py undoes.
 PACKED = {"deepseek_v3": "fp8", "gpt_oss": "mxfp4"}

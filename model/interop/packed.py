@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from model.tensors import Tensors
+from model.interop.safetensors import Tensors
 
 # The sixteen values of a 4-bit float with two bits of exponent and one of mantissa.
 # Source: OCP Microscaling Formats (MX) 1.0, table 5.
@@ -13,7 +13,7 @@ FP8_BLOCK = 128  # rows and columns that share a scale
 
 
 class Unpacked:
-    """Tensors as if nothing had been packed: the face of model.tensors.Tensors."""
+    """Tensors as if nothing had been packed: the face of model.interop.safetensors.Tensors."""
 
     def __init__(self, tensors: Tensors):
         self._tensors = tensors

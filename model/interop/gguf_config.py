@@ -12,8 +12,8 @@ import numpy as np
 
 from model.attention import frequencies
 from model.config import RopeConfig
-from model.hf_table import FAMILIES
-from model.parts import Rule
+from model.interop.hf_families import FAMILIES
+from model.interop.mapping import Rule
 
 LAYER = "blk.{i}"
 # Architecture of llama.cpp: model_type of transformers. A 'llama' with experts is a Mixtral.

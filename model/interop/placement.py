@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from model import sharding
 from model.config import TransformerConfig
-from model.parts import Part
+from model.interop.mapping import Part
 from model.transformer import Params, declare
 
 

@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
-from model.tensors import MAX_HEADER_BYTES, Stored, Tensors, need_file
+from model.interop.safetensors import MAX_HEADER_BYTES, Stored, Tensors, need_file
 
 VERSIONS = (2, 3)
 MAX_DIMS = 4  # of GGML
