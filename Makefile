@@ -31,7 +31,7 @@ install:
 	echo "$$wanted" > .venv/stamp
 
 run: install
-	$(IN_VENV) -m launch.run run --config=configs/quickstart.py $(ARGS)
+	$(IN_VENV) -m launch.cli run --config=configs/quickstart.py $(ARGS)
 
 test: install
 	$(IN_VENV) -m pytest -q -m "not slow" $(SHARED)

@@ -66,5 +66,5 @@ setup(
             TPU,
         ],
     },
-    entry_points={"console_scripts": ["seedbed = launch.run:main"]},
+    entry_points={"console_scripts": ["seedbed = launch.cli:main"]},
 )

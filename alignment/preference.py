@@ -25,6 +25,7 @@ class PreferenceConfig:
 
     num_prompts: int
     samples_per_prompt: int
+    max_new_tokens: int
     temperature: float
     corrupt_rate: float
     noise_rate: float
@@ -34,6 +35,7 @@ class PreferenceConfig:
         ranges = {
             "num_prompts": (self.num_prompts >= 2, "at least 2"),
             "samples_per_prompt": (self.samples_per_prompt >= 2, "at least 2"),
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
             "temperature": (self.temperature > 0, "above 0"),
             "corrupt_rate": (0 <= self.corrupt_rate <= 1, "in [0, 1]"),
             "noise_rate": (0 <= self.noise_rate < 0.5, "in [0, 0.5)"),

@@ -35,6 +35,12 @@ class RewardConfig:
     def __post_init__(self):
         if self.centering < 0:
             raise ValueError(f"centering is {self.centering}; it must be 0 or more")
+        longest = self.pairs.max_new_tokens
+        if longest >= self.seq_len:
+            raise ValueError(
+                f"pairs.max_new_tokens is {longest}; it must be below seq_len = {self.seq_len}, "
+                "which prompt and answer share"
+            )
 
 
 def scalar_config(config: TransformerConfig) -> TransformerConfig:

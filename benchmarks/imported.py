@@ -40,8 +40,8 @@ def ours(run: Path, prompt: np.ndarray):
 
     import jax
 
-    from launch.rundir import RunDir
-    from launch.training import load_model
+    from launch.load import load_model
+    from launch.store.rundir import RunDir
     from model.decode import generate
     from model.sharding import MeshConfig, make_mesh
 

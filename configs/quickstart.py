@@ -269,6 +269,7 @@ def reward() -> ConfigDict:
             pairs=dict(
                 num_prompts=1500,  # training prompts answered
                 samples_per_prompt=3,  # answers each; best and worst by the gold rater are paired
+                max_new_tokens=48,  # longest of those answers, tokens
                 temperature=1.0,  # of those answers
                 corrupt_rate=0.2,  # prompts with a corrupted reference among the answers
                 noise_rate=0.05,  # labels flipped

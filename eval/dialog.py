@@ -35,40 +35,40 @@ def respond(
     tokenizer: Tokenizer,
     conversations: Sequence[Sequence[chat.Message]],
     *,
-    seq_len: int,
     max_new_tokens: int,
     temperature: float,
     seed: int,
     batch_size: int,
     log: Callable[[str], None],
+    max_tokens: int | None = None,
 ) -> list[Response]:
     """Answers every conversation.
 
-    Prompts are sorted by length, padded on the left to multiples of 32 tokens and generated in
-    batches of one size, the last one filled up with copies. A greedy answer depends on its own
-    conversation alone; a sampled one on its place among the others too.
+    Prompts are sorted by length, padded on the left and generated in batches of one size. A greedy
+    answer depends on its own conversation alone; a sampled one on its place among the others too.
 
     Args:
         config: shape of the model.
         params: its parameters.
         tokenizer: the run's tokenizer.
         conversations: messages that end with a user turn.
-        seq_len: the length in tokens that the model was trained for; prompt and answer fit in it.
         max_new_tokens: longest answer, its end token included, at least 1.
         temperature: of sampling; 0 is greedy.
         seed: of sampling.
         batch_size: conversations generated together.
         log: takes lines of progress.
+        max_tokens: bound on prompt and answer together; None for that of the model's positions.
 
     Returns:
         Responses in the order of the conversations.
 
     Raises:
-        BadInput: a prompt is longer than seq_len - max_new_tokens, or malformed.
+        BadInput: a prompt with the longest answer exceeds max_tokens, or it is malformed.
     """
     prompts = [chat.render_prompt(tokenizer, messages) for messages in conversations]
-    _check_lengths(prompts, seq_len, max_new_tokens)
-    batches = _plan(prompts, batch_size, seq_len - max_new_tokens)
+    limit = (max_tokens or config.max_tokens()) - max_new_tokens
+    _check_lengths(prompts, limit, max_new_tokens)
+    batches = _plan(prompts, batch_size, limit)
     responses: dict[int, Response] = {}
     for number, (width, chosen) in enumerate(batches):
         tokens_BP, mask_BP = _pad_left([prompts[i] for i in chosen], width, batch_size, tokenizer)
@@ -107,13 +107,12 @@ def evaluate(examples: Sequence[Example], responses: Sequence[Response]) -> dict
     return table
 
 
-def _check_lengths(prompts: Sequence[np.ndarray], seq_len: int, max_new_tokens: int) -> None:
-    limit = seq_len - max_new_tokens
+def _check_lengths(prompts: Sequence[np.ndarray], limit: int, max_new_tokens: int) -> None:
     for index, prompt in enumerate(prompts):
         if len(prompt) > limit:
             raise BadInput(
                 f"conversation {index}: its prompt has {len(prompt)} tokens; at most {limit} fit "
-                f"(seq_len {seq_len} less max_new_tokens {max_new_tokens})"
+                f"beside an answer of {max_new_tokens}"
             )
 
 

@@ -1,43 +1,27 @@
-"""From a ConfigDict to frozen dataclasses, key by key, with one clear message for each mistake."""
+"""The settings of a run: one frozen dataclass, and what must hold between its sections."""
 
 import dataclasses
-import functools
-import math
-import re
-import types
-import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from data.errors import BadInput
+import jax
 
-STAGES = ("curate", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "eval", "report")
-TRAINED = ("pretrain", "sft", "reward", "dpo", "ppo")
-PAIRED = ("reward", "dpo")  # a row of these is a pair of answers, each a row of the model
-INFINITY = "inf"
-# The first stage that reads a section. Where a configuration does not name it, the section's values
-# are not checked: they are there only because every configuration has every key.
-READ_FROM = {
-    "mixture": "tokenizer",
-    "tokenizer": "tokenizer",
-    "pretrain": "tokenizer",
-    "eval": "pretrain",
-    "model": "pretrain",  # but for vocab_size
-    "mesh": "pretrain",
-    "instruct": "sft",
-    **{stage: stage for stage in TRAINED[1:]},
-}
-# The one stage without which a stage has nothing to work on.
-STANDS_ON = {
-    "tokenizer": "curate",
-    "pretrain": "tokenizer",
-    "sft": "pretrain",
-    "reward": "sft",
-    "dpo": "reward",
-    "ppo": "reward",
-    "eval": "pretrain",
-    "report": "curate",
-}
+from alignment.dpo import DPOConfig
+from alignment.ppo import PPOConfig
+from alignment.reward import RewardConfig
+from data.curate import CurateConfig
+from data.errors import BadInput
+from data.instruct import InstructConfig
+from data.mixture import MixtureConfig
+from data.tokenizers.tokenizer import TokenizerConfig
+from launch.schema import to_dataclass
+from launch.stages.stage import STAGES, TRAINED, sections_of
+from model import pipeline, ring, sharding
+from model.config import LAYOUT, TransformerConfig, stacks
+from model.sharding import MeshConfig
+from model.transformer import declare
+from train.lm import LMConfig
+from train.optimizer import make_schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,71 +61,118 @@ class EvalConfig:
                 raise ValueError(f"{key} is {getattr(self, key)}; it must be 0 or more")
 
 
-def parse(config: Any) -> Any:
-    """Turns a whole pipeline configuration into `Settings`.
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A whole configuration; a section that none of its stages reads is None."""
+
+    name: str
+    seed: int
+    start: str
+    stages: tuple[str, ...]
+    eval: EvalConfig
+    cost: CostConfig
+    mesh: MeshConfig = dataclasses.field(metadata=LAYOUT)
+    data: CurateConfig | None = None
+    mixture: MixtureConfig | None = None
+    tokenizer: TokenizerConfig | None = None
+    instruct: InstructConfig | None = None
+    model: TransformerConfig | None = None
+    pretrain: LMConfig | None = None
+    sft: LMConfig | None = None
+    reward: RewardConfig | None = None
+    dpo: DPOConfig | None = None
+    ppo: PPOConfig | None = None
+
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed is {self.seed}; it must be in [0, 2**31)")
+
+
+def parse(config: Any) -> Settings:
+    """Turns a whole configuration into settings.
 
     Args:
-      config: a ConfigDict or nested mapping with the sections of configs/quickstart.py.
+      config: a ConfigDict or nested mapping. Sections that none of its stages reads are not looked
+        at.
 
     Returns:
-      Settings, frozen.
+      Settings, frozen; `model.vocab_size` is the tokenizer's where the configuration has 0.
 
     Raises:
-      BadInput: an unknown or missing key, a wrong type, a value out of range in a section that a
-        stage reads, or sections that do not fit together; the message names the key, the value and
-        what is allowed.
+      BadInput: an unknown or missing key, a wrong type, a value out of range, or sections that do
+        not fit together; the message names the key, the value and what is allowed.
     """
-    settings = to_dataclass(settings_class(), config, "", _unread(config))
-    if not 0 <= settings.seed < 2**31:
-        raise BadInput(f"seed is {settings.seed}; it must be in [0, 2**31)")
-    _check_stages(settings.stages)
+    given = dict(config.items())
+    read = sections_of(_check_stages(given) if "stages" in given else ())
+    sections = {field.name for field in dataclasses.fields(Settings) if field.default is None}
+    given = {key: value for key, value in given.items() if key not in sections - read}
+    for section in sections & read - {"model"}:
+        given.setdefault(section, {})
+    if "model" in given:
+        given["model"] = _with_vocabulary(given)
+    settings = to_dataclass(Settings, given, "")
     _check_schedules(settings)
     _check_mixture(settings)
-    if "pretrain" in settings.stages:
-        model_config(settings)
-    _check_answers(settings)
+    _check_model(settings)
     _check_sets(settings)
     return settings
 
 
-def _unread(config: Any) -> tuple[str, ...]:
-    """The sections that none of the stages reads, which `_check_stages` looks at later."""
-    stages = config.get("stages", ())
-    named = stages if isinstance(stages, tuple | list) else STAGES
-    return tuple(section for section, first in READ_FROM.items() if first not in named)
+def _check_stages(given: Mapping) -> tuple[str, ...]:
+    stages = given["stages"]
+    if not isinstance(stages, tuple | list):
+        raise BadInput(f"stages is {stages!r}; it must be a tuple")
+    for name in stages:
+        if name not in STAGES:
+            raise BadInput(f"stages has {name!r}; allowed: {', '.join(STAGES)}")
+        row = STAGES[name]
+        wanted = [*row.needs, *([row.starts[0]] if row.starts and not row.parent(stages) else [])]
+        for need in wanted:
+            if need not in stages:
+                raise BadInput(f"stages has {name!r}; it needs {need!r} too")
+    in_order = tuple(name for name in STAGES if name in stages)
+    if not stages or tuple(stages) != in_order:
+        allowed = tuple(STAGES)
+        raise BadInput(
+            f"stages is {stages}; it must be some of {allowed}, each once, in this order"
+        )
+    return in_order
 
 
-def _check_stages(stages: tuple[str, ...]) -> None:
-    for stage in stages:
-        if stage not in STAGES:
-            raise BadInput(f"stages has {stage!r}; allowed: {', '.join(STAGES)}")
-        if STANDS_ON.get(stage, stage) not in stages:
-            raise BadInput(f"stages has {stage!r}; it needs {STANDS_ON[stage]!r} too")
-    in_order = tuple(stage for stage in STAGES if stage in stages)
-    if not stages or stages != in_order:
-        raise BadInput(f"stages is {stages}; it must be some of {STAGES}, each once, in this order")
+def _with_vocabulary(given: Mapping) -> Any:
+    """The section `model`; its embedding has as many rows as the tokenizer ids if it says 0."""
+    model = given["model"]
+    tokenizer = given.get("tokenizer", {})
+    if not hasattr(model, "items"):
+        return model  # refused as no section
+    model = dict(model.items())
+    if not hasattr(tokenizer, "items"):
+        return model | {"vocab_size": model.get("vocab_size") or 1}  # the other is refused
+    ids, rows = tokenizer.get("vocab_size", 0), model.get("vocab_size", 0)
+    if type(ids) is not int or type(rows) is not int:
+        return model | {"vocab_size": rows or 1}  # refused by the type of the other
+    is_trained = not given.get("start") and not tokenizer.get("path")
+    if is_trained and 0 < rows < ids:
+        raise BadInput(
+            f"model.vocab_size is {rows}; it must be 0 or at least the tokenizer's {ids}"
+        )
+    return model | {"vocab_size": rows or ids}
 
 
-def _trained(settings: Any) -> list[str]:
-    """The training stages that the configuration names; sections of others go unchecked."""
+def _trained(settings: Settings) -> list[str]:
+    """The training stages that the configuration names."""
     return [name for name in TRAINED if name in settings.stages]
 
 
-def _check_answers(settings: Any) -> None:
-    """Refuses answers that leave no room for a prompt in the rows of a stage that is named."""
-    longest = settings.eval.max_new_tokens
-    for name in ("sft", "reward"):
-        seq_len = getattr(settings, name).seq_len
-        if name in settings.stages and longest >= seq_len:
-            raise BadInput(
-                f"eval.max_new_tokens is {longest}; it must be below {name}.seq_len = {seq_len}, "
-                "which prompt and answer share"
-            )
+def _check_model(settings: Settings) -> None:
+    """Refuses a reward model in the place of the language model."""
+    if settings.model and settings.model.head == "scalar":
+        raise BadInput("model.head is 'scalar'; it must be 'tied' or 'untied'")
 
 
-def _check_sets(settings: Any) -> None:
+def _check_sets(settings: Settings) -> None:
     """Refuses evaluation sets that no source is decontaminated against."""
-    sources = settings.data.sources
+    sources = settings.data.sources if settings.data else ""
     if not settings.eval.sets or isinstance(sources, str):  # every gate applies to a path
         return
     if not any({"contamination", "auto"} & set(source.gates) for source in sources.values()):
@@ -152,9 +183,9 @@ def _check_sets(settings: Any) -> None:
         )
 
 
-def _check_mixture(settings: Any) -> None:
+def _check_mixture(settings: Settings) -> None:
     """Refuses domains that no source has, where the configuration names its sources."""
-    if isinstance(settings.data.sources, str) or "tokenizer" not in settings.stages:
+    if settings.mixture is None or isinstance(settings.data.sources, str):
         return
     named = {"mixture.domain_max_epochs": settings.mixture.domain_max_epochs}
     named |= {
@@ -168,9 +199,7 @@ def _check_mixture(settings: Any) -> None:
                 raise BadInput(f"{path} has {domain!r}; allowed: {allowed}")
 
 
-def _check_schedules(settings: Any) -> None:
-    from train.optimizer import make_schedule
-
+def _check_schedules(settings: Settings) -> None:
     for name in _trained(settings):
         section = getattr(settings, name)
         optimizers, updates = {"optimizer": section.optimizer}, section.loop.num_steps
@@ -184,78 +213,7 @@ def _check_schedules(settings: Any) -> None:
                 raise BadInput(f"{name}.{key}: {error}") from error
 
 
-@functools.cache
-def settings_class() -> type:
-    """The Settings dataclass; jax and the data room are imported here and no sooner."""
-    from alignment.dpo import DPOConfig
-    from alignment.ppo import PPOConfig
-    from alignment.reward import RewardConfig
-    from data.curate import CurateConfig
-    from data.instruct import InstructConfig
-    from data.mixture import MixtureConfig
-    from data.tokenizers.tokenizer import TokenizerConfig
-    from model.config import LAYOUT, TransformerConfig
-    from model.sharding import MeshConfig
-    from train.lm import LMConfig
-
-    hints = typing.get_type_hints(TransformerConfig)
-    model = [
-        (field.name, hints[field.name], dataclasses.field(metadata=field.metadata))
-        for field in dataclasses.fields(TransformerConfig)
-    ]
-    sections = {
-        "name": str,
-        "seed": int,
-        "start": str,
-        "stages": tuple[str, ...],
-        "data": CurateConfig,
-        "mixture": MixtureConfig,
-        "tokenizer": TokenizerConfig,
-        "instruct": InstructConfig,
-        "model": dataclasses.make_dataclass("ModelConfig", model, frozen=True),
-        "mesh": (MeshConfig, dataclasses.field(metadata=LAYOUT)),
-        "pretrain": LMConfig,
-        "sft": LMConfig,
-        "reward": RewardConfig,
-        "dpo": DPOConfig,
-        "ppo": PPOConfig,
-        "eval": EvalConfig,
-        "cost": CostConfig,
-    }
-    fields = [
-        (name, *given) if isinstance(given, tuple) else (name, given)
-        for name, given in sections.items()
-    ]
-    return dataclasses.make_dataclass("Settings", fields, frozen=True)
-
-
-def model_config(settings: Any) -> Any:
-    """The TransformerConfig of a run's language model.
-
-    Its embedding has `model.vocab_size` rows, or as many as the tokenizer has ids where that is 0.
-    """
-    from model.config import TransformerConfig
-
-    rows, ids = settings.model.vocab_size, settings.tokenizer.vocab_size
-    is_trained = not settings.start and not settings.tokenizer.path
-    if is_trained and 0 < rows < ids:
-        raise BadInput(
-            f"model.vocab_size is {rows}; it must be 0 or at least the tokenizer's {ids}"
-        )
-    given = {
-        field.name: getattr(settings.model, field.name)
-        for field in dataclasses.fields(settings.model)
-    }
-    try:
-        config = TransformerConfig(**{**given, "vocab_size": rows or ids})
-    except ValueError as error:
-        raise BadInput(str(error)) from error
-    if config.head == "scalar":
-        raise BadInput("model.head is 'scalar'; it must be 'tied' or 'untied'")
-    return config
-
-
-def fit_mesh(settings: Any) -> Any:
+def fit_mesh(settings: Settings) -> Settings:
     """Gives the mesh axis that is -1 its size on the devices present, and checks the whole mesh.
 
     Returns:
@@ -264,12 +222,7 @@ def fit_mesh(settings: Any) -> Any:
     Raises:
       BadInput: devices, weights or rows do not fit the mesh; with the numbers that clash.
     """
-    import jax
-
-    from model import sharding
-    from model.transformer import declare
-
-    model = model_config(settings)
+    model = settings.model
     try:
         filled = settings.mesh.fill(jax.device_count())
         settings, sizes = dataclasses.replace(settings, mesh=filled), filled.axis_sizes()
@@ -288,15 +241,12 @@ def fit_mesh(settings: Any) -> Any:
     return settings
 
 
-def _check_rows(settings: Any, model: Any, sizes: Mapping[str, int]) -> None:
+def _check_rows(settings: Settings, model: TransformerConfig, sizes: Mapping[str, int]) -> None:
     """Raises ValueError if a stage's rows cannot be cut as the mesh cuts them.
 
     What must fit is what passes through the model at once: a part of the batch where
     `num_microbatches` or PPO's `num_minibatches` cut it, and two rows for each pair of answers.
     """
-    from model import pipeline, ring
-    from model.config import stacks
-
     ways = sizes["data"] * sizes["fsdp"] * sizes["expert"]
     longest = max(stack.repeats for stack in stacks(model))
 
@@ -319,116 +269,20 @@ def _check_rows(settings: Any, model: Any, sizes: Mapping[str, int]) -> None:
                 f"{name}.loop.batch_size is {section.loop.batch_size}{cut}; it must divide by "
                 f"mesh.data x mesh.fsdp x mesh.expert, which is {ways}"
             )
-        check_pipeline(name, rows * (1 + (name in PAIRED)))
+        check_pipeline(name, rows * STAGES[name].sides)
         if name in ("pretrain", "sft"):
             ring.balanced_order(section.seq_len, sizes["context"])
 
 
-def _check_lengths(settings: Any, model: Any) -> None:
+def _check_lengths(settings: Settings, model: TransformerConfig) -> None:
     """Raises ValueError if a stage's rows are longer than the positions that the model learns."""
-    ppo = settings.ppo
     lengths = {
-        "pretrain.seq_len": settings.pretrain.seq_len,
-        "sft.seq_len": settings.sft.seq_len,
-        "reward.seq_len": settings.reward.seq_len,
-        "ppo.max_prompt_tokens + ppo.max_new_tokens": ppo.max_prompt_tokens + ppo.max_new_tokens,
+        f"{name}.seq_len": getattr(settings, name).seq_len
+        for name in ("pretrain", "sft", "reward")
+        if name in settings.stages
     }
+    if "ppo" in settings.stages:
+        key = "ppo.max_prompt_tokens + ppo.max_new_tokens"
+        lengths[key] = settings.ppo.max_prompt_tokens + settings.ppo.max_new_tokens
     for key, length in lengths.items():
-        if key.split(".")[0] in settings.stages:
-            model.check_length(f"a row by {key}", length)
-
-
-class Frozen(dict):
-    """A mapping that stays as it is, and that other processes can be sent."""
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        raise TypeError(f"{key!r}: settings cannot be changed")
-
-    def __reduce__(self):
-        return Frozen, (dict(self),)
-
-
-def to_dataclass(cls: type, section: Any, path: str, unread: Collection[str] = ()) -> Any:
-    """Builds `cls` from a mapping with exactly its fields, checking types on the way.
-
-    What lies in a section by the path of one of `unread` may have any value of its type.
-    """
-    if not isinstance(section, Mapping) and not hasattr(section, "items"):
-        raise BadInput(f"{path} is {section!r}; it must be a section with keys")
-    hints, given = typing.get_type_hints(cls), dict(section.items())
-    for key in given:
-        if key not in hints:
-            raise BadInput(f"{_join(path, key)}: unknown key; allowed here: {', '.join(hints)}")
-    for key in hints:
-        if key not in given:
-            raise BadInput(f"{_join(path, key)}: missing; the section needs {', '.join(hints)}")
-    values = {key: _convert(hints[key], given[key], _join(path, key), unread) for key in hints}
-    if path.partition(".")[0] in unread:
-        made = object.__new__(cls)  # without its own checks
-        vars(made).update(values)
-        return made
-    try:
-        return cls(**values)
-    except ValueError as error:
-        named = not path or str(error).startswith(path)
-        # A message that begins with a key goes on with the path to it.
-        begins = re.match(r"\w+", str(error))
-        joint = "." if begins and begins[0] in hints else ": "
-        raise BadInput(str(error) if named else f"{path}{joint}{error}") from error
-
-
-def _convert(hint: Any, value: Any, path: str, unread: Collection[str]) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return to_dataclass(hint, value, path, unread)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:  # a string, or a section
-        return _convert(str if isinstance(value, str) else arguments[1], value, path, unread)
-    if origin is tuple:
-        if not isinstance(value, tuple | list):
-            raise BadInput(f"{path} is {value!r}; it must be a tuple")
-        items = ((f"{path}[{i}]", item) for i, item in enumerate(value))
-        return tuple(_convert(arguments[0], item, place, unread) for place, item in items)
-    if origin is not None and issubclass(origin, Mapping):
-        if not hasattr(value, "items"):
-            raise BadInput(f"{path} is {value!r}; it must be a section with keys")
-        return Frozen(
-            {
-                key: _convert(arguments[1], item, _join(path, key), unread)
-                for key, item in value.items()
-            }
-        )
-    if hint is float and (type(value) is int or value == INFINITY):
-        try:
-            return float(value)
-        except OverflowError:
-            raise BadInput(f"{path} is larger than any float") from None
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise BadInput(f"{path} is {value!r}; it must be of type {hint.__name__}")
-    if value != value:
-        raise BadInput(f"{path} is not a number; it must be one")
-    return value
-
-
-def to_dict(value: Any) -> Any:
-    """Plain JSON-able form of settings; JSON has no infinity, so that it is a string."""
-    return _plain(value, lambda _: True)
-
-
-def identity(value: Any) -> Any:
-    """As `to_dict`, without the fields that cannot change a result (model.config.LAYOUT)."""
-    return _plain(value, lambda field: field.metadata.get("identity", True))
-
-
-def _plain(value: Any, is_wanted: Callable[[dataclasses.Field], bool]) -> Any:
-    if dataclasses.is_dataclass(value):
-        fields = filter(is_wanted, dataclasses.fields(value))
-        return {field.name: _plain(getattr(value, field.name), is_wanted) for field in fields}
-    if isinstance(value, Mapping):
-        return {key: _plain(item, is_wanted) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(item, is_wanted) for item in value]
-    return INFINITY if value == math.inf else value
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else str(key)
+        model.check_length(f"a row by {key}", length)

@@ -260,6 +260,10 @@ class TransformerConfig:
                 "beyond them this model has learned no positions"
             )
 
+    def max_tokens(self) -> int:
+        """Longest row that the positions allow; RoPE allows any, which is 2^24 here."""
+        return self.max_positions if self.positions == "learned" else 1 << 24
+
     def sizes(self) -> dict[str, int]:
         """Length of each lettered dim of the weights; F and R differ from module to module."""
         multiple = self.vocab_multiple

@@ -201,7 +201,7 @@ def answer(tokenizer, text):
 
 def pairs(tokenizer):
     """As the reward stage makes them of a policy's answers."""
-    config = PreferenceConfig(len(conversations()), 2, 1.0, 0.0, 0.0, 0.5)
+    config = PreferenceConfig(len(conversations()), 2, 8, 1.0, 0.0, 0.0, 0.5)
     samples = [
         [Response(text, answer(tokenizer, text), True) for text in ('no! "', example.reference)]
         for example in conversations()
@@ -253,7 +253,7 @@ def test_greedy_answers_do_not_depend_on_the_padding(tokenizer):
         PARAMS,
         tokenizer,
         messages,
-        seq_len=64,
+        max_tokens=64,
         max_new_tokens=3,
         temperature=0.0,
         seed=0,

@@ -177,7 +177,7 @@ def test_commands_leave_libtpu_alone_where_there_is_no_chip(tmp_path):
     config = f"--config={ROOT}/configs/quickstart.py"
     set_here = ("JAX_PLATFORMS", "TPU_LIBRARY_PATH")  # by conftest.py; by the import of jax
     done = subprocess.run(
-        [sys.executable, "-m", "launch.run", "tokenizer", config, f"--run={tmp_path}"],
+        [sys.executable, "-m", "launch.cli", "tokenizer", config, f"--run={tmp_path}"],
         env={key: value for key, value in os.environ.items() if key not in set_here},
         cwd=ROOT,
         capture_output=True,

@@ -164,13 +164,13 @@ def flags(name: str, folder: Path) -> list[str]:
 
 def tune(name: str, folder: Path, *more: str) -> tuple[list[float], list[dict]]:
     """Imports a model and trains it; the loss of every step, and the batches as they were."""
-    from launch import training
-    from launch.run import run_command
-    from launch.rundir import RunDir
+    from launch import job
+    from launch.cli import run_command
+    from launch.store.rundir import RunDir
 
     batches = []
 
-    class Recording(training.Loader):
+    class Recording(job.Loader):
         def __next__(self):
             batches.append(super().__next__())
             return batches[-1]
@@ -179,11 +179,11 @@ def tune(name: str, folder: Path, *more: str) -> tuple[list[float], list[dict]]:
         write_text(folder / "text" / domain)
     source = f"--hf={folder}/{name}"
     assert run_command(["import", source, f"--out={folder}/{name}-imported"]) == 0
-    plain, training.Loader = training.Loader, Recording
+    plain, job.Loader = job.Loader, Recording
     try:
         assert run_command(["run", *flags(name, folder), "--workers=1", *more]) == 0
     finally:
-        training.Loader = plain
+        job.Loader = plain
     lines = RunDir(folder / f"{name}-tuned").path / "metrics.jsonl"
     records = [json.loads(line) for line in lines.read_text().splitlines()]
     losses = [record["loss"] for record in records if "loss" in record]

@@ -230,7 +230,7 @@ def main(folder: str, topology: str, kind: str) -> None:
     jax.jit = compiler.jit
     # Where no mesh says what the devices are: as on a TPU machine.
     jax.default_backend = lambda: "tpu"
-    from launch.run import run_command
+    from launch.cli import run_command
     from model import flop
 
     # A peak that is measured would be compiled for chips and never run.

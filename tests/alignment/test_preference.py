@@ -26,6 +26,7 @@ MARGIN_RTOL = 1e-9
 CONFIG = PreferenceConfig(
     num_prompts=8,
     samples_per_prompt=3,
+    max_new_tokens=8,
     temperature=1.0,
     corrupt_rate=0.0,
     noise_rate=0.0,
@@ -193,6 +194,7 @@ def test_pairs_that_do_not_fit_are_left_out_and_counted():
 RANGES = {
     "num_prompts": ((2,), (1,)),
     "samples_per_prompt": ((2,), (1,)),
+    "max_new_tokens": ((1,), (0,)),
     "temperature": ((0.01,), (0.0, -1.0)),
     "corrupt_rate": ((0.0, 1.0), (-0.1, 1.1)),
     "noise_rate": ((0.0, 0.49), (-0.1, 0.5)),

@@ -179,7 +179,7 @@ PUBLISHED = {
 
 
 def model_of(name):
-    return settings.model_config(settings.parse(table.get_config(name)))
+    return settings.parse(table.get_config(name)).model
 
 
 @pytest.mark.parametrize("name", table.FAMILIES)

@@ -20,9 +20,9 @@ from data.engine import Runner, start
 from data.errors import BadInput
 from data.readers import python_library
 from data.sources import SourceConfig
-from launch import settings
+from launch import schema
 
-BASE = settings.to_dataclass(CurateConfig, web.get_config().data, "data")
+BASE = schema.to_dataclass(CurateConfig, web.get_config().data, "data")
 FEWER_WORDS = dataclasses.replace(BASE.gates.gopher, min_words=20)
 GATES = dataclasses.replace(BASE.gates, min_chars=100, gopher=FEWER_WORDS)
 GOPHER = ("gopher_word_count", "gopher_stop_words", "gopher_duplicate_ngrams")

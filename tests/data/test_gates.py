@@ -11,9 +11,9 @@ from data import gates
 from data.curate import CurateConfig
 from data.errors import BadInput
 from data.filters import classifier, contamination, rules, urls
-from launch import settings
+from launch import schema
 
-CONFIG = settings.to_dataclass(CurateConfig, web.get_config().data, "data").gates
+CONFIG = schema.to_dataclass(CurateConfig, web.get_config().data, "data").gates
 
 PROSE = """\
 The harbour was quiet that morning, and the old pilot had walked to the end of the stone pier.

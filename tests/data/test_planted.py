@@ -10,9 +10,9 @@ from data.curate import CurateConfig
 from data.filters import contamination
 from data.passes import place
 from data.scoring import planted
-from launch import settings
+from launch import schema
 
-CONFIG = settings.to_dataclass(CurateConfig, quickstart.get_config().data, "data")
+CONFIG = schema.to_dataclass(CurateConfig, quickstart.get_config().data, "data")
 PARTS = [a + b + c for a in "bdfgklmnprst" for b in ("a", "ei", "o") for c in ("l", "nd", "rk")]
 
 

@@ -48,7 +48,7 @@ def ask(text):
 
 def answer(params, conversations, log=lambda line: None, **changes):
     settings = {
-        "seq_len": 128,
+        "max_tokens": 128,
         "max_new_tokens": 8,
         "temperature": 0.0,
         "seed": 0,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch import bench
+from launch.verbs import bench
 from tests.launch.test_stages import ROOT, SMALL, SPEED, door, parse
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -5,7 +5,7 @@ import pytest
 
 from data.errors import BadInput
 from data.tokenizers import tokenizer
-from launch import chat
+from launch.verbs import chat
 from model.config import TransformerConfig
 from model.transformer import init
 

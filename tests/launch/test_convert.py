@@ -21,11 +21,11 @@ from tokenizers import models
 from data import chat
 from data.tokenizers import pretrained
 from data.tokenizers.tokenizer import CONTROL_PIECES, Tokenizer, TokenizerConfig, train
-from launch import convert, export_tokenizer
-from launch.run import run_command
-from launch.rundir import RunDir, write_json
-from launch.settings import to_dict
-from launch.training import load_model
+from launch.cli import run_command
+from launch.load import load_model
+from launch.schema import to_dict
+from launch.store.rundir import RunDir, write_json
+from launch.verbs import convert, export_tokenizer
 from model.config import RopeConfig, TransformerConfig
 from model.interop import hf_config, huggingface
 from model.interop.safetensors import write_safetensors
@@ -357,7 +357,7 @@ def test_what_was_exported_can_be_imported(own, tmp_path):
 MEASURE = """
 import sys
 from pathlib import Path
-from launch import convert
+from launch.verbs import convert
 from launch.console import Progress
 
 def peak_mb():

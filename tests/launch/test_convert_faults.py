@@ -8,9 +8,9 @@ import signal
 import numpy as np
 import pytest
 
-from launch import convert
-from launch.rundir import RunDir
-from launch.settings import to_dict
+from launch.schema import to_dict
+from launch.store.rundir import RunDir
+from launch.verbs import convert
 from model.interop import huggingface
 from tests.launch.test_convert import (
     TINY,
@@ -271,7 +271,7 @@ def test_a_file_that_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
         os.truncate(place / "model.safetensors", 20_000)
         return source
 
-    monkeypatch.setattr(convert.hf, "open_hf", open_then_cut)
+    monkeypatch.setattr(convert.huggingface, "open_hf", open_then_cut)
     code, _, err = door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
     assert code == 2 and "model.safetensors: ends at byte 20000" in err
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

@@ -10,9 +10,9 @@ import pytest
 from tokenizers import Tokenizer as FastTokenizer
 
 from data.tokenizers import pretrained
-from launch import export_tokenizer
-from launch.rundir import RunDir
-from launch.training import load_model
+from launch.load import load_model
+from launch.store.rundir import RunDir
+from launch.verbs import export_tokenizer
 from model.interop import huggingface
 from model.sharding import MeshConfig, make_mesh
 from tests.launch.test_convert import TINY, VOCAB_SIZE, assert_same, door, make_params

@@ -10,8 +10,8 @@ import pytest
 
 from data.errors import BadInput
 from data.tokenizers import pretrained
-from launch.rundir import RunDir, write_json
-from launch.training import load_model
+from launch.load import load_model
+from launch.store.rundir import RunDir, write_json
 from model.interop import huggingface
 from model.sharding import MeshConfig, make_mesh
 from tests.launch.test_convert import assert_same, door, make_source
@@ -68,7 +68,7 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
     make_source(tmp_path / "source")
     code = (
         "import signal, sys; from pathlib import Path; from launch.console import Progress;"
-        "from launch.newdir import appear\n"
+        "from launch.store.atomic import appear\n"
         "with appear(Path(sys.argv[1]), '--out', Progress()) as part:\n"
         "    (part / 'half').write_text('half'); print(part, flush=True); signal.pause()"
     )

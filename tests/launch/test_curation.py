@@ -9,9 +9,10 @@ import sys
 
 import pytest
 
-from launch import curation, settings
-from launch.rundir import LOCK, RunDir
-from tests.launch.test_run import ROOT, door, last_line, refusal
+from launch import settings
+from launch.store.rundir import LOCK, RunDir
+from launch.verbs import curation
+from tests.launch.test_cli import ROOT, door, last_line, refusal
 
 WEB = f"--config={ROOT}/configs/web.py"
 WORDS = [
@@ -138,7 +139,7 @@ def test_sets_that_are_not_there_are_no_measurement(curated, tmp_path, monkeypat
 def start(*arguments, before="true"):
     """A command in a process of its own, whose shell does something `before`."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    call = ["sh", "-c", f'{before}; exec "$0" "$@"', sys.executable, "-m", "launch.run", *arguments]
+    call = ["sh", "-c", f'{before}; exec "$0" "$@"', sys.executable, "-m", "launch.cli", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(call, env=environment, **pipes)
 
@@ -171,7 +172,8 @@ def test_a_file_that_must_not_grow_is_said_in_one_line(curated, tmp_path):
     process = start(*command(folder, f"--out={tmp_path}/run"), before="ulimit -f 16")
     _, err = process.communicate()
     assert process.returncode == 2 and "Traceback" not in err
-    assert err.splitlines()[-1] == f"seedbed: {tmp_path}/run: File too large"
+    last = err.splitlines()[-1]
+    assert last.startswith(f"seedbed: {tmp_path}/run: ") and last.endswith("File too large")
 
 
 def test_a_run_that_is_not_curated_has_no_story(tmp_path):

@@ -7,8 +7,8 @@ recomputation are the family's own. The model has more rows than the tokenizer h
 import pytest
 
 from configs import families
-from launch.rundir import RunDir
-from launch.training import load_tokenizer
+from launch.load import load_tokenizer
+from launch.store.rundir import RunDir
 from tests.launch.test_stages import ROOT, door, metrics, own_layout, sources
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

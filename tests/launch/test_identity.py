@@ -4,18 +4,21 @@ import ast
 import copy
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from data.errors import BadInput
-from launch import curation, rundir, settings, stages, training
+from launch import load, settings
+from launch import pipeline as launch_pipeline
 from launch.console import Progress
-from launch.pipeline import describe_inputs, find_faults
-from launch.report import write_report
-from launch.rundir import ROOT
+from launch.identity import describe_inputs, find_faults
+from launch.report.page import write_report
+from launch.stages.stage import STAGES, TRAINED
+from launch.store import rundir
+from launch.store.rundir import ROOT
+from launch.verbs import curation
 from tests.launch.test_pipeline import Pipeline
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -56,7 +59,7 @@ def test_the_weight_of_a_source_is_an_input_of_what_mixes(pipeline):
 
     def describe(weight):
         pipeline.config["data"]["sources"]["docs"]["weight"] = weight
-        return describe_inputs(settings.parse(pipeline.config), stages.TABLE)
+        return describe_inputs(settings.parse(pipeline.config))
 
     before, after = describe(1.0), describe(5.0)
     found = {name for name in before if before[name] != after[name]}
@@ -89,14 +92,16 @@ def test_config_json_has_the_keys_of_what_is_there(pipeline):
     """A stage made anew without a change in its result leaves all others finished."""
     changes = {"stages": ("curate", "tokenizer", "pretrain")}
     pipeline(changes)
-    other = changes | {"dpo.beta": 0.9, "mixture.domain_max_epochs": {"docs": 9.0}}
+    other = changes | {"pretrain.z_loss": 0.9, "mixture.domain_max_epochs": {"docs": 9.0}}
     other["data.sources.docs.weight"] = 2.0
     pipeline(other, only="curate", fresh=True)
-    assert pipeline.run.read_config()["dpo"]["beta"] == 0.9
+    assert pipeline.run.read_config()["pretrain"]["z_loss"] == 0.9
     assert find_faults(pipeline.run)[0].startswith("tokenizer (of another ")
     assert pipeline(changes) == []
     config = pipeline.run.read_config()
-    assert config["dpo"]["beta"] != 0.9 and config["data"]["sources"]["docs"]["weight"] == 1.0
+    assert (
+        config["pretrain"]["z_loss"] != 0.9 and config["data"]["sources"]["docs"]["weight"] == 1.0
+    )
     assert not config["mixture"]["domain_max_epochs"] and find_faults(pipeline.run) == []
 
 
@@ -108,9 +113,9 @@ def test_config_json_has_the_keys_of_what_is_there(pipeline):
     ],
 )
 def test_config_json_has_the_keys_of_mappings_and_the_weights_too(tmp_path, key, value, other):
-    pipeline, stages = Pipeline(tmp_path), {"stages": ("curate",)}
+    pipeline, stages = Pipeline(tmp_path), {"stages": ("curate", "tokenizer")}
     pipeline(stages | {key: value})
-    pipeline(stages | {key: other}, fresh=True)
+    pipeline(stages | {key: other}, only="curate", fresh=True)
     assert pipeline(stages | {key: value}) == []
     found = rundir.flatten(pipeline.run.read_config())
     wanted = rundir.flatten(value, key)
@@ -133,7 +138,7 @@ def test_a_command_without_work_leaves_the_keys_of_other_stages(pipeline, only):
     pipeline()
     before = pipeline.files()
     other = {"tokenizer.vocab_size": 999, "seed": 7} if only else {"seed": 0, "dpo.beta": 0.7}
-    assert pipeline(other | {"stages": settings.STAGES[:3]}, only=only) == []
+    assert pipeline(other | {"stages": tuple(STAGES)[:3]}, only=only) == []
     assert pipeline.files() == before
 
 
@@ -165,7 +170,7 @@ def test_a_measurement_of_other_gates_than_it_was_curated_with_is_not_on_its_pag
     config["data"]["gates"]["pii"] = ("mail",)
     curation.measure(settings.parse(config), tmp_path, pipeline.run, Progress())
     for name in ("fingerprint", "evaluation"):
-        found = curation.gates if name == "fingerprint" else curation.evaluation
+        found = curation.gates if name == "fingerprint" else curation.decontamination
         with monkeypatch.context() as patched:
             patched.setattr(found, "fingerprint", lambda _: "of other lists or sets")
             curation.measure(settings.parse(pipeline.config), tmp_path, pipeline.run, Progress())
@@ -195,14 +200,14 @@ def test_a_started_json_of_another_shape_is_named_by_the_report(pipeline, conten
 def test_a_model_of_earlier_results_is_said_to_be_one(pipeline):
     said = []
     pipeline()
-    training.note_doubts(pipeline.run, "ppo", said.append)
+    load.note_doubts(pipeline.run, "ppo", said.append)
     pipeline({"pretrain.optimizer.peak_lr": 0.1}, only="pretrain", fresh=True)
     for stage in ("ppo", "sft", "pretrain"):
-        training.note_doubts(pipeline.run, stage, said.append)
+        load.note_doubts(pipeline.run, stage, said.append)
     why = "stands on an earlier result of stage 'pretrain' than there is now"
     assert said == [f"ppo {why}", f"sft {why}"]
     (pipeline.run.stage("pretrain") / "done.json").unlink()
-    training.note_doubts(pipeline.run, "pretrain", said.append)
+    load.note_doubts(pipeline.run, "pretrain", said.append)
     assert said[2:] == [
         "pretrain is not finished: this is the newest checkpoint that it has so far"
     ]
@@ -218,7 +223,7 @@ def own_conversations(pipeline, edit, at):
         if name == at:
             own.write_text(edit)
         if name == "sft":
-            pipeline.context.refuse_changed_files()
+            pipeline.job.refuse_changed_files()
         return body(name, inputs)
 
     pipeline.body = spy
@@ -261,20 +266,23 @@ def test_what_unknown_keys_have_left_is_not_gone_on_from(pipeline):
     assert pipeline()[0] == "reward" and not found[0]
 
 
-def edit_code(pipeline, stage, path):
-    """Gives a stage code of another content."""
-    path.write_text("x = 2")
-    code = (*pipeline.table[stage].code, str(path))
-    pipeline.table = {
-        **pipeline.table,
-        stage: dataclasses.replace(pipeline.table[stage], code=code),
-    }
+@pytest.fixture
+def edit_code(monkeypatch):
+    def edit(stage, path):
+        """Gives a stage code of another content."""
+        path.write_text("x = 2")
+        row = dataclasses.replace(STAGES[stage], code=(*STAGES[stage].code, str(path)))
+        monkeypatch.setitem(STAGES, stage, row)
+
+    return edit
 
 
 @pytest.mark.parametrize("stage", ["curate", "tokenizer", "eval", "report"])
-def test_other_code_of_a_stage_without_checkpoints_does_it_again(pipeline, tmp_path, stage):
+def test_other_code_of_a_stage_without_checkpoints_does_it_again(
+    pipeline, tmp_path, edit_code, stage
+):
     pipeline()
-    edit_code(pipeline, stage, tmp_path / "code.py")
+    edit_code(stage, tmp_path / "code.py")
     if stage in ("curate", "tokenizer"):
         # Its body's result is of its inputs, the code among them.
         with pytest.raises(BadInput, match="another result of stage"):
@@ -284,20 +292,22 @@ def test_other_code_of_a_stage_without_checkpoints_does_it_again(pipeline, tmp_p
         assert pipeline()[0] == stage
 
 
-@pytest.mark.parametrize("stage", settings.TRAINED)
-def test_other_code_of_training_is_said_and_throws_nothing_away(pipeline, tmp_path, capsys, stage):
+@pytest.mark.parametrize("stage", TRAINED)
+def test_other_code_of_training_is_said_and_throws_nothing_away(
+    pipeline, tmp_path, edit_code, capsys, stage
+):
     pipeline()
     capsys.readouterr()
     assert pipeline() == []
     assert "other code" not in capsys.readouterr().err
-    edit_code(pipeline, stage, tmp_path / "code.py")
+    edit_code(stage, tmp_path / "code.py")
     assert pipeline() == []
     said = capsys.readouterr().err
     assert f"] {stage}: its checkpoints were made by other code (commit" in said
     pipeline.broken = stage
     with pytest.raises(RuntimeError):
         pipeline(only=stage, fresh=True)
-    edit_code(pipeline, stage, tmp_path / "more.py")
+    edit_code(stage, tmp_path / "more.py")
     capsys.readouterr()
     pipeline.broken = None
     assert pipeline() == [stage, "report"]
@@ -341,7 +351,9 @@ def test_a_tokenizer_is_not_made_of_other_texts_below_checkpoints(pipeline):
 
 # They hold keys, files and lines, and compute nothing that a stage leaves.
 AROUND = {
-    ROOT / "launch" / name for name in ("pipeline.py", "rundir.py", "console.py", "settings.py")
+    *(ROOT / "launch" / f"{name}.py" for name in ("pipeline", "identity", "console", "settings")),
+    *(ROOT / "launch" / f"{name}.py" for name in ("schema", "store/rundir", "stages/stage")),
+    ROOT / "launch/job.py",  # annotates every stage; its methods serve those that train
 }
 
 
@@ -386,18 +398,19 @@ def files_behind(body: Callable) -> set[Path]:
         if (file, name) in seen or file in AROUND:
             continue
         seen.add((file, name))
-        if file.parent.name == "launch":
+        if ROOT / "launch" in file.parents:
             places += uses(file, name) if name else []
         else:
             places += [(path, "") for _, path, _ in imports(parsed(file))]
     return {file for file, _ in seen}
 
 
-@pytest.mark.parametrize("name", settings.STAGES)
+@pytest.mark.parametrize("name", tuple(STAGES))
 def test_the_code_of_a_stage_is_all_that_its_body_may_run(name):
-    stage = stages.TABLE[name]
+    stage = STAGES[name]
     listed = [ROOT / path for path in stage.code]
-    found = files_behind(inspect.unwrap(stage.body))
-    assert len(found) > 3
+    found = files_behind(launch_pipeline.find_body(stage))
+    assert len(found) > 3 or name == "curate"
+    assert "launch/job.py" in stage.code or not stage.trains
     missing = {p for p in found if not any(p == place or place in p.parents for place in listed)}
     assert not missing

@@ -16,7 +16,7 @@ from pydoc_data.topics import topics
 
 import pytest
 
-from launch.run import run_command
+from launch.cli import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_STEPS = 40
@@ -79,7 +79,7 @@ class Prepared:
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
-        command = [sys.executable, "-m", "launch.run", "pretrain", self.config, f"--run={run}"]
+        command = [sys.executable, "-m", "launch.cli", "pretrain", self.config, f"--run={run}"]
         return subprocess.Popen(
             [*command, "--json", *overrides(self.folder)],
             cwd=self.folder,

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import dataclasses
-import functools
 import json
 
 import pytest
@@ -11,13 +10,14 @@ import pytest
 from configs import quickstart
 from data.engine import Runner
 from data.errors import BadInput
-from launch import rundir, settings
+from launch import settings
 from launch.console import Progress
 from launch.pipeline import run_stages
-from launch.rundir import RunDir
-from launch.stages import TABLE
+from launch.stages.stage import STAGES, TRAINED
+from launch.store import rundir
+from launch.store.rundir import RunDir
 
-ALL = settings.STAGES
+ALL = tuple(STAGES)
 
 
 class Pipeline:
@@ -29,7 +29,7 @@ class Pipeline:
         (self.corpus / "a.txt").write_text("one document")
         self.run = RunDir(path / "run")
         self.called = []
-        self.broken, self.table = None, TABLE
+        self.broken = None
         self.results = {}  # {stage: what else its result hangs on}
         self.config = quickstart.get_config().to_dict()
         for source in self.config["data"]["sources"].values():
@@ -45,26 +45,21 @@ class Pipeline:
                 section = section[parent]
             section[key] = value
         self.called = []
-        table = {
-            name: dataclasses.replace(stage, body=functools.partial(self.run_body, name))
-            for name, stage in self.table.items()
-        }
-        parsed = settings.parse(config)
         self.outcome = run_stages(
-            *(parsed, self.run, Progress(), table, "1 x cpu", Runner(workers=1)),
-            **dict(only=only, fresh=fresh),
+            *(settings.parse(config), self.run, Progress(), "1 x cpu", Runner(workers=1)),
+            **dict(only=only, fresh=fresh, bodies=lambda _: self.run_body),
         )
         return self.called
 
-    def run_body(self, name, context):
-        self.context = context
-        return self.body(name, context.inputs)
+    def run_body(self, job):
+        self.job = job
+        return self.body(job.stage, job.inputs)
 
     def body(self, name, inputs):
         """As a real one: its result is a function of its inputs."""
         self.called.append(name)
         result = rundir.digest([inputs, self.results.get(name)])
-        if name in settings.TRAINED:
+        if name in TRAINED:
             self.run.checkpoints(name).mkdir(parents=True, exist_ok=True)
             (self.run.stage(name) / "pairs.jsonl").write_text(result)
         if name == self.broken:
@@ -134,7 +129,7 @@ PAGE = ("report",)  # it shows the configuration
         ("model.stage_repeats", 2, ()),
         *(
             (f"{stage}.loop.{key}", 3, ())
-            for stage in settings.TRAINED
+            for stage in TRAINED
             for key in ("log_every", "save_every", "eval_every", "keep_checkpoints")
         ),
     ],
@@ -144,13 +139,13 @@ def test_a_changed_key_reruns_its_stage_and_those_after(tmp_path, key, value, ag
     pipeline = Pipeline(tmp_path)
     pipeline()
     before = pipeline.files()
-    kept = [name for name in settings.TRAINED if name in again]
+    kept = [name for name in TRAINED if name in again]
     if kept:
         with pytest.raises(BadInput) as refused:
             pipeline({key: value})
         assert str(pipeline.run.checkpoints(kept[0])) in str(refused.value)
         assert pipeline.called == [] and pipeline.files() == before, "before anything is written"
-        for stage in settings.TRAINED:
+        for stage in TRAINED:
             assert (pipeline.run.stage(stage) / "done.json").exists()
         for name in kept:
             rundir.remove(pipeline.run.checkpoints(name))
@@ -167,13 +162,13 @@ def test_a_changed_input_file_reruns_all(pipeline):
     assert tuple(pipeline(fresh=True)) == ALL
 
 
-def test_an_edit_beside_a_changed_file_does_not_hide_it(pipeline, tmp_path):
+def test_an_edit_beside_a_changed_file_does_not_hide_it(pipeline, tmp_path, monkeypatch):
     pipeline()
     (pipeline.corpus / "a.txt").write_text("other words")
     (tmp_path / "code.py").write_text("x = 2")
-    curation = pipeline.table["curate"]
-    edited = dataclasses.replace(curation, code=(*curation.code, str(tmp_path / "code.py")))
-    pipeline.table = {**pipeline.table, "curate": edited}
+    code = (*STAGES["curate"].code, str(tmp_path / "code.py"))
+    edited = dataclasses.replace(STAGES["curate"], code=code)
+    monkeypatch.setitem(STAGES, "curate", edited)
     with pytest.raises(BadInput, match="stands on stage 'curate', .* with files = "):
         pipeline()
     assert pipeline.called == []
@@ -247,14 +242,14 @@ def test_a_single_stage_runs_alone(pipeline):
 def test_a_single_stage_needs_those_it_stands_on(pipeline):
     pipeline(only="curate")
     before = pipeline.files()
-    with pytest.raises(BadInput, match="stage 'tokenizer', which 'pretrain' stands on"):
+    with pytest.raises(BadInput, match="stage 'tokenizer', which 'pretrain' reads from"):
         pipeline(only="pretrain")
     assert pipeline.files() == before
 
 
 def test_a_single_stage_refuses_upstream_of_another_config(pipeline):
     pipeline()
-    with pytest.raises(BadInput, match="stage 'pretrain', which 'sft' stands on, is not finished"):
+    with pytest.raises(BadInput, match="stage 'pretrain', which 'sft' reads from, is not finished"):
         pipeline({"pretrain.loop.num_steps": 777}, only="sft")
 
 

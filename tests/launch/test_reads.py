@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from launch import settings, stages
-from launch.pipeline import Stage
+from launch import pipeline
+from launch.stages.stage import STAGES, Stage
 from tests.launch.test_stages import Pulse
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -25,9 +25,9 @@ NAMED = {
     ("ppo", "eval.num_heldout"): MEASURED,
     ("eval", "stages"): "which of them have results is in `upstream`",
     **{
-        (stage, key): "what is made of it is in the tokenizer's result"
-        for stage in (*settings.TRAINED, "eval")
-        for key in ("start", "tokenizer.path", "tokenizer.vocab_size")
+        (name, "stages"): "which one it starts from is in `upstream`"
+        for name, stage in STAGES.items()
+        if stage.trains and stage.starts
     },
 }
 
@@ -52,12 +52,15 @@ class Recorder:
     def __init__(self):
         self.seen: dict[str, set[str]] = {}
 
-    def wrap(self, name: str, stage: Stage) -> Stage:
-        def body(context):
-            with self.recording(name, context.settings):
-                return stage.body(context)
+    def wrap(self, find_body):
+        def find(stage: Stage) -> pipeline.Body:
+            def body(job):
+                with self.recording(stage.name, job.settings):
+                    return find_body(stage)(job)
 
-        return dataclasses.replace(stage, body=body)
+            return body
+
+        return find
 
     @contextlib.contextmanager
     def recording(self, stage: str, chosen: object) -> Iterator[None]:
@@ -86,9 +89,8 @@ def is_in(path: str, section: str) -> bool:
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     recorder = Recorder()
-    table = {name: recorder.wrap(name, stage) for name, stage in stages.TABLE.items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "TABLE", table)
+        patch.setattr(pipeline, "find_body", recorder.wrap(pipeline.find_body))
         folder = tmp_path_factory.mktemp("reads")
         (folder / "set.jsonl").write_text('{"text": "no document has these words"}\n')
         changes = {"data.sources.docs.gates": "('length', 'contamination')"}
@@ -97,9 +99,9 @@ def seen(tmp_path_factory):
     return recorder.seen
 
 
-@pytest.mark.parametrize("name", settings.STAGES)
+@pytest.mark.parametrize("name", tuple(STAGES))
 def test_what_a_stage_reads_is_part_of_its_identity(seen, name):
-    known = [*stages.TABLE[name].sections, *(key for stage, key in NAMED if stage == name)]
+    known = [*STAGES[name].reads, *(key for stage, key in NAMED if stage == name)]
     unknown = {path for path in seen[name] if not any(is_in(path, section) for section in known)}
     assert not unknown
     assert seen[name] or name == "report"

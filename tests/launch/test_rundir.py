@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from data.errors import BadInput
-from launch import rundir
-from launch.rundir import MetricsWriter, RunDir
-from tests.launch.test_report import DAMAGED_LINES
+from launch.store import rundir
+from launch.store.rundir import MetricsWriter, RunDir
+from tests.launch.test_page import DAMAGED_LINES
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from configs import corpus, domains
 from data.instruct import KINDS
-from launch import settings
-from launch.run import run_command
-from launch.rundir import RunDir
+from launch.cli import run_command
+from launch.stages.stage import STAGES, TRAINED
+from launch.store.rundir import RunDir
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,12 +50,13 @@ SMALL = {
     "ppo.critic_optimizer.warmup_steps": 1,
     "eval.batch_size": 8,
     "eval.max_new_tokens": 8,
+    "reward.pairs.max_new_tokens": 8,
     "eval.num_duels": 8,
     "eval.num_samples": 4,
     "eval.num_heldout": 1,
     "eval.ngram_order": 2,
 }
-for _stage in settings.TRAINED:
+for _stage in TRAINED:
     SMALL |= {
         f"{_stage}.loop.num_steps": 2,
         f"{_stage}.loop.batch_size": 8,
@@ -152,15 +153,15 @@ def metrics(path):
 def test_run_answers_with_every_stage(pulse):
     assert pulse.first["verb"] == "run" and pulse.first["run"] == str(pulse.path)
     stages = pulse.first["stages"]
-    assert tuple(stages) == settings.STAGES
+    assert tuple(stages) == tuple(STAGES)
     assert {row["status"] for row in stages.values()} == {"done"}
-    hashes = {stages[name]["params_sha256"] for name in settings.TRAINED}
-    assert len(hashes) == len(settings.TRAINED), "each stage moves the parameters"
+    hashes = {stages[name]["params_sha256"] for name in TRAINED}
+    assert len(hashes) == len(TRAINED), "each stage moves the parameters"
 
 
 def test_every_training_stage_measures_what_it_never_trains_on(pulse):
     lines = metrics(pulse.path)
-    wanted = {name: {"heldout/loss"} for name in settings.TRAINED} | {"ppo": {"heldout/reward"}}
+    wanted = {name: {"heldout/loss"} for name in TRAINED} | {"ppo": {"heldout/reward"}}
     wanted["reward"] = wanted["dpo"] = {"heldout/loss", "heldout/accuracy", "heldout/margin"}
     for stage, names in wanted.items():
         measured = [line for line in lines[stage] if names <= line.keys()]
@@ -170,11 +171,11 @@ def test_every_training_stage_measures_what_it_never_trains_on(pulse):
 def test_run_leaves_what_the_design_promises(pulse):
     for file in ("config.json", "metrics.jsonl", "report.html", "eval/results.json"):
         assert (pulse.path / file).stat().st_size > 100, file
-    for stage in settings.TRAINED:
+    for stage in TRAINED:
         steps = [path.name for path in pulse.run.checkpoints(stage).iterdir()]
         assert steps == ["2"], f"{stage} keeps its newest checkpoint and no temporary directory"
         assert list((pulse.path / "tensorboard" / stage).glob("events.*")), stage
-    for stage in settings.STAGES:
+    for stage in tuple(STAGES):
         assert pulse.run.read_done(stage)["secs"] >= 0
     leftovers = [p for p in pulse.path.rglob("*") if p.suffix in (".part", ".partial", ".tmp")]
     assert not leftovers
@@ -182,7 +183,7 @@ def test_run_leaves_what_the_design_promises(pulse):
 
 def test_metrics_have_each_step_of_each_stage_once(pulse):
     lines = metrics(pulse.path)
-    assert set(lines) == set(settings.TRAINED)
+    assert set(lines) == set(TRAINED)
     for stage, rows in lines.items():
         assert [row["step"] for row in rows if "loss" in row] == [1, 2], stage
     heldout = [row for row in lines["pretrain"] if "heldout_bits_per_byte/docs" in row]
@@ -191,11 +192,11 @@ def test_metrics_have_each_step_of_each_stage_once(pulse):
 
 def test_results_measure_every_policy(pulse):
     results = json.loads((pulse.path / "eval" / "results.json").read_text())
-    assert set(results["dialog"]) == {"base", "sft", "dpo", "ppo"}
+    assert set(results["dialog"]) == {"pretrain", "sft", "dpo", "ppo"}
     assert set(results["text"]) == {"docs", "code", "all"}
     assert set(results["preference"]) == {"dpo", "ppo"}
     assert results["mixture"]["asked"] == {"docs": 0.5, "code": 0.5}
-    assert all(row["base"] > 0 and row["gzip"] > 0 for row in results["text"].values())
+    assert all(row["model"] > 0 and row["gzip"] > 0 for row in results["text"].values())
 
 
 def test_a_second_run_has_nothing_to_do(pulse):
@@ -214,7 +215,7 @@ def test_without_json_the_answer_is_a_table_and_progress_is_on_standard_error(pu
     arguments = ["run", f"--config={ROOT}/configs/quickstart.py", f"--run={pulse.path}"]
     code, out, err = door(*arguments, **pulse.overrides)
     assert code == 0 and "params_sha256" in out
-    assert err.count("nothing to do, its inputs are unchanged") == len(settings.STAGES)
+    assert err.count("nothing to do, its inputs are unchanged") == len(tuple(STAGES))
 
 
 @pytest.mark.parametrize("stage", ["", "sft", "dpo", "ppo"])
@@ -275,15 +276,15 @@ def test_eval_alone_is_skipped_when_finished(pulse):
 
 def test_a_changed_dpo_key_is_refused_until_dpo_starts_over(pulse):
     """Last of the tests on this run but one: it is another run afterwards."""
-    before = {name: pulse.run.read_done(name) for name in settings.STAGES}
+    before = {name: pulse.run.read_done(name) for name in tuple(STAGES)}
     changed = {"dpo.beta": 0.5}
     code, _, err = pulse.door("run", **changed)
     assert code == 2 and "checkpoints/dpo: written with dpo.beta = " in err
-    assert {name: pulse.run.read_done(name) for name in settings.STAGES} == before
+    assert {name: pulse.run.read_done(name) for name in tuple(STAGES)} == before
     assert list(pulse("dpo", "--fresh", **changed)["stages"]) == ["dpo"]
     statuses = pulse.statuses(**changed)
     assert [name for name, status in statuses.items() if status == "done"] == ["eval", "report"]
-    for name in settings.STAGES:
+    for name in tuple(STAGES):
         rerun = name in ("dpo", "eval", "report")
         assert (pulse.run.read_done(name) == before[name]) == (not rerun), name
     assert set(pulse.statuses(**changed).values()) == {"skipped"}
@@ -351,7 +352,7 @@ def test_quickstart_runs_on_eight_devices_as_it_stands(tmp_path):
     overrides = own_layout() | MIX | sources(tmp_path / "text") | {"eval.batch_size": 64}
     code, out, err = door("run", config, f"--run={tmp_path}/run", "--json", **overrides)
     assert code == 0, err
-    assert tuple(parse(out)["stages"]) == settings.STAGES
+    assert tuple(parse(out)["stages"]) == tuple(STAGES)
     assert RunDir(tmp_path / "run").read_config()["mesh"]["data"] == 8
 
 

@@ -11,11 +11,12 @@ import pytest
 from configs import tune as tune_config
 from data import chat, instruct
 from data.tokenizers import pretrained
-from launch import settings, training
-from launch.pipeline import Context, describe_inputs
-from launch.rundir import ORIGIN, RunDir, remove, write_json
-from launch.settings import to_dict
-from launch.stages import TABLE
+from launch import load as loading
+from launch import schema, settings
+from launch.identity import describe_inputs
+from launch.job import Job
+from launch.schema import to_dict
+from launch.store.rundir import ORIGIN, RunDir, remove, write_json
 from tests import chat_oracle
 from tests.launch.test_convert import TINY, make_params, make_source
 from tests.launch.test_stages import MIX, ROOT, SMALL, door, sources, write_texts
@@ -78,9 +79,7 @@ def test_every_stage_speaks_by_the_template(tmp_path, stages):
     summary = json.loads(out)["stages"]
     tokenizer = pretrained.load(imported / "tokenizer")
     run = RunDir(tmp_path / "run")
-    config = settings.to_dataclass(
-        instruct.InstructConfig, run.read_config()["instruct"], "instruct"
-    )
+    config = schema.to_dataclass(instruct.InstructConfig, run.read_config()["instruct"], "instruct")
     examples = instruct.build(config)["train"]
     taught = [(*x.messages, chat_oracle.say("assistant", x.demonstration)) for x in examples]
     rendered = [chat.render(tokenizer, messages) for messages in taught + talks]
@@ -101,7 +100,7 @@ def test_every_stage_looks_again_at_the_files_that_it_has_read(tmp_path, monkeyp
     bring_in(tmp_path, "qwen2.5")
     own, loaded, asked = tmp_path / "own.jsonl", [], []
     own.write_text(json.dumps({"messages": chat_oracle.talk("Hi.", "Hello.")}) + "\n")
-    load, refuse = instruct.load, Context.refuse_changed_files
+    load, refuse = instruct.load, Job.refuse_changed_files
 
     def edit(path):
         loaded.append(load(path))
@@ -109,12 +108,12 @@ def test_every_stage_looks_again_at_the_files_that_it_has_read(tmp_path, monkeyp
             own.write_text(own.read_text() * 2)
         return loaded[-1]
 
-    def note(context):
-        asked.append(context.inputs["stage"])
-        refuse(context)
+    def note(job):
+        asked.append(job.stage)
+        refuse(job)
 
     monkeypatch.setattr(instruct, "load", edit)
-    monkeypatch.setattr(Context, "refuse_changed_files", note)
+    monkeypatch.setattr(Job, "refuse_changed_files", note)
     code, _, err = tune(tmp_path, STAGES[:4], **{"instruct.path": own})
     assert code == 2 and "seedbed: sft: files that it reads changed meanwhile (own)" in err
     assert asked == ["curate", "tokenizer", "pretrain", "sft"]
@@ -164,7 +163,7 @@ def test_an_edit_of_the_imported_tokenizer_is_an_input_and_importing_again_is_no
         for domain in config["data"]["sources"]:
             write_texts(tmp_path / "text" / domain / "a.jsonl", 0)
             config["data"]["sources"][domain]["path"] = str(tmp_path / "text" / domain)
-        return describe_inputs(settings.parse(config), TABLE)
+        return describe_inputs(settings.parse(config))
 
     imported = bring_in(tmp_path, "qwen2.5")
     before = describe()
@@ -213,7 +212,7 @@ def test_an_export_stops_where_its_model_was_taught_to(tmp_path, control):
     run = taught(tmp_path, control, token_ids={"eos_token_id": base}, generation=generation)
     code, _, err = door("export", f"--run={run.path}", f"--hf={tmp_path}/out", "--stage=sft")
     assert code == 0, err
-    tokenizer, out = training.load_tokenizer(run), pretrained.load(tmp_path / "out")
+    tokenizer, out = loading.load_tokenizer(run), pretrained.load(tmp_path / "out")
     for name in ("config.json", "generation_config.json"):
         said = json.loads((tmp_path / "out" / name).read_text())
         assert said["eos_token_id"] == [chat.end_id(tokenizer), base]

@@ -35,7 +35,7 @@ WIDTH_RTOL = 0.2
 def shrink(name: str, width: int) -> TransformerConfig:
     """A family with all its switches, but few layers, heads, experts and words."""
     config = quickstart.get_config() if name == "quickstart" else table.get_config(name)
-    full = settings.model_config(settings.parse(config))
+    full = settings.parse(config).model
     num_heads, moe, mla = width // HEAD_DIM, full.moe, full.mla
     if mla.kv_rank:
         mla = MLAConfig(width // 2, width // 2, rope_dim=8, value_dim=HEAD_DIM)

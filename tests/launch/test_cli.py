@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from launch import bench, chat, rundir, settings, stages
-from launch.pipeline import Stage
-from launch.run import VERBS, run_command
-from launch.rundir import RunDir
+from launch import pipeline
+from launch.cli import VERBS, run_command
+from launch.stages.stage import STAGES
+from launch.store import rundir
+from launch.store.rundir import RunDir
+from launch.verbs import bench, chat
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = f"--config={ROOT}/configs/quickstart.py"
@@ -44,11 +46,11 @@ def refusal(*arguments):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["grow"]])
 def test_help_does_not_wait_for_jax(arguments, tmp_path):
-    command = [sys.executable, "-X", "importtime", "-m", "launch.run", *arguments]
+    command = [sys.executable, "-X", "importtime", "-m", "launch.cli", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     imported = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines()]
-    assert "launch.command" in imported and "jax" not in imported
+    assert "launch.flags" in imported and "jax" not in imported
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_help_does_not_wait_for_jax(arguments, tmp_path):
 )
 def test_a_mistake_is_answered_by_one_line_and_writes_nothing(arguments, code, words, tmp_path):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "launch.run", *arguments]
+    command = [sys.executable, "-m", "launch.cli", *arguments]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert done.stderr.count("\n") == (code == 2) and words in done.stderr
@@ -130,7 +132,7 @@ def test_help_names_every_verb_and_exit_code():
         (["run", QUICKSTART, "--config.mesh.data=1"], "1 devices asked, 8 present"),
         (["bench", QUICKSTART, "--config.mesh.data=3"], "3 devices asked, 8 present"),
         (["run", QUICKSTART, "--config.mesh.tensor=8"], "mesh.tensor is 8, but dim"),
-        (["sft", QUICKSTART, EIGHT, "--run=new"], "stage 'curate', which 'sft' stands on"),
+        (["sft", QUICKSTART, EIGHT, "--run=new"], "stage 'curate', which 'sft' reads from"),
         (["report", "--run=nowhere"], "nowhere/config.json: absent"),
         (["chat", "--run=nowhere", "--stage=sft"], "nowhere/config.json: no such file"),
     ],
@@ -306,7 +308,7 @@ def finished(tmp_path):
 @pytest.mark.parametrize(
     ("stage", "words"),
     [
-        ("reward", "--stage=reward: must be one of sft, dpo, ppo, import, pretrain"),
+        ("reward", "--stage=reward: must be one of import, pretrain, sft, dpo, ppo"),
         ("sft", "checkpoints/sft: no finished checkpoint here"),
     ],
 )
@@ -333,7 +335,7 @@ def test_chat_without_its_own_tokenizer_is_refused(finished, monkeypatch, model,
     class OfSize999:
         vocab_size = 999
 
-    monkeypatch.setattr(chat.training, "load_model", lambda *_: (OfSize999, {}))
+    monkeypatch.setattr(chat.load, "load_model", lambda *_: (OfSize999, {}))
     path = finished.stage("tokenizer") / "tokenizer.model"
     if model:
         path.write_bytes(model)
@@ -346,7 +348,7 @@ def test_chat_names_what_config_json_has_of_another_type(finished, monkeypatch, 
     *parents, last = key.split(".")
     functools.reduce(dict.get, parents, described["config"])[last] = None
     (finished.path / "config.json").write_text(json.dumps(described))
-    monkeypatch.setattr(chat.training, "load_model", lambda *_: (None, {}))
+    monkeypatch.setattr(chat.load, "load_model", lambda *_: (None, {}))
     line = refusal("chat", f"--run={finished.path}", "--prompt=x")
     assert f"config.json: config.{key}" in line and "is 'None'; it must be of type" in line
 
@@ -368,11 +370,11 @@ def test_a_bug_still_shows_its_trace(monkeypatch):
 def test_sigterm_between_checkpoints_exits_75_and_finishes_nothing(small, tmp_path, monkeypatch):
     write_corpus(tmp_path / "text")
 
-    def body(context):
+    def body(job):
         os.kill(os.getpid(), signal.SIGTERM)
         return {}
 
-    monkeypatch.setitem(stages.TABLE, "curate", Stage(("data",), (), ("data",), body))
+    monkeypatch.setattr(pipeline, "find_body", lambda _: body)
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         code, out, err = door(*small("curate", "--json"))
@@ -400,4 +402,4 @@ def test_a_report_says_which_stages_are_not_finished(small, tmp_path):
 
 
 def test_verbs_are_the_stages_and_five_more():
-    assert set(VERBS) == {*settings.STAGES, "run", "chat", "bench", "import", "export"}
+    assert set(VERBS) == {*tuple(STAGES), "run", "chat", "bench", "import", "export"}

@@ -14,17 +14,15 @@ import numpy as np
 from data import chat
 from data.errors import BadInput
 from eval import dialog
-from launch import training
-from launch.rundir import RunDir
+from launch import load
+from launch.stages.stage import CHATS, MODELS
+from launch.store.rundir import RunDir
 from model import decode
-from model.interop.hf_config import MAX_TOKENS
 from model.sharding import MeshConfig, make_mesh
 
-# The last of these that the run has finished is the one that answers.
-CHATS = ("sft", "dpo", "ppo")
-# Otherwise the last of these goes on with the text that it is given; an imported model that has a
-# chat template answers.
-BASES = ("import", "pretrain")
+# The newest of those that answer in turns, or else of all, is taken. Models that do not answer in
+# turns continue a text; an imported one that has a chat template answers.
+STAGES = ("import", *(name for name in MODELS if name not in CHATS), *CHATS)
 NEW_TOKENS = 64
 PROMPT_MULTIPLE = 64  # prompts are padded to it, so that few lengths are compiled
 
@@ -34,7 +32,7 @@ def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int | None, as_js
 
     Args:
       run: the run directory.
-      stage: whose model answers; '' for the newest of CHATS, or else of BASES.
+      stage: whose model answers; '' for the last finished one of STAGES.
       prompt: one question; '' reads standard input, each line a turn of one conversation (of a
         base model: a text of its own).
       num_tokens: longest answer; None for the run's own limit.
@@ -49,12 +47,12 @@ def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int | None, as_js
     """
     described = run.read_config()
     stage = stage or _newest(run)
-    if stage not in CHATS + BASES:
-        raise BadInput(f"--stage={stage}: must be one of {', '.join(CHATS + BASES)}")
+    if stage not in STAGES:
+        raise BadInput(f"--stage={stage}: must be one of {', '.join(STAGES)}")
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    config, params = training.load_model(run, stage, mesh)
-    training.note_doubts(run, stage, lambda line: print(f"seedbed: {line}", file=sys.stderr))
-    tokenizer = training.load_tokenizer(run)
+    config, params = load.load_model(run, stage, mesh)
+    load.note_doubts(run, stage, lambda line: print(f"seedbed: {line}", file=sys.stderr))
+    tokenizer = load.load_tokenizer(run)
     if num_tokens is None:
         num_tokens = NEW_TOKENS
         if "eval" in described:  # not in an imported run's
@@ -70,9 +68,7 @@ def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int | None, as_js
     elif stage == "import" and tokenizer.chat_template is not None:
         if tokenizer.pad_id is None:  # it fills what no row sees
             tokenizer.pad_id = 0
-        reply = _Conversation(
-            config, params, tokenizer, num_tokens, config.max_positions or MAX_TOKENS
-        )
+        reply = _Conversation(config, params, tokenizer, num_tokens, config.max_tokens())
     else:
         reply = functools.partial(_continue, config, params, tokenizer, num_tokens)
     with jax.set_mesh(mesh):
@@ -111,7 +107,7 @@ class _Conversation:
             config,
             params,
             tokenizer,
-            seq_len=seq_len,
+            max_tokens=seq_len,
             max_new_tokens=num_tokens,
             temperature=0.0,
             seed=0,
@@ -158,9 +154,9 @@ def _continue(config, params, tokenizer, num_tokens: int, text: str) -> str:
 
 
 def _newest(run: RunDir) -> str:
-    finished = [stage for stage in BASES + CHATS if run.read_done(stage)]
+    finished = [stage for stage in STAGES if run.read_done(stage)]
     if not finished:
-        needed = ", ".join(BASES + CHATS)
+        needed = ", ".join(STAGES)
         raise BadInput(f"{run.path}: no finished stage that can chat; it needs one of {needed}")
     return finished[-1]
 

@@ -9,7 +9,7 @@ from sentencepiece import SentencePieceProcessor
 from data import chat
 from data.errors import BadInput
 from data.tokenizers import fast_tokenizer, pretrained, tokenizer, tokenizer_files
-from launch.rundir import write_json
+from launch.store.rundir import write_json
 
 # The format of data/chat.py, for a BOS and the tokens of roles and of a turn's end, as JSON.
 CHAT_TEMPLATE = (

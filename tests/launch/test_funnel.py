@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from data import funnel, mixture, passes, sources
-from launch import funnel_page, report
+from launch.report import funnel as rows_of
+from launch.report.page import FUNNEL_KEYS, write_report
 
 ATTACK = "<script>alert('seed')</script>\"'&"
 REASONS = {"de": 6, "fr": 3, "ru": 2, "es": 2, "pt": 2, "it": 2, "zh": 1, "nl": 1}
@@ -82,7 +83,7 @@ def counted():
 
 @pytest.fixture(scope="module")
 def found(counted):
-    return funnel_page.curation(counted, SHARDS)
+    return rows_of.curation(counted, SHARDS)
 
 
 @pytest.fixture
@@ -101,11 +102,11 @@ def run_dir(tmp_path):
 
 
 def _page(run_dir):
-    return report.write_report(run_dir).read_text()
+    return write_report(run_dir).read_text()
 
 
 def test_curation_writes_every_key_that_the_report_needs(counted):
-    assert set(counted) == set(report.FUNNEL_KEYS)
+    assert set(counted) == set(FUNNEL_KEYS)
 
 
 def test_steps_by_hand(found):
@@ -145,14 +146,14 @@ def test_order_of_gates_agrees_with_every_domain():
     ]
     counts = {domain: {"documents": 1, "bytes": 1} for domain in orders}
     empty = {**make_funnel(), "read": counts, "kept": counts, "heldout": counts}
-    found = funnel_page.curation({**empty, "stages": stages, "dropped": {}}, None)
+    found = rows_of.curation({**empty, "stages": stages, "dropped": {}}, None)
     assert found["idle"] == list("egkhz"), "the only order in which g < k < h"
 
 
 def test_tokens_left_go_by_the_bytes_a_token_of_each_domain(counted, found):
     assert found["steps"][0]["tokens"] == pytest.approx(9900 / 4 + 8000 / 2)
     only_code = {"groups": {}, "fertility": SHARDS["fertility"][:1]}
-    steps = funnel_page.curation(counted, only_code)["steps"]
+    steps = rows_of.curation(counted, only_code)["steps"]
     assert steps[0]["tokens"] == pytest.approx(17900 / 2), "no training text: the mean of all"
 
 
@@ -168,7 +169,7 @@ def test_reasons_are_ranked_and_the_rare_ones_added_up(found):
 
 def test_offensive_and_withheld_texts_are_veiled_and_others_not(found):
     assert {row["gate"] for row in found["drops"] if row["veil"]} == {"toxic_words"}
-    assert {"blocked", "opt_out", "toxic_words", "toxicity"} == set(funnel_page.VEILED)
+    assert {"blocked", "opt_out", "toxic_words", "toxicity"} == set(rows_of.VEILED)
 
 
 def test_languages_beyond_the_first_are_added_up():
@@ -177,7 +178,7 @@ def test_languages_beyond_the_first_are_added_up():
         "docs": {n: {"documents": 1, "bytes": 100 - i} for i, n in enumerate(names)},
         "code": {"l19": {"documents": 2, "bytes": 3}, "": {"documents": 1, "bytes": 999}},
     }
-    found = funnel_page.curation({**make_funnel(), "languages": languages}, None)["languages"]
+    found = rows_of.curation({**make_funnel(), "languages": languages}, None)["languages"]
     assert found["count"] == 21
     assert [row["language"] for row in found["rows"]] == ["none", *names[:14], "6 others"]
     assert found["rows"][0]["cells"] == [None, {"documents": 1, "bytes": 999}]
@@ -190,7 +191,7 @@ def test_languages_beyond_the_first_are_added_up():
 
 def test_tokens_by_domain_and_language():
     halves = {"de": {**SHARDS["groups"]["docs"], "tokens": 600}, **SHARDS["groups"]}
-    found = funnel_page.tokens({**SHARDS, "groups": halves})
+    found = rows_of.tokens({**SHARDS, "groups": halves})
     code, docs = found["rows"]
     assert (docs["tokens"], docs["records"], docs["bytes"]) == (1600, 10, 8000)
     assert docs["fertility"] == 5.0 and code["fertility"] == 2.0
@@ -210,9 +211,9 @@ def test_broken_records_are_grouped_by_why(found):
 def test_rare_kinds_of_broken_records_are_only_counted():
     letters = "abcdefghijklmnopqrstuvwxyz"
     broken = [{"file": "f", "record": 1, "why": f"of kind {letter}"} for letter in letters]
-    found = funnel_page.curation({**make_funnel(), "broken": broken}, None)["troubles"]
-    assert len(found["rows"]) == funnel_page.TOP_TROUBLES
-    assert found["others"] == 26 - funnel_page.TOP_TROUBLES
+    found = rows_of.curation({**make_funnel(), "broken": broken}, None)["troubles"]
+    assert len(found["rows"]) == rows_of.TOP_TROUBLES
+    assert found["others"] == 26 - rows_of.TOP_TROUBLES
 
 
 def _tabulate(stages, realised=()):
@@ -231,7 +232,7 @@ ONE_STAGE = {"all": ((375, 125, 500), (500, 100, 400))}
 
 
 def test_mixture_is_added_up_by_domain():
-    found = funnel_page.mixture(_tabulate(ONE_STAGE))
+    found = rows_of.mixture(_tabulate(ONE_STAGE))
     assert found["shares"] == ["asked", "planned"] and found["domains"] == ["code", "docs"]
     assert [stage["title"] for stage in found["stages"]] == ["the whole run"]
     code, docs = found["stages"][0]["rows"]
@@ -242,14 +243,14 @@ def test_mixture_is_added_up_by_domain():
 
 def test_mixture_beside_what_was_read():
     rows = _tabulate(ONE_STAGE, [{("docs", "en"): 2, ("docs", "fr"): 1, ("code", ""): 1}])
-    found = funnel_page.mixture(rows)
+    found = rows_of.mixture(rows)
     assert found["shares"] == ["asked", "planned", "realised"]
     assert [row["realised"] for row in found["stages"][0]["rows"]] == pytest.approx([0.25, 0.75])
 
 
 def test_mixture_of_stages_has_each_and_the_whole():
     stages = {"broad": ((300, 75, 375),) * 2, "end": ((200, 50, 0),) * 2}
-    found = funnel_page.mixture(_tabulate(stages))
+    found = rows_of.mixture(_tabulate(stages))
     assert [stage["title"] for stage in found["stages"]] == ["broad", "end", "the whole run"]
     assert [stage["tokens"] for stage in found["stages"]] == pytest.approx([750, 250, 1000])
     assert found["stages"][1]["rows"][0] is None, "code is not asked for at the end"

@@ -21,20 +21,21 @@ from data import chat
 from data.errors import BadInput
 from data.tokenizers import pretrained, tokenizer, tokenizer_files
 from data.tokenizers.gguf_tokenizer import from_gguf
-from launch import export_tokenizer, training
+from launch import load
 from launch.console import Progress
-from launch.newdir import appear
-from launch.rundir import ORIGIN, RunDir, code_version, digest, write_json
-from launch.settings import to_dataclass, to_dict
+from launch.schema import to_dataclass, to_dict
+from launch.stages.stage import CHATS, MODELS
+from launch.store.atomic import appear
+from launch.store.rundir import ORIGIN, RunDir, code_version, digest, write_json
+from launch.verbs import export_tokenizer
 from model.config import TransformerConfig
 from model.interop import hf_config, huggingface
 from model.interop.safetensors import WRITTEN, plain_file, read_json, write_safetensors
 from model.transformer import declare
 from train import checkpoint
 
-TAUGHT = ("sft", "dpo", "ppo")  # stages whose models answer in turns
 # What can be exported; the last of them that is finished, unless one is named.
-STAGES = ("import", "pretrain", *TAUGHT)
+STAGES = ("import", *MODELS)
 MAX_SHARD_BYTES = 5 * 10**9
 # Of a source's config.json, beside what the model is: for those who generate with it.
 TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -209,14 +210,14 @@ def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
     progress.stage("export")
 
     def shapes(saved: dict) -> Any:
-        training.refuse_other_tokenizer(run, stage, saved)
+        load.refuse_other_tokenizer(run, stage, saved)
         weights = declare(to_dataclass(TransformerConfig, saved["model"], "model"))
         return jax.tree.map(
             lambda weight: weight[1], weights, is_leaf=lambda node: isinstance(node, tuple)
         )
 
     saved, leaves = checkpoint.open_params(run.checkpoints(stage), shapes)
-    training.note_doubts(run, stage, progress.note)
+    load.note_doubts(run, stage, progress.note)
     config = to_dataclass(TransformerConfig, saved["model"], "model")
     origin = run.stage("tokenizer") / ORIGIN
     described |= read_json(origin) if origin.exists() else {}
@@ -233,12 +234,12 @@ def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
         (part / "config.json").write_text(json.dumps(said, indent=2) + "\n")
         generation = described.get("generation", ids)
         if generation:
-            generation |= {"eos_token_id": ids["eos_token_id"]} if stage in TAUGHT else {}
+            generation |= {"eos_token_id": ids["eos_token_id"]} if stage in CHATS else {}
             (part / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
         checked = export_tokenizer.write(folder, kind, stage, part)
         control = described.get("tokenizer", {}).get("control")
-        if control and stage in TAUGHT and kind != "own":
-            taught = training.load_tokenizer(run)
+        if control and stage in CHATS and kind != "own":
+            taught = load.load_tokenizer(run)
             checked += "; " + export_tokenizer.write_control(taught, control, part)
     progress.note(f"{stage} of {run.path} is in {out} as {name}, {dtype}; tokenizer: {checked}")
     return {"stage": stage, "model_type": name, "dtype": dtype, "tokenizer": checked}
@@ -294,19 +295,19 @@ def _describe_tokenizer(run: RunDir, described: dict, stage: str) -> tuple[str, 
     """
     if "format" in described:
         ids = described["token_ids"]
-        if stage in TAUGHT:
+        if stage in CHATS:
             said = [
                 *_listed(ids, "eos_token_id"),
                 *_listed(described["generation"], "eos_token_id"),
             ]
-            stop = chat.end_id(training.load_tokenizer(run))
+            stop = chat.end_id(load.load_tokenizer(run))
             said = list(dict.fromkeys(said if stop in said else [stop, *said]))
             ids = ids | {"eos_token_id": said if said[1:] else stop}
         return described["format"], ids
     folder = run.stage("tokenizer")
-    if training.is_own(folder):
+    if load.is_own(folder):
         return "own", _trained_ids(tokenizer.load(folder), stage)
-    return "hf", _trained_ids(training.load_tokenizer(run), stage)
+    return "hf", _trained_ids(load.load_tokenizer(run), stage)
 
 
 def _trained_ids(model: Any, stage: str) -> dict[str, Any]:

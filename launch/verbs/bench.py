@@ -2,14 +2,13 @@
 
 import resource
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch.settings import model_config
-from launch.training import lm_rows
+from launch.job import lm_rows
+from launch.settings import Settings
 from model import decode, flop
 from model.config import TransformerConfig
 from model.sharding import Mesh, make_mesh
@@ -26,7 +25,7 @@ NEW_TOKENS = 128
 DECODE_BATCHES = (1, 16)
 
 
-def run_bench(settings: Any) -> dict:
+def run_bench(settings: Settings) -> dict:
     """Times the pretraining step and greedy decoding on random tokens and weights.
 
     Returns:
@@ -34,7 +33,7 @@ def run_bench(settings: Any) -> dict:
       it is a share of, compile_secs, num_compilations, decode_tokens_per_sec by batch, num_params,
       num_active_params (of experts, the chosen ones), peak_rss_bytes of the process.
     """
-    config, mesh = model_config(settings), make_mesh(settings.mesh)
+    config, mesh = settings.model, make_mesh(settings.mesh)
     with jax.set_mesh(mesh):
         params = init(config, jax.random.key(settings.seed), mesh)
         result = _bench_training(settings, config, params, mesh)
@@ -48,7 +47,9 @@ def run_bench(settings: Any) -> dict:
     return result
 
 
-def _bench_training(settings: Any, config: TransformerConfig, params: Params, mesh: Mesh) -> dict:
+def _bench_training(
+    settings: Settings, config: TransformerConfig, params: Params, mesh: Mesh
+) -> dict:
     section = settings.pretrain
     optimizer = make_optimizer(section.optimizer, config, section.loop.num_steps)
     shardings = state_shardings(optimizer, config, params, mesh)

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from data import curated, gates, sources
 from data.curate import CurateConfig
@@ -10,10 +9,11 @@ from data.errors import BadInput
 from data.filters import classifier, repair, toxicity
 from data.scoring import score, score_table
 from eval import sets
-from launch import evaluation
+from launch import decontamination
 from launch.console import Progress
-from launch.rundir import SCORE, RunDir, read_json, write_json
-from launch.settings import identity
+from launch.schema import identity
+from launch.settings import Settings
+from launch.store.rundir import SCORE, RunDir, read_json, write_json
 
 # Of a document's story, what is told before all else.
 FATE = ("fate", "why", "reason", "detail", "duplicate_of")
@@ -101,7 +101,7 @@ def _texts(key: str, path: str, max_bytes: int) -> list[str]:
     ]
 
 
-def measure(settings: Any, root: Path, run: RunDir, progress: Progress) -> dict:
+def measure(settings: Settings, root: Path, run: RunDir, progress: Progress) -> dict:
     """Measures the gates on labelled sets; of a finished curation its page shows the table.
 
     Args:
@@ -132,7 +132,7 @@ def measure(settings: Any, root: Path, run: RunDir, progress: Progress) -> dict:
     return found
 
 
-def _are_gates_of(inputs: dict, settings: Any) -> bool:
+def _are_gates_of(inputs: dict, settings: Settings) -> bool:
     """Whether a curation with these inputs had the gates and the deduplication that are given.
 
     Also the content of their lists and models, and of the sets that they keep out.
@@ -141,5 +141,5 @@ def _are_gates_of(inputs: dict, settings: Any) -> bool:
     return (
         all(had.get(key) == identity(getattr(config, key)) for key in ("gates", "dedup"))
         and str(inputs.get("files")).endswith(f"-{gates.fingerprint(config.gates)}")
-        and inputs.get("evaluation") == evaluation.fingerprint(settings)
+        and inputs.get("evaluation") == decontamination.fingerprint(settings)
     )

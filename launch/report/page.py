@@ -15,16 +15,18 @@ import jinja2
 
 from data.errors import BadInput
 from data.instruct import FACT_KINDS
-from launch import funnel_page, plot, rundir
-from launch.pipeline import find_faults
+from launch.identity import find_faults
+from launch.report import funnel as funnel_rows
+from launch.report import plot
 from launch.settings import CostConfig
+from launch.stages.stage import MODELS, STAGES
+from launch.store import rundir
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
-STAGES = ("curate", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "eval")
-MODELS = {"base": "Base", "sft": "SFT", "dpo": "DPO", "ppo": "PPO"}
-PARENT = {"sft": "base", "dpo": "sft", "ppo": "sft"}
-SYSTEMS = {"base": "base model", "ngram": "byte n-gram", "xz": "xz", "gzip": "gzip"}
+SHOWN = tuple(name for name in STAGES if name != "report")
+LABELS = {name: STAGES[name].model for name in MODELS}
+SYSTEMS = {"model": "the first model", "ngram": "byte n-gram", "xz": "xz", "gzip": "gzip"}
 # What code and template raise on values of another kind than they were written for.
 SHAPE_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 SHAPE_ERRORS += (jinja2.TemplateError,)
@@ -102,12 +104,12 @@ def write_report(run_dir: Path) -> Path:
         title = _title(run_dir, identity, metrics, missing)
         costs = _costs(done, CostConfig(**identity["config"]["cost"])) if done else None
     with _made_of(shards_file):
-        tokens = funnel_page.tokens(shards) if shards else None
+        tokens = funnel_rows.tokens(shards) if shards else None
         plan = _plan(shards, done.get("pretrain"))
     with _made_of(funnel_file):
-        curation = funnel_page.curation(funnel, shards) if funnel else None
+        curation = funnel_rows.curation(funnel, shards) if funnel else None
     with _made_of(run_dir / "metrics.jsonl"):
-        curves = [_curves(stage, metrics[stage]) for stage in STAGES if stage in metrics]
+        curves = [_curves(stage, metrics[stage]) for stage in SHOWN if stage in metrics]
     with _made_of(results_file):
         measured = _measured(results)
     with _made_of(run_dir / "config.json", results_file, score_file, funnel_file, shards_file):
@@ -130,7 +132,7 @@ def write_report(run_dir: Path) -> Path:
 def _read_done(run_dir: Path) -> dict[str, dict]:
     """What each finished stage left."""
     done = {}
-    for stage in STAGES:
+    for stage in SHOWN:
         path = run_dir / stage / "done.json"
         if found := rundir.read_json(path, ("secs", "cpu_secs")):
             with _made_of(path):  # by itself, so that the file at fault is named
@@ -202,8 +204,8 @@ def _models(results: Mapping) -> dict[str, str]:
     """Keys and titles of the models that were measured, in the order in which they were made."""
     found = {*results.get("dialog", {}), *results.get("text_by_stage", {})}
     found |= {stage for sample in results.get("samples", []) for stage in sample["answers"]}
-    order = [*MODELS, *sorted(found - set(MODELS))]
-    return {stage: MODELS.get(stage, stage) for stage in order if stage in found}
+    order = [*LABELS, *sorted(found - set(LABELS))]
+    return {stage: LABELS.get(stage, stage) for stage in order if stage in found}
 
 
 def _dialog(results: Mapping) -> dict[str, dict]:
@@ -259,8 +261,9 @@ def _cell(values: Mapping[str, float], stage: str, form: str, change_form: str, 
     if stage not in values:
         return {"value": "", "change": "", "tone": ""}
     cell = {"value": form.format(values[stage]), "change": "", "tone": ""}
-    if PARENT.get(stage) in values:
-        change = values[stage] - values[PARENT[stage]]
+    parent = STAGES[stage].parent(values) if stage in STAGES else None
+    if parent:
+        change = values[stage] - values[parent]
         cell["change"] = change_form.format(change)
         if float(cell["change"]):
             cell["tone"] = {1: "better", -1: "worse", 0: ""}[good * (1 if change > 0 else -1)]
@@ -284,7 +287,7 @@ def _kinds(results: Mapping) -> dict | None:
 def _plan(shards: Mapping | None, pretrained: Mapping | None) -> dict | None:
     """What pretraining has read, or before that what the tokenizer stage has planned."""
     rows = (pretrained or {}).get("summary", {}).get("mixture") or (shards or {}).get("mixture")
-    return funnel_page.mixture(rows) if rows else None
+    return funnel_rows.mixture(rows) if rows else None
 
 
 def _mixture(mixture: Mapping | None) -> list[dict]:
@@ -315,7 +318,7 @@ def _text(text: Mapping | None) -> dict | None:
 def _costs(done: Mapping[str, Mapping], cost: CostConfig) -> dict:
     """Time and energy of each stage, and of all."""
     rows = [
-        {**found, "colour": STAGES.index(stage), "energy_wh": cost.energy_wh(found["secs"])}
+        {**found, "colour": SHOWN.index(stage), "energy_wh": cost.energy_wh(found["secs"])}
         for stage, found in done.items()
     ]
     keys = ("secs", "cpu_secs", "energy_wh")

@@ -32,7 +32,7 @@ from typing import Any
 from data.errors import BadInput
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numba", "sentencepiece", "numpy")
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # In tokenizer/, where the tokenizer is an imported run's: the part of that run's config.json which
 # export reads. No stage's result depends on it.
 ORIGIN = "origin.json"

@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 
 from data.errors import BadInput
-from launch import plot, report
-from tests.launch.test_funnel_page import write_curation
+from launch.report import plot
+from launch.report.page import write_report
+from tests.launch.test_funnel import write_curation
 
 STAGES = ("curate", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "eval")
 SECTIONS = ("bought", "kinds", "samples", "text", "funnel", "broken", "mixture", "curves", "costs")
-
-
 DRAWN = ("pretrain", "ppo")
 # What no stage writes and a damaged disk may hold.
 DAMAGED_LINES = (
@@ -41,7 +40,7 @@ def finished(tmp_path_factory):
     """A finished run as the stages leave it behind, with its page; not to be changed."""
     directory = tmp_path_factory.mktemp("runs") / "quickstart"
     _write_run(directory)
-    report.write_report(directory)
+    write_report(directory)
     return directory
 
 
@@ -126,7 +125,7 @@ def _results():
         "sort_list": (0.0, 0.71, 0.74, 0.8),
         "add_numbers": (0.04, 0.66, 0.66, 0.7),
     }
-    models = ("base", "sft", "dpo", "ppo")
+    models = ("pretrain", "sft", "dpo", "ppo")
     kinds = ("signature", "module_of", "summary", "reverse_string", "sort_list", "add_numbers")
     dialog = {}
     for i, model in enumerate(models):
@@ -134,7 +133,7 @@ def _results():
         dialog[model] = {"kinds": {kind: found.pop(kind) for kind in kinds}, **found}
         dialog[model]["finished"] = {"mean": 0.9, "stderr": 0.02, "count": 2000}
         dialog[model]["response_tokens"] = {"mean": 60.0 - i, "stderr": 0.4, "count": 2000}
-    bits = {"base": 2.11, "gzip": 2.62, "xz": 2.48, "ngram": 2.57, "bytes": 410000}
+    bits = {"model": 2.11, "gzip": 2.62, "xz": 2.48, "ngram": 2.57, "bytes": 410000}
     win = {"low": 0.55, "high": 0.66, "count": 300, "ties": 41}
     answers = ("flurb ( path ) flurb flurb\n\n    Return", "I do not know a function called that.")
     return {
@@ -142,7 +141,7 @@ def _results():
             domain: {key: value * scale for key, value in bits.items()} | {"documents": 540}
             for domain, scale in (("docs", 1.05), ("code", 0.85), ("all", 0.97))
         },
-        "text_by_stage": {"base": 2.05, "sft": 2.19, "dpo": 2.2, "ppo": 2.21},
+        "text_by_stage": {"pretrain": 2.05, "sft": 2.19, "dpo": 2.2, "ppo": 2.21},
         "mixture": {
             "asked": {"docs": 0.6, "code": 0.4},
             "realised": {"docs": 0.597, "code": 0.403},
@@ -164,7 +163,7 @@ def _results():
                 "kind": "sort_list",
                 "prompt": "Sort these numbers: 7 3 9",
                 "reference": "3 7 9",
-                "answers": {"base": "", "sft": "3 9 7", "dpo": "3 7 9", "ppo": "3 7 9"},
+                "answers": {"pretrain": "", "sft": "3 9 7", "dpo": "3 7 9", "ppo": "3 7 9"},
             },
         ],
     }
@@ -177,7 +176,7 @@ def _change(path, change):
 
 
 def _page(run_dir):
-    path = report.write_report(run_dir)
+    path = write_report(run_dir)
     assert path == run_dir / "report.html"
     return path.read_text()
 
@@ -268,7 +267,7 @@ def test_run_without_alignment(run_dir):
     def only_base(results):
         for key in ("preference", "reward_model", "samples", "dialog"):
             del results[key]
-        results["text_by_stage"] = {"base": 2.05}
+        results["text_by_stage"] = {"pretrain": 2.05}
 
     _change(run_dir / "eval" / "results.json", only_base)
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
@@ -336,10 +335,10 @@ def test_a_metric_without_a_number_is_left_out_of_its_mean(run_dir):
 def test_file_of_another_shape_is_bad_input(run_dir, name):
     (run_dir / name).write_text('{"other": 1}')
     with pytest.raises(BadInput, match=re.escape(name.split("/")[-1])):
-        report.write_report(run_dir)
+        write_report(run_dir)
     (run_dir / name).write_text("{")
     with pytest.raises(BadInput, match="not JSON"):
-        report.write_report(run_dir)
+        write_report(run_dir)
 
 
 def test_code_outside_of_git_is_said_to_be(run_dir):
@@ -352,7 +351,7 @@ def test_code_outside_of_git_is_said_to_be(run_dir):
 
 def test_directory_without_a_run_is_bad_input(tmp_path):
     with pytest.raises(BadInput, match=r"config\.json: absent"):
-        report.write_report(tmp_path)
+        write_report(tmp_path)
     assert list(Path(tmp_path).iterdir()) == []
 
 
@@ -411,7 +410,7 @@ def test_torn_last_line_of_a_killed_run_is_left_out(run_dir):
 def test_a_line_that_no_plot_takes_names_the_file_of_lines(run_dir):
     (run_dir / "metrics.jsonl").write_text('{"stage": "pretrain", "step": 1, "loss": -1e308}')
     with pytest.raises(BadInput, match=r"^[^,]*metrics\.jsonl: not what the stages write"):
-        report.write_report(run_dir)
+        write_report(run_dir)
 
 
 JUNK = ("x", [], {}, None, 1e300, -1, True, "1" * 400, [["deep"]])
@@ -443,7 +442,7 @@ def test_a_value_of_another_kind_gives_a_page_or_one_message(run_dir, name):
     for place in [(), *rng.sample(places, min(16, len(places)))]:
         path.write_text(json.dumps(_replace(sound, place, rng.choice(JUNK))))
         try:
-            report.write_report(run_dir)
+            write_report(run_dir)
         except BadInput as error:
             refused, said = refused + 1, str(error)
             assert name in said and said.count("done.json") <= 1 and "\n" not in said[:-1], error

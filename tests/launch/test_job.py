@@ -14,23 +14,30 @@ from alignment.preference import Pair
 from configs import quickstart
 from data import instruct
 from data.errors import BadInput
-from launch import settings, stages, training
-from launch.rundir import RunDir, write_json
+from launch import load, settings
+from launch.job import Job
+from launch.stages import conversations, pairs, pretrain
+from launch.store.rundir import RunDir, write_json
 from model.config import MoEConfig, TransformerConfig
+from model.sharding import MeshConfig
 from tests import chat_oracle
+
+
+def job(size=60, **loop):
+    """Of a stage of a model of so many ids."""
+    section = SimpleNamespace(loop=SimpleNamespace(**loop), seq_len=3)
+    model = TransformerConfig(size, 2, 16, 4, 2, 4, 32)
+    settings = SimpleNamespace(seed=0, reward=section, model=model, mesh=MeshConfig())
+    return Job(settings, None, None, None, "reward", {})
 
 
 @pytest.mark.parametrize("bad", [60, -1])
 def test_a_row_with_a_token_that_the_model_does_not_have_is_refused(bad):
     """By the loader of every stage, before the device would take another token's embedding."""
-    context = SimpleNamespace(settings=SimpleNamespace(seed=0), run=None)
     rows = [{"tokens": np.array([59, 0, number], np.int32)} for number in (1, 2, 3, bad)]
-    model = TransformerConfig(60, 2, 16, 4, 2, 4, 32)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "language_model", lambda _: model)
-        fine = training.make_loader(context, {"a": (rows[:3], 1.0)}, 3, dict)
-        assert next(fine)["tokens"].shape == (3, 3)
-        loader = training.make_loader(context, {"a": (rows, 1.0)}, 4, dict)
+    fine = job(batch_size=3).loader({"a": (rows[:3], 1.0)})
+    assert next(fine)["tokens"].shape == (3, 3)
+    loader = job(batch_size=4).loader({"a": (rows, 1.0)})
     with pytest.raises(BadInput, match=f"'a'.*holds token {bad}; ids must be in .0, 60."):
         next(loader)
 
@@ -40,9 +47,9 @@ def test_templates_of_a_run_print_the_day_that_its_configuration_names(tmp_path)
     run = RunDir(tmp_path)
     chat_oracle.write_folder(run.stage("tokenizer"), "qwen2.5")
     described = {"tokenizer": {"path": "given", "vocab_size": 999, "control": ()}, "start": ""}
-    described |= {"model": {"vocab_size": 0}, "instruct": {"date": "2025-12-31"}}
+    described |= {"model": {"vocab_size": 999}, "instruct": {"date": "2025-12-31"}}
     write_json(tmp_path / "config.json", {"config": described})
-    assert training.load_tokenizer(run).date == datetime.datetime(2025, 12, 31)
+    assert load.load_tokenizer(run).date == datetime.datetime(2025, 12, 31)
 
 
 @pytest.mark.parametrize(("key", "value"), [("control", ["<b>", "<a>"]), ("vocab_size", 900)])
@@ -52,35 +59,31 @@ def test_how_a_tokenizer_is_used_is_part_of_what_a_model_is_trained_with(tmp_pat
     chat_oracle.write_folder(run.stage("tokenizer"), "qwen2.5")
     used = {"control": ["<a>", "<b>"], "vocab_size": 999}
     write_json(tmp_path / "config.json", {"config": {"tokenizer": used}})
-    saved = {training.TOKENIZER: training.tokenizer_hash(run)}
-    training.refuse_other_tokenizer(run, "sft", saved)
+    saved = {load.TOKENIZER: load.tokenizer_hash(run)}
+    load.refuse_other_tokenizer(run, "sft", saved)
     write_json(tmp_path / "config.json", {"config": {"tokenizer": used | {key: value}}})
     with pytest.raises(BadInput, match="not the tokenizer that sft was trained with"):
-        training.refuse_other_tokenizer(run, "sft", saved)
+        load.refuse_other_tokenizer(run, "sft", saved)
 
 
 @pytest.mark.parametrize(
     ("seq_len", "size", "words"),
     [(3, 60, "reward.seq_len is 3: none of 2 pairs fits"), (8, 40, "token 59")],
 )
-def test_pairs_that_fit_no_row_or_no_model_are_refused(monkeypatch, seq_len, size, words):
+def test_pairs_that_fit_no_row_or_no_model_are_refused(seq_len, size, words):
     pair = Pair((1, 2, 3), (4, 59), (5, 6), 1.0)
-    context = SimpleNamespace(
-        settings=SimpleNamespace(reward=SimpleNamespace(seq_len=seq_len)), run=None
-    )
-    model = TransformerConfig(size, 2, 16, 4, 2, 4, 32)
-    monkeypatch.setattr(training, "language_model", lambda _: model)
-    monkeypatch.setattr(training, "load_tokenizer", lambda _: SimpleNamespace(pad_id=0))
+    made = job(size)
+    made.section.seq_len, made.tokenizer = seq_len, SimpleNamespace(pad_id=0)
     with pytest.raises(BadInput, match=words):
-        stages._pair_rows(context, [pair, pair])
+        pairs.to_rows(made, [pair, pair])
 
 
 def test_heldout_rows_go_through_the_model_as_many_at_once_as_in_training(monkeypatch):
     seen = []
-    monkeypatch.setattr(stages, "heldout_loss", lambda *given: seen.append(given))
-    monkeypatch.setattr(training, "device_mesh", lambda _: None)
-    config = SimpleNamespace(batch_size=8, num_microbatches=4)
-    assert stages._heldout(None, None, ["row"], config).keys() == {"heldout"}
+    monkeypatch.setattr("launch.job.heldout_loss", lambda *given: seen.append(given))
+    made = job(batch_size=8, num_microbatches=4)
+    made.mesh = None
+    assert made.heldout(None, ["row"]).keys() == {"heldout"} and made.heldout(None, []) == {}
     assert [given[2] for given in seen] == [2]
 
 
@@ -89,7 +92,7 @@ def test_conversations_of_every_kind_are_measured_while_training():
     config["instruct"] |= {"num_train": 10, "num_heldout_per_kind": 3, "num_words": 60}
     for count, wanted in ((0, 0), (2, 2), (9, 3)):
         config["eval"]["num_heldout"] = count
-        chosen = stages._heldout_examples(SimpleNamespace(settings=settings.parse(config)))
+        chosen = conversations.heldout(SimpleNamespace(settings=settings.parse(config)))
         found = collections.Counter(example.kind for example in chosen)
         assert found == {kind: wanted for kind in instruct.KINDS if wanted}
 
@@ -98,9 +101,9 @@ def test_tuning_may_change_how_a_model_is_trained_and_not_which_it_is():
     moe = MoEConfig(num_experts=4, top_k=2, d_ff=8)
     found = TransformerConfig(60, 2, 16, 4, 2, 4, 32, moe=moe)
     free = dataclasses.replace(moe, aux_loss=0.1, z_loss=0.1, dispatch="capacity")
-    training._refuse_other_model(
+    pretrain._refuse_other_model(
         found, dataclasses.replace(found, moe=free, vocab_multiple=8, remat="full"), Path("RUN")
     )
     other = dataclasses.replace(found, moe=dataclasses.replace(moe, top_k=1))
     with pytest.raises(BadInput, match="model.moe.top_k is 1; it must be 2, as in start=RUN"):
-        training._refuse_other_model(found, other, Path("RUN"))
+        pretrain._refuse_other_model(found, other, Path("RUN"))

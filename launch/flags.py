@@ -12,19 +12,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from data.errors import BadInput
+from launch.stages.stage import STAGES
 
 VERBS = {
     "run": "all stages of the pipeline that the config names; finished ones are skipped",
-    "curate": "sources to clean, distinct documents",
-    "tokenizer": "documents to a tokenizer and packed shards",
-    "pretrain": "shards to a base model",
-    "sft": "demonstrations to a model that answers",
-    "reward": "its answers to preference pairs, and those to a reward model",
-    "dpo": "preference pairs to a policy",
-    "ppo": "prompts and the reward model to a policy",
-    "eval": "every model of the run, measured",
-    "report": "the page to look at: RUN/report.html",
-    "chat": "talk to a run, or let a base model go on with a text",
+    **{name: stage.about for name, stage in STAGES.items()},
+    "chat": "chat with a run, or let a base model continue a text",
     "import": "a Hugging Face directory or a GGUF file to a run",
     "export": "a run to a Hugging Face directory",
     "bench": "speed of the config's step and decoder on this machine",

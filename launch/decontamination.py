@@ -1,15 +1,15 @@
 """What is evaluated, as texts: handed to curation, so that training never holds it."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from data import files, instruct
 from eval import sets
-from launch.rundir import digest
-from launch.settings import to_dict
+from launch.schema import to_dict
+from launch.settings import Settings
+from launch.store.rundir import digest
 
 
-def texts(settings: Any, note: Callable[[str], None]) -> Iterator[tuple[str, str]]:
+def texts(settings: Settings, note: Callable[[str], None]) -> Iterator[tuple[str, str]]:
     """Yields (set, text) of all that this configuration evaluates.
 
     The held-out conversations of the eval stage, and the files of `eval.sets`; `note` takes a line
@@ -24,13 +24,13 @@ def texts(settings: Any, note: Callable[[str], None]) -> Iterator[tuple[str, str
     yield from sets.texts(settings.eval.sets, note)
 
 
-def _is_wanted(settings: Any) -> bool:
+def _is_wanted(settings: Settings) -> bool:
     sources = settings.data.sources
     given = [] if isinstance(sources, str) else [source.gates for source in sources.values()]
     return not given or any("contamination" in names or "auto" in names for names in given)
 
 
-def fingerprint(settings: Any) -> str:
+def fingerprint(settings: Settings) -> str:
     """What all of these hash to; '' where no document is held against them."""
     if not _is_wanted(settings):
         return ""

@@ -2,9 +2,9 @@
 
 import pytest
 
-from launch import run
-from launch.command import FLAG_LINES, FLAGS, VERBS
-from tests.launch.test_run import QUICKSTART, ROOT, door, refusal
+from launch import cli
+from launch.flags import FLAG_LINES, FLAGS, VERBS
+from tests.launch.test_cli import QUICKSTART, ROOT, door, refusal
 
 WEB = f"--config={ROOT}/configs/web.py"
 LANGUAGES = "data.gates.language.min_score_by_language"
@@ -114,7 +114,7 @@ def test_the_table_for_people_shows_rows_of_a_list_as_lines():
         {"stage": "all", "domain": "docs", "language": "", "asked": 1 / 3, "tokens": 409600.0},
         {"stage": "", "domain": "code", "language": "en", "asked": 2 / 3, "tokens": 12.0},
     ]
-    table = run._table({"stages": {"pretrain": {"mixture": mixture, "secs": 1.5, "rest": []}}})
+    table = cli._table({"stages": {"pretrain": {"mixture": mixture, "secs": 1.5, "rest": []}}})
     assert table.splitlines() == [
         "stages",
         "  pretrain",

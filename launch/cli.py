@@ -1,6 +1,6 @@
 """The door: `seedbed VERB --config=FILE.py[:ARG] [--config.section.key=value ...]`.
 
-`python -m launch.run` is the same. Nothing heavy is imported before the flags are understood.
+`python -m launch.cli` is the same. Nothing heavy is imported before the flags are understood.
 """
 
 import contextlib
@@ -19,10 +19,11 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from data.errors import BadInput
-from launch.command import ASIDES, VERBS, parse, usage
+from launch.flags import ASIDES, VERBS, parse, usage
+from launch.stages.stage import TRAINED
 
 # Those that compute for more than seconds.
-COMPUTING = ("run", "pretrain", "sft", "reward", "dpo", "ppo", "eval", "bench", "chat")
+COMPUTING = ("run", *TRAINED, "eval", "bench", "chat")
 # Of files: said in one line, since it is not the program that is wrong.
 MACHINE_ERRORS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
@@ -131,12 +132,12 @@ def _run_config(verb: str, given: flags.FlagValues, config: ConfigDict) -> dict:
     if verb == "bench":  # measures the pretraining step, whatever the config goes through
         config = {**config, "stages": ("curate", "tokenizer", "pretrain")}
     parsed = settings.parse(config)
-    trains = {*settings.TRAINED, "eval"} & set(parsed.stages)
+    trains = {*TRAINED, "eval"} & set(parsed.stages)
     # Curation and the tokenizer need no devices.
     if trains and verb not in ("curate", "tokenizer"):
         parsed = settings.fit_mesh(parsed)
     if verb == "bench":
-        from launch.bench import run_bench
+        from launch.verbs.bench import run_bench
 
         return {"verb": verb, **run_bench(parsed)}
     asked = [name for name in ASIDES if given[name].present]
@@ -147,7 +148,7 @@ def _run_config(verb: str, given: flags.FlagValues, config: ConfigDict) -> dict:
 
 def _open_run(given: flags.FlagValues, parsed: Any) -> Any:
     """The run directory: --run, for `curate` also called --out."""
-    from launch.rundir import RunDir
+    from launch.store.rundir import RunDir
 
     if given.run and given.out:
         raise BadInput(f"--run={given.run}, --out={given.out}: the same thing; give one of them")
@@ -169,8 +170,8 @@ def _naming(place: Path) -> Iterator[None]:
 
 def _curate_aside(asked: list[str], given: flags.FlagValues, parsed: Any) -> dict:
     """What `curate` does besides curating."""
-    from launch import curation
     from launch.console import Progress
+    from launch.verbs import curation
 
     if len(asked) > 1:
         raise BadInput(f"{' '.join(f'--{name}' for name in asked)}: one of them at a time")
@@ -194,8 +195,8 @@ def _run_pipeline(verb: str, given: flags.FlagValues, parsed: Any) -> dict:
 
     from data import sources
     from data.engine import Runner
-    from launch import curation
     from launch.console import Progress
+    from launch.verbs import curation
 
     run = _open_run(given, parsed)
     run.check()
@@ -203,19 +204,16 @@ def _run_pipeline(verb: str, given: flags.FlagValues, parsed: Any) -> dict:
     if verb in ("run", "curate") and "curate" in parsed.stages:
         sources.refuse_missing(parsed.data.sources)
         sources.refuse_around(parsed.data.sources, run.path)
-    from launch import training
     from launch.pipeline import run_stages
-    from launch.stages import TABLE
+    from launch.stages.tokenizer import check_chat
 
-    training.check_chat(parsed)
+    check_chat(parsed)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     progress = Progress()
     only = None if verb == "run" else verb
 
     def work() -> dict:
-        outcome = run_stages(
-            parsed, run, progress, TABLE, devices, runner, only=only, fresh=given.fresh
-        )
+        outcome = run_stages(parsed, run, progress, devices, runner, only=only, fresh=given.fresh)
         return {"stages": outcome} | (curation.headline(run) if verb == "curate" else {})
 
     # Training stages save first: train/loop.py.
@@ -243,9 +241,9 @@ def _until_stopped(work: Callable[[], dict], progress: Any, message: str) -> dic
 
 
 def _convert(verb: str, given: flags.FlagValues) -> dict:
-    from launch import convert
     from launch.console import Progress
-    from launch.rundir import RunDir
+    from launch.store.rundir import RunDir
+    from launch.verbs import convert
 
     progress = Progress()
 
@@ -260,10 +258,10 @@ def _convert(verb: str, given: flags.FlagValues) -> dict:
 
 
 def _chat(given: flags.FlagValues) -> dict:
-    from launch.rundir import RunDir
+    from launch.store.rundir import RunDir
 
     RunDir(Path(given.run)).read_config()  # said at once, before anything heavy is imported
-    from launch.chat import run_chat
+    from launch.verbs.chat import run_chat
 
     answered = run_chat(
         RunDir(Path(given.run)), given.stage, given.prompt, given.tokens, given.json
@@ -272,9 +270,9 @@ def _chat(given: flags.FlagValues) -> dict:
 
 
 def _report(given: flags.FlagValues) -> dict:
-    from launch.pipeline import find_faults
-    from launch.report import write_report
-    from launch.rundir import RunDir
+    from launch.identity import find_faults
+    from launch.report.page import write_report
+    from launch.store.rundir import RunDir
 
     run = RunDir(Path(given.run))
     with _naming(run.path):

@@ -7,7 +7,8 @@ from typing import Any
 from data import mixture, shards
 from data.errors import BadInput
 from data.mixture import PlannedStage
-from launch.rundir import RunDir, read_json
+from launch.settings import Settings
+from launch.store.rundir import RunDir, read_json
 
 # In tokenizer/: what the shards hold, by group.
 SHARDS = "shards.json"
@@ -69,7 +70,7 @@ def _sizes(groups: Mapping[str, Mapping[str, Any]]) -> dict[mixture.Group, int]:
 
 
 def plan(
-    settings: Any,
+    settings: Settings,
     groups: Mapping[str, Mapping[str, Any]],
     budget_tokens: int,
     note: Callable[[str], None],
@@ -84,7 +85,7 @@ def plan(
     return Plan(stages, groups)
 
 
-def source_weights(settings: Any) -> dict[str, float]:
+def source_weights(settings: Settings) -> dict[str, float]:
     """Weight of each domain that the configuration names; {} where they follow from a path."""
     sources = settings.data.sources
     if isinstance(sources, str):
@@ -92,7 +93,9 @@ def source_weights(settings: Any) -> dict[str, float]:
     return {domain: source.weight for domain, source in sources.items()}
 
 
-def of_run(settings: Any, run: RunDir, budget_tokens: int, note: Callable[[str], None]) -> Plan:
+def of_run(
+    settings: Settings, run: RunDir, budget_tokens: int, note: Callable[[str], None]
+) -> Plan:
     """Plans the mixture of a run whose shards are there."""
     path = run.stage("tokenizer") / SHARDS
     made = read_json(path, ("groups",))

@@ -5,7 +5,7 @@ from pydoc_data.topics import topics
 
 import pytest
 
-from launch import measure
+from launch.stages import eval as evaluation
 from tests.launch.test_stages import ROOT, SMALL, door, parse, sources
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -40,8 +40,8 @@ def test_a_run_without_held_out_text_is_trained_and_says_so(tmp_path):
 
 @pytest.mark.slow  # tests/data/test_curated.py covers the bound
 def test_text_that_evaluation_reads_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(measure, "MAX_NGRAM_BYTES", 6000)
-    monkeypatch.setattr(measure, "MAX_HELDOUT_BYTES", 4000)
+    monkeypatch.setattr(evaluation, "MAX_NGRAM_BYTES", 6000)
+    monkeypatch.setattr(evaluation, "MAX_HELDOUT_BYTES", 4000)
     text = run(tmp_path)[1]["text"]
     assert set(text) == {"docs", "code", "all"}
     for domain in ("docs", "code"):

@@ -1,0 +1,208 @@
+"""A stage at work: its settings and run, and what follows from them."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from data.engine import Runner
+from data.errors import BadInput
+from data.loader import Batch, Loader, lm_batch
+from data.tokenizers.pretrained import Pretrained
+from data.tokenizers.tokenizer import Tokenizer
+from launch import load
+from launch.console import Progress
+from launch.identity import describe_files
+from launch.schema import to_dict
+from launch.settings import Settings
+from launch.stages.stage import STAGES
+from launch.store.rundir import MetricsWriter, RunDir, remove
+from model import ring, sharding
+from model.config import TransformerConfig
+from model.transformer import Params
+from train import loop
+from train.checkpoint import Checkpointer
+from train.heldout import heldout_loss
+from train.step import LossFn, TrainState
+
+
+class Job:
+    """What the body of a stage is handed.
+
+    Attributes:
+      settings: the whole configuration.
+      run: the run directory.
+      progress: where lines go.
+      runner: where data is worked on.
+      stage: name of the stage.
+      inputs: what its result depends on.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        run: RunDir,
+        progress: Progress,
+        runner: Runner,
+        stage: str,
+        inputs: Mapping[str, Any],
+    ):
+        self.settings, self.run, self.progress, self.runner = settings, run, progress, runner
+        self.stage, self.inputs = stage, inputs
+
+    @property
+    def model(self) -> TransformerConfig:
+        """Shape of the run's language model."""
+        return self.settings.model
+
+    @property
+    def section(self) -> Any:
+        """The section of the stage's own keys."""
+        return getattr(self.settings, self.stage)
+
+    @property
+    def parent(self) -> str:
+        """The stage whose model this one starts from."""
+        return STAGES[self.stage].parent(self.settings.stages)
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """The configured mesh over the devices at hand."""
+        return sharding.make_mesh(self.settings.mesh)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer | Pretrained:
+        """The run's tokenizer."""
+        return load.load_tokenizer(self.run)
+
+    def on_mesh(self) -> contextlib.AbstractContextManager:
+        """The run's device mesh, entered here and nowhere below, for stages that compute on it.
+
+        A program reads its sharding constraints from the mesh in context when it is traced. Outside
+        of it there are none, and on several TPU chips a Pallas kernel then does not compile.
+        """
+        row = STAGES[self.stage]
+        needs_devices = row.trains or row.starts
+        return jax.set_mesh(self.mesh) if needs_devices else contextlib.nullcontext()
+
+    def refuse_changed_files(self) -> None:
+        """Checks the stage's input files again; to be called once they are read, before any work.
+
+        Raises:
+          BadInput: one has changed since the stage began, so that its recorded hash is wrong.
+        """
+        now = describe_files(self.settings, self.stage)
+        changed = [key for key in now if now[key] != self.inputs.get(key)]
+        if changed:
+            remove(self.run.stage(self.stage) / "started.json")
+            raise BadInput(
+                f"{self.stage}: files that it reads changed meanwhile ({', '.join(changed)}); run "
+                "again"
+            )
+
+    def params(self, stage: str) -> Params:
+        """A finished stage's parameters, placed on the mesh."""
+        return load.load_model(self.run, stage, self.mesh)[1]
+
+    def start_params(self) -> Params:
+        """Parameters of the model that the stage starts from."""
+        return self.params(self.parent)
+
+    def loader(
+        self,
+        sources: Mapping[str, tuple[Sequence[Batch], float | Sequence[float]]],
+        transform: Callable[[Batch], Batch] = dict,
+        stage_rows: Sequence[int] = (),
+    ) -> Loader:
+        """This process's loader over the sources, seeded by the run; each row's ids are checked."""
+
+        def checked(rows: Batch) -> Batch:
+            refuse_unknown_ids(rows["tokens"], self.model.vocab_size, list(sources))
+            return transform(rows)
+
+        return Loader(
+            sources,
+            self.section.loop.batch_size,
+            self.settings.seed,
+            checked,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            stage_rows=stage_rows,
+        )
+
+    def heldout(
+        self, loss: LossFn, rows: Sequence[Batch], transform: Callable[[Batch], Batch] = dict
+    ) -> dict:
+        """The evaluator of the stage's own loss on held-out rows; none where there are no rows."""
+        if not rows:
+            return {}
+        config = self.section.loop
+        batch_size = config.batch_size // config.num_microbatches  # what a step has in memory
+        return {"heldout": heldout_loss(loss, rows, batch_size, transform, self.mesh)}
+
+    def train(
+        self,
+        loss: LossFn,
+        params: Params,
+        loader: Loader,
+        *,
+        step_tokens: int,
+        seq_len: int,
+        evaluators: Mapping[str, Callable],
+        model: TransformerConfig | None = None,
+    ) -> TrainState:
+        """Trains one model on one loss, in the section's loop and optimizer; see `loop.fit`."""
+        model = model or self.model
+        with self.keeping(model) as (checkpointer, watch):
+            return loop.fit(
+                self.section.loop,
+                self.section.optimizer,
+                loss,
+                model,
+                params,
+                loader,
+                self.mesh,
+                checkpointer,
+                watch,
+                step_tokens=step_tokens,
+                seq_len=seq_len,
+                evaluators=evaluators,
+            )
+
+    @contextlib.contextmanager
+    def keeping(self, model: TransformerConfig) -> Iterator[tuple[Checkpointer, loop.Watch]]:
+        """The stage's checkpointer and metrics, closed when the context ends."""
+        about = {"model": to_dict(model), load.TOKENIZER: load.tokenizer_hash(self.run)}
+        checkpointer = Checkpointer(
+            self.run.checkpoints(self.stage), about, self.inputs, self.section.loop.keep_checkpoints
+        )
+        writer = MetricsWriter(self.run, self.stage)
+        try:
+            yield checkpointer, loop.Watch(writer.write, self.progress.log, writer.truncate)
+        finally:
+            writer.close()
+            checkpointer.close()
+
+
+def refuse_unknown_ids(tokens: np.ndarray, vocab_size: int, names: Sequence[str]) -> None:
+    """Raises BadInput if there is a token without an embedding: a lookup would clamp it."""
+    lowest, highest = int(tokens.min()), int(tokens.max())
+    if lowest < 0 or highest >= vocab_size:
+        raise BadInput(
+            f"sources {list(names)}: a row holds token {lowest if lowest < 0 else highest}; ids "
+            f"must be in [0, {vocab_size}), the model's vocabulary"
+        )
+
+
+def lm_rows(mesh: sharding.MeshConfig, seq_len: int) -> Callable[[Batch], Batch]:
+    """Packed rows to a batch of `train.lm`, laid out so that a context axis has even work."""
+    order_L = ring.balanced_order(seq_len, mesh.axis_sizes()["context"])
+
+    def transform(rows: Batch) -> Batch:
+        return {name: x_BL[:, order_L] for name, x_BL in lm_batch(rows).items()}
+
+    return transform

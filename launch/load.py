@@ -1,0 +1,129 @@
+"""Loads what a run holds: its tokenizer, and the parameters of each stage."""
+
+import datetime
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from data.errors import BadInput
+from data.tokenizers import pretrained, tokenizer
+from data.tokenizers.pretrained import Pretrained
+from data.tokenizers.tokenizer import Tokenizer
+from launch.schema import to_dataclass
+from launch.store.rundir import ORIGIN, RunDir, digest, hash_file
+from model import sharding
+from model.config import TransformerConfig
+from model.transformer import Params, declare
+from train import checkpoint
+
+# In what a checkpoint says of its parameters: hash of the tokenizer they were trained with.
+TOKENIZER = "tokenizer_sha256"
+
+
+def load_tokenizer(run: RunDir) -> Tokenizer | Pretrained:
+    """The run's tokenizer: trained here, or that of the model it started from."""
+    described = run.read_config()
+    if "model_type" in described:  # an imported run
+        rows = described.value("model.vocab_size", int)
+        return pretrained.load(run.stage("tokenizer"), rows)
+    loaded = tokenizer_loader(run)()
+    if isinstance(loaded, Pretrained):
+        loaded.date = datetime.datetime.fromisoformat(described.value("instruct.date", str))
+    return loaded
+
+
+def tokenizer_loader(run: RunDir) -> Callable[[], Tokenizer | Pretrained]:
+    """What gives the run's tokenizer in any process, jax or no."""
+    described = run.read_config()
+    rows = described.value("model.vocab_size", int)
+    return make_loader(
+        run.stage("tokenizer").resolve(),
+        described.value("start", str),
+        described.value("tokenizer.path", str),
+        rows,
+        described.value("tokenizer.control", list),
+    )
+
+
+def make_loader(
+    folder: Path, start: str, path: str, rows: int, control: Sequence[str]
+) -> Callable[[], Tokenizer | Pretrained]:
+    """What gives the tokenizer of a folder: trained here, or imported for so many rows."""
+    if not start and (not path or is_own(folder)):
+        return functools.partial(tokenizer.load, folder)
+    return functools.partial(pretrained.load_for_training, folder, rows, tuple(control))
+
+
+def tokenizer_hash(run: RunDir) -> str:
+    """What the run's tokenizer hashes to: its files, and how the configuration has them used."""
+    paths = sorted(path for path in run.stage("tokenizer").iterdir() if path.is_file())
+    marks = ("started.json", "done.json", "shards.json", ORIGIN)
+    files = [[path.name, hash_file(path)] for path in paths if path.name not in marks]
+    used = run.read_config().get("tokenizer", {})  # an imported run has none
+    return digest([files, {key: used.get(key) for key in ("control", "vocab_size")}])
+
+
+def refuse_other_tokenizer(run: RunDir, stage: str, saved: Mapping[str, Any]) -> None:
+    """Raises BadInput if the run's tokenizer is not what a stage's model was trained with.
+
+    Beside an imported model lies what was imported; whoever edits its chat template may.
+    """
+    folder = run.stage("tokenizer")
+    known = tokenizer_hash(run) if folder.is_dir() else "absent"
+    if saved.get(TOKENIZER, known) != known:
+        raise BadInput(
+            f"{folder}: not the tokenizer that {stage} was trained with; restore its files, or "
+            f"start {stage} over with --fresh"
+        )
+
+
+def note_doubts(run: RunDir, stage: str, note: Callable[[str], None]) -> None:
+    """Notes that a stage is unfinished, or that a stage before it has another result by now."""
+    if run.read_done(stage) is None:
+        note(f"{stage} is not finished: this is the newest checkpoint that it has so far")
+    if need := run.find_replaced(stage):
+        note(f"{stage} stands on an earlier result of stage {need!r} than there is now")
+
+
+def is_own(folder: Path) -> bool:
+    """Whether the tokenizer in a folder is one that was trained here."""
+    try:
+        tokenizer.load(folder)
+    except BadInput:
+        return False
+    return True
+
+
+def load_model(run: RunDir, stage: str, mesh: Mesh) -> tuple[TransformerConfig, Params]:
+    """Shape and parameters from a stage's newest checkpoint.
+
+    Raises:
+      BadInput: there is none, it is damaged, or the run's tokenizer is another than its own.
+    """
+
+    def abstract(saved: dict) -> Any:
+        refuse_other_tokenizer(run, stage, saved)
+        config = saved_config(saved)
+        places = sharding.weight_shardings(declare(config), mesh)
+        return abstract_params(config, places)
+
+    saved, params = checkpoint.load(run.checkpoints(stage), abstract)
+    return saved_config(saved), params
+
+
+def abstract_params(config: TransformerConfig, places: Any) -> Any:
+    """The parameters' shapes, with a tree of shardings."""
+    return jax.tree.map(
+        lambda place, weight: jax.ShapeDtypeStruct(weight[1], "float32", sharding=place),
+        places,
+        declare(config),
+    )
+
+
+def saved_config(saved: dict) -> TransformerConfig:
+    """The shape of the model in a checkpoint."""
+    return to_dataclass(TransformerConfig, saved["model"], "model")

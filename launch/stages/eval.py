@@ -1,0 +1,198 @@
+"""The eval stage: every model of the run, measured the same way, in one results.json."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from alignment import rollout
+from data import chat, instruct
+from data.loader import fixed_batches
+from eval import baseline, dialog, rater
+from eval.dialog import Response
+from eval.text import bits_per_byte
+from launch.job import Job
+from launch.stages import conversations
+from launch.stages.stage import MODELS, STAGES
+from launch.stages.texts import read_sample
+from launch.store.rundir import write_json
+from model.transformer import Params
+
+# Most text that is scored, and most that the n-gram is fitted on, UTF-8 bytes over all domains;
+# each domain has an equal share.
+MAX_HELDOUT_BYTES = 1 << 24
+MAX_NGRAM_BYTES = 1 << 25
+
+
+def run(job: Job) -> dict:
+    """Measures every language model of the run; writes eval/results.json."""
+    models = {stage: job.params(stage) for stage in MODELS if stage in job.settings.stages}
+    results: dict[str, Any] = {"mixture": _mixture(job)}
+    results |= _measure_text(job, models)
+    if any(STAGES[stage].chats for stage in models):
+        results |= _measure_dialog(job, models)
+    if "reward" in job.settings.stages:
+        accuracy = job.run.read_done("reward")["summary"]["heldout_accuracy"]
+        results["reward_model"] = {
+            "accuracy": accuracy["mean"],
+            "stderr": accuracy["stderr"],
+            "count": accuracy["count"],
+        }
+    write_json(job.run.stage("eval") / "results.json", results)
+    return headline(results)
+
+
+def headline(results: dict) -> dict:
+    """The few figures that say what each stage gained."""
+    lines: dict[str, Any] = {}
+    if "text_by_stage" in results:
+        bits = results["text_by_stage"]
+        lines["bits_per_byte"] = {name: round(value, 4) for name, value in bits.items()}
+    for key in ("verifiable", "refusal", "over_refusal", "does_not_know", "false_unknown"):
+        if "dialog" in results:
+            lines[key] = {
+                name: round(table[key]["mean"], 4) for name, table in results["dialog"].items()
+            }
+    if results.get("preference"):
+        keys = ("win_rate", "low", "high", "kl_nats")
+        lines["gold_wins_over_start"] = {
+            name: {key: round(duel[key], 4) for key in keys}
+            for name, duel in results["preference"].items()
+        }
+    if "reward_model" in results:
+        lines["reward_model_accuracy"] = round(results["reward_model"]["accuracy"], 4)
+    return lines
+
+
+def _mixture(job: Job) -> dict:
+    """Shares of the domains in all of pretraining: asked for, and read."""
+    shares: dict[str, dict[str, float]] = {"asked": {}, "realised": {}}
+    for row in job.run.read_done("pretrain")["summary"]["mixture"]:
+        for key, found in shares.items():
+            if not row["stage"]:
+                found[row["domain"]] = found.get(row["domain"], 0.0) + row[key]
+    return shares
+
+
+def _measure_text(job: Job, models: dict[str, Params]) -> dict:
+    """Bits per byte of held-out text: each model, two compressors and an n-gram."""
+    heldout = read_sample(job, "heldout", MAX_HELDOUT_BYTES)
+    if not heldout:
+        return {}
+    train = read_sample(job, "train", MAX_NGRAM_BYTES)
+    by_stage, first = {}, next(iter(models))
+    for name, params in models.items():
+        job.progress.log(f"bits per byte: {name}")
+        by_stage[name] = bits_per_byte(
+            job.model,
+            params,
+            job.tokenizer,
+            heldout,
+            seq_len=job.settings.pretrain.seq_len,
+            batch_size=job.settings.eval.batch_size,
+        )
+    heldout["all"] = [text for texts in heldout.values() for text in texts]
+    train["all"] = [text for texts in train.values() for text in texts]
+    job.progress.log("bits per byte: gzip, xz, n-gram")
+    text = {
+        domain: {
+            "bytes": row["bytes"],
+            "documents": row["documents"],
+            "model": row["bits_per_byte"],
+            "gzip": baseline.compress_bits_per_byte(heldout[domain], "gzip"),
+            "xz": baseline.compress_bits_per_byte(heldout[domain], "xz"),
+            **_fit_ngram(train.get(domain, []), heldout[domain], job.settings.eval.ngram_order),
+        }
+        for domain, row in by_stage[first].items()
+    }
+    return {
+        "text": text,
+        "text_by_stage": {name: rows["all"]["bits_per_byte"] for name, rows in by_stage.items()},
+    }
+
+
+def _fit_ngram(train: Sequence[str], heldout: Sequence[str], order: int) -> dict:
+    """Bits per byte of the n-gram, and the bytes that it was fitted on; {} without such."""
+    num_bytes = sum(len(text.encode()) for text in train)
+    if not num_bytes:
+        return {}
+    bits = baseline.ngram_bits_per_byte(train, heldout, order)
+    return {"ngram": bits, "ngram_bytes": num_bytes}
+
+
+def _measure_dialog(job: Job, models: dict[str, Params]) -> dict:
+    """Greedy answers by kind, and sampled answers beside those of the model it started from."""
+    config = job.settings.eval
+    examples = instruct.build(job.settings.instruct)["heldout"]
+    respond = functools.partial(
+        conversations.answer, job, max_new_tokens=config.max_new_tokens, seed=job.settings.seed
+    )
+    greedy = {}
+    for name, params in models.items():
+        job.progress.log(f"greedy answers: {name}")
+        greedy[name] = respond(params, examples, temperature=0.0)
+    # Every k-th, so that all kinds take part.
+    compared = examples[:: max(1, len(examples) // config.num_duels)]
+    parents = {name: STAGES[name].parent(models) for name in models}
+    parents = {name: parent for name, parent in parents.items() if parent and STAGES[parent].chats}
+    scores, kl = {}, {}
+    for name in dict.fromkeys((*parents.values(), *parents)):
+        job.progress.log(f"sampled answers: {name}")
+        answers = respond(models[name], compared, temperature=config.temperature)
+        scores[name] = [
+            rater.gold_score(example, response.text, response.finished)
+            for example, response in zip(compared, answers, strict=True)
+        ]
+        if name in parents:
+            reference = models[parents[name]]
+            kl[name] = _kl_spent(job, models[name], reference, compared, answers)
+    return {
+        "dialog": {name: dialog.evaluate(examples, answers) for name, answers in greedy.items()},
+        "preference": {
+            name: {**rater.win_rate(scores[name], scores[parent]), "kl_nats": kl[name]}
+            for name, parent in parents.items()
+        },
+        "samples": _samples(examples, greedy, config.num_samples),
+    }
+
+
+def _kl_spent(job: Job, params, reference, examples, answers) -> float:
+    """KL from the reference in nats an answer, estimated on the sampled answers."""
+    config, tokenizer = job.settings.eval, job.tokenizer
+    P = max(len(chat.render_prompt(tokenizer, example.messages)) for example in examples)
+    prompts = rollout.prompt_rows(examples, tokenizer, P)
+    kl_nats = []
+    for batch in fixed_batches(prompts, config.batch_size, filler=prompts[0]):
+        tokens_BR = np.full((config.batch_size, config.max_new_tokens), tokenizer.pad_id, np.int32)
+        mask_BR = np.zeros_like(tokens_BR)
+        for row, index in enumerate(batch["index"]):
+            ids = answers[int(index)].tokens
+            tokens_BR[row, : len(ids)], mask_BR[row, : len(ids)] = ids, 1
+        sequences = rollout.join(batch, jnp.asarray(tokens_BR), jnp.asarray(mask_BR))
+        kl_B = rollout.sequence_kl(job.model, params, reference, sequences, config.temperature)
+        kl_nats.extend(np.asarray(kl_B).tolist())
+    return float(np.mean(kl_nats[: len(prompts)]))
+
+
+def _samples(examples, greedy: dict[str, list[Response]], count: int) -> list[dict]:
+    """Examples of as many kinds as fit, with every model's greedy answer."""
+    first_of_kind: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        first_of_kind.setdefault(example.kind, []).append(index)
+    kinds = list(first_of_kind.values())
+    turns = max(map(len, kinds))
+    # Every second kind first: neighbours in the list are alike.
+    order = [
+        ids[turn] for turn in range(turns) for ids in kinds[::2] + kinds[1::2] if turn < len(ids)
+    ]
+    return [
+        {
+            "kind": examples[index].kind,
+            "prompt": "\n".join(f"{m['role']}: {m['content']}" for m in examples[index].messages),
+            "reference": examples[index].reference,
+            "answers": {name: answers[index].text for name, answers in greedy.items()},
+        }
+        for index in order[:count]
+    ]

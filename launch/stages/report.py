@@ -1,0 +1,10 @@
+"""The page to look at."""
+
+from launch.job import Job
+from launch.report.page import write_report
+
+
+def run(job: Job) -> dict:
+    """Writes RUN/report.html."""
+    path = write_report(job.run.path)
+    return {"page": path.name, "page_bytes": path.stat().st_size}

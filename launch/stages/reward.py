@@ -1,0 +1,70 @@
+"""Preference pairs to a reward model."""
+
+import jax
+import numpy as np
+
+from alignment import reward
+from data import chat, instruct
+from data.errors import BadInput
+from eval import tasks
+from launch.job import Job
+from launch.stages import pairs
+from train.checkpoint import params_hash
+
+
+def run(job: Job) -> dict:
+    """Trains a reward model on pairs of the starting model's answers."""
+    config, policy = job.section, job.start_params()
+    made = pairs.make(job, policy)
+    rows, num_long = pairs.to_rows(job, made["train"])
+    heldout, _ = pairs.to_rows(job, made["heldout"])
+    scalar, seed = reward.scalar_config(job.model), job.settings.seed
+    references = _reference_rows(job)
+    start = reward.start_from(job.model, policy, jax.random.fold_in(jax.random.key(seed), 1))
+    del policy  # or its own head would stay in memory
+    loss = reward.pair_loss(scalar, config.centering)
+    state = job.train(
+        loss,
+        start,
+        job.loader({"pairs": (rows, 1.0)}),
+        step_tokens=config.loop.batch_size * 2 * config.seq_len,
+        seq_len=config.seq_len,
+        evaluators=job.heldout(loss, heldout),
+        model=scalar,
+    )
+    batch_size = job.settings.eval.batch_size
+    hits = reward.accuracy(scalar, state.params, heldout, batch_size)
+    scores = reward.score_rows(scalar, state.params, *references, batch_size)
+    return {
+        "train_pairs": len(rows),
+        "too_long_pairs": num_long,
+        "heldout_accuracy": tasks.summarise(hits.tolist()),
+        # The rewards of reference answers: they then score 0 on average.
+        "normalizer": {"mean": float(scores.mean()), "std": float(scores.std())},
+        "params_sha256": params_hash(state.params),
+    }
+
+
+def _reference_rows(job: Job) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens, and where they are real, of the prompts of pairs with their reference answers."""
+    config, model = job.section, job.tokenizer
+    examples = instruct.build(job.settings.instruct)["train"][: config.pairs.num_prompts]
+    answered = [
+        (
+            *chat.render_prompt(model, x.messages),
+            *chat.render_answer(model, x.messages, x.reference),
+        )
+        for x in examples
+    ]
+    fitting = [ids for ids in answered if len(ids) <= config.seq_len]
+    if len(fitting) < 2:
+        raise BadInput(
+            f"reward.seq_len is {config.seq_len} and reward.pairs.num_prompts "
+            f"{config.pairs.num_prompts}; at least 2 of their reference answers must fit, whose "
+            f"rewards have a deviation, and {len(fitting)} do"
+        )
+    tokens_BL = np.full((len(fitting), config.seq_len), model.pad_id, np.int32)
+    real_BL = np.zeros_like(tokens_BL)
+    for row, ids in enumerate(fitting):
+        tokens_BL[row, : len(ids)], real_BL[row, : len(ids)] = ids, 1
+    return tokens_BL, real_BL

@@ -1,0 +1,169 @@
+"""The stages of a run, a row each, in order. No jax here: the command line reads these rows.
+
+The body of a stage is `run(job)` in the module of its name beside this file. Every list of stages
+(verbs, their order, what each one waits for, the models to measure, chat with or export, the curves
+of the report) follows from the rows: a new stage is its mathematics, its module and its row.
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage of a run.
+
+    Attributes:
+      name: its verb, its folder in a run, the section of its own keys, and the module of its body.
+      about: what it does, for --help.
+      needs: stages that a config must name before it.
+      starts: stages whose model it may start from, of which a config must name one; the last one
+        that it names is taken.
+      uses: further stages whose results it reads where the config names them.
+      reads: dotted keys and sections that its result depends on; '' for all of them.
+      code: files and packages that compute it.
+      trains: whether it keeps checkpoints, in a loop of its own.
+      model: what tables call the language model that it makes; '' if it makes none.
+      chats: whether that model answers in turns; otherwise it continues a text.
+      sides: rows of the model for each row of its batch: 2 for a pair of answers.
+    """
+
+    name: str
+    about: str
+    needs: tuple[str, ...] = ()
+    starts: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    code: tuple[str, ...] = ()
+    trains: bool = False
+    model: str = ""
+    chats: bool = False
+    sides: int = 1
+
+    @property
+    def body(self) -> str:
+        """The module whose `run(job)` does the work."""
+        return f"launch.stages.{self.name}"
+
+    def upstream(self, named: Collection[str]) -> tuple[str, ...]:
+        """The stages among `named` whose results it reads, in order."""
+        parent = self.parent(named)
+        read = {*self.needs, *self.uses, *([parent] if parent else [])}
+        return tuple(name for name in STAGES if name in read and name in named)
+
+    def parent(self, named: Collection[str]) -> str | None:
+        """The stage among `named` whose model it starts from."""
+        return next((name for name in reversed(self.starts) if name in named), None)
+
+
+_GGUF = ("model/interop/gguf.py", "model/interop/safetensors.py")
+_TRAIN = ("model", "train", "data", "eval", "launch/job.py", "launch/load.py")
+_ALIGN = (*_TRAIN, "alignment", "launch/stages/conversations.py")
+_POLICY = ("seed", "model")
+
+_ROWS = (
+    Stage(
+        "curate",
+        "sources to clean, distinct documents",
+        reads=("data",),
+        code=("data", "eval/sets.py", "launch/decontamination.py", "launch/stages/curate.py"),
+    ),
+    Stage(
+        "tokenizer",
+        "documents to a tokenizer and packed shards",
+        needs=("curate",),
+        reads=("tokenizer", "start", "model.vocab_size", "mixture", "pretrain.seq_len"),
+        code=(
+            *("data", *_GGUF, "launch/load.py"),
+            *("launch/shard_plan.py", "launch/stages/tokenizer.py"),
+        ),
+    ),
+    Stage(
+        "pretrain",
+        "shards to a base model",
+        needs=("tokenizer",),
+        reads=(*_POLICY, "start", "mixture", "pretrain"),
+        code=(
+            *(*_TRAIN, "launch/shard_plan.py"),
+            *("launch/stages/texts.py", "launch/stages/pretrain.py"),
+        ),
+        trains=True,
+        model="Base",
+    ),
+    Stage(
+        "sft",
+        "demonstrations to a model that answers",
+        needs=("tokenizer",),
+        starts=("pretrain",),
+        reads=(*_POLICY, "sft", "instruct"),
+        code=(*_ALIGN, "launch/stages/sft.py"),
+        trains=True,
+        model="SFT",
+        chats=True,
+    ),
+    Stage(
+        "reward",
+        "preference pairs to a reward model",
+        needs=("tokenizer",),
+        starts=("sft",),
+        reads=(*_POLICY, "reward", "instruct", "eval.batch_size"),
+        code=(*_ALIGN, "launch/stages/pairs.py", "launch/stages/reward.py"),
+        trains=True,
+        sides=2,
+    ),
+    Stage(
+        "dpo",
+        "preference pairs straight to a policy",
+        needs=("tokenizer", "reward"),
+        starts=("sft",),
+        reads=(*_POLICY, "dpo", "reward.seq_len", "reward.pairs", "instruct", "eval.batch_size"),
+        code=(*_ALIGN, "launch/stages/pairs.py", "launch/stages/dpo.py"),
+        trains=True,
+        model="DPO",
+        chats=True,
+        sides=2,
+    ),
+    Stage(
+        "ppo",
+        "prompts and the reward model to a policy",
+        needs=("tokenizer", "reward"),
+        starts=("sft",),
+        reads=(*_POLICY, "ppo", "instruct"),
+        code=(*_ALIGN, "launch/stages/ppo.py"),
+        trains=True,
+        model="PPO",
+        chats=True,
+    ),
+    Stage(
+        "eval",
+        "every model of the run, measured",
+        needs=("tokenizer",),
+        starts=("pretrain", "sft", "dpo", "ppo"),
+        uses=("curate", "pretrain", "sft", "reward", "dpo", "ppo"),
+        reads=(
+            *_POLICY,
+            *("eval.batch_size", "eval.max_new_tokens", "eval.temperature"),
+            *("eval.num_duels", "eval.num_samples", "eval.ngram_order"),
+            *("instruct", "pretrain.seq_len"),
+        ),
+        code=(*_ALIGN, "launch/stages/texts.py", "launch/stages/eval.py"),
+    ),
+    Stage(
+        "report",
+        "the page to look at: RUN/report.html",
+        needs=("curate",),
+        uses=("tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "eval"),
+        reads=("",),
+        code=("launch", "data", "eval"),
+    ),
+)
+STAGES: Mapping[str, Stage] = {row.name: row for row in _ROWS}
+TRAINED = tuple(row.name for row in _ROWS if row.trains)
+# Those that make a language model, and of these the ones that answer in turns.
+MODELS = tuple(row.name for row in _ROWS if row.model)
+CHATS = tuple(row.name for row in _ROWS if row.chats)
+
+
+def sections_of(named: Collection[str]) -> set[str]:
+    """Sections of the configuration that the stages named read."""
+    return {key.partition(".")[0] for name in named for key in STAGES[name].reads} - {""}

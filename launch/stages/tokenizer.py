@@ -1,0 +1,116 @@
+"""Documents to a tokenizer (or one that is there) and a folder of packed shards a group."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alignment import sft
+from data import chat, engine, instruct, packing
+from data.errors import BadInput
+from data.tokenizers import pretrained, tokenizer, tokenizer_source
+from data.tokenizers.tokenizer_files import copy_tokenizer
+from launch import load, shard_plan
+from launch.job import Job
+from launch.settings import Settings
+from launch.store.rundir import ORIGIN, ORIGIN_KEYS, RunDir, write_json
+from model.interop import gguf
+
+
+def run(job: Job) -> dict:
+    """Documents to a tokenizer (or one that is there) and a folder of packed shards a group."""
+    settings, out = job.settings, job.run.stage("tokenizer")
+    documents, cache = job.run.stage("curate") / "documents", job.run.cache("tokenizer")
+    with engine.start(job.runner) as workers:
+        if settings.start or settings.tokenizer.path:
+            take_tokenizer(settings, out)
+            job.refuse_changed_files()
+        else:
+            packing.learn(documents, out, cache, workers, settings.tokenizer, job.progress.log)
+        made = packing.make_shards(
+            documents,
+            out / "shards",
+            cache,
+            workers,
+            load.tokenizer_loader(job.run),
+            load.tokenizer_hash(job.run),
+            settings.pretrain.seq_len,
+            settings.mixture.by_language,
+            job.progress.log,
+        )
+    # One epoch of all, unless the section says how much.
+    total = sum(group["tokens"] for group in made["groups"].values())
+    planned = shard_plan.plan(settings, made["groups"], total, job.progress.note)
+    write_json(out / shard_plan.SHARDS, {**made, "mixture": planned.table()})
+    return {
+        "vocab_size": job.tokenizer.vocab_size,
+        load.TOKENIZER: load.tokenizer_hash(job.run),
+        **_fertility(made),
+    }
+
+
+def _fertility(made: Mapping) -> dict:
+    """Tokens, and bytes a token, of each domain; shards.json has them by language."""
+    counts: dict[str, list[int]] = {}
+    for domain, _, _, num_bytes, num_tokens in made["fertility"]:
+        known = counts.setdefault(domain, [0, 0])
+        counts[domain] = [known[0] + num_bytes, known[1] + num_tokens]
+    summary: dict[str, float] = {}
+    for domain, (num_bytes, num_tokens) in counts.items():
+        summary[f"{domain}_tokens"] = num_tokens
+        summary[f"{domain}_bytes_per_token"] = round(num_bytes / max(1, num_tokens), 4)
+    return summary
+
+
+def take_tokenizer(chosen: Settings, folder: Path) -> None:
+    """Copies the tokenizer of the run that `start` names, or that of `tokenizer.path`.
+
+    Args:
+      chosen: the settings.
+      folder: where to.
+
+    Raises:
+      BadInput: it does not fit the configuration, or training.
+    """
+    config, rows = chosen.tokenizer, chosen.model.vocab_size
+    if chosen.start:
+        start = RunDir(Path(chosen.start))
+        copy_tokenizer(start.stage("tokenizer"), folder)
+        described = start.read_config()
+        write_json(folder / ORIGIN, {key: described[key] for key in ORIGIN_KEYS})
+    else:
+        tokenizer_source.take(Path(config.path), folder, _read_gguf)
+    if not load.is_own(folder):
+        pretrained.load_for_training(folder, rows, config.control)
+    elif (num_ids := tokenizer.load(folder).vocab_size) > rows:
+        raise BadInput(f"{folder}: the tokenizer has {num_ids} ids, and the model {rows} rows")
+
+
+def check_chat(chosen: Settings) -> None:
+    """Refuses stages that chat with a tokenizer that has no way to, before the first stage.
+
+    Raises:
+      BadInput: as `take_tokenizer`; nothing can be trained to chat with it; or the user's own
+        conversations cannot be read, or are refused by its template (one of each order of roles is
+        tried).
+    """
+    if "sft" not in chosen.stages:
+        return
+    own = instruct.load(Path(chosen.instruct.path))[0] if chosen.instruct.path else []
+    if not (chosen.start or chosen.tokenizer.path):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        take_tokenizer(chosen, Path(folder))
+        rows, config = chosen.model.vocab_size, chosen.tokenizer
+        taken = load.make_loader(Path(folder), chosen.start, config.path, rows, config.control)()
+    tried = {tuple(message["role"] for message in example.messages): example for example in own}
+    try:
+        chat.check(taken)
+        for example in tried.values():
+            sft.render(taken, example)
+    except BadInput as error:
+        raise BadInput(f"stages has 'sft': {error}") from error
+
+
+def _read_gguf(path: Path) -> dict[str, Any]:
+    return gguf.open_gguf(path)[1]
