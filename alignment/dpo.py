@@ -30,11 +30,11 @@ KINDS = ("sigmoid", "ipo")
 class DPOConfig:
     """Loss and training of DPO."""
 
-    beta: float
-    kind: str
-    label_smoothing: float
-    loop: LoopConfig
-    optimizer: OptimizerConfig
+    loop: LoopConfig = LoopConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    beta: float = 0.1  # strength of the pull to the reference
+    kind: str = "sigmoid"  # sigmoid (DPO, cDPO) or ipo
+    label_smoothing: float = 0.0  # share of labels thought to be flipped (cDPO)
 
     def __post_init__(self):
         smoothable = self.label_smoothing == 0 or self.kind == "sigmoid"

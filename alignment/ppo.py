@@ -1,4 +1,4 @@
-"""Proximal policy optimisation against the learned reward, with a critic and a price on KL.
+"""Proximal policy optimisation against the learned reward, with a critic and a KL penalty.
 
     seedbed ppo --config=configs/quickstart.py
 
@@ -11,6 +11,7 @@ Source: arXiv 1707.06347; details as in arXiv 2403.17031.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -37,29 +38,29 @@ from train.step import Batch, LossFn, Sums, TrainState, init_state, make_step, s
 class PPOConfig:
     """PPO; a step of `loop` is one iteration of `loop.batch_size` prompts."""
 
-    max_prompt_tokens: int
-    max_new_tokens: int
-    temperature: float
-    kl_price: float
-    gamma: float
-    gae_lambda: float
-    clip_low: float
-    clip_high: float
-    dual_clip: float
-    value_clip: float
-    num_epochs: int
-    num_minibatches: int
-    missing_end_score: float
-    loop: LoopConfig
-    optimizer: OptimizerConfig
-    critic_optimizer: OptimizerConfig
+    max_prompt_tokens: int = 256  # longer prompts are left out
+    max_new_tokens: int = 128  # longest answer, tokens
+    loop: LoopConfig = LoopConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    critic_optimizer: OptimizerConfig = OptimizerConfig()
+    temperature: float = 1.0  # of sampling, and of every log-probability
+    kl_coef: float = 0.05  # reward units a nat from the model it starts from
+    gamma: float = 1.0  # discount
+    gae_lambda: float = 0.95  # trade of bias against variance in advantages
+    clip_low: float = 0.2  # ratio below 1
+    clip_high: float = 0.2  # ratio above 1
+    dual_clip: float = math.inf  # bound on the ratio for negative advantages; inf: none
+    value_clip: float = 0.2  # value units
+    num_epochs: int = 2  # passes over a rollout
+    num_minibatches: int = 2  # updates a pass
+    missing_eos_score: float = -1.0  # replaces the score of an answer without end token
 
     def __post_init__(self):
         ranges = {
             "max_prompt_tokens": (self.max_prompt_tokens >= 1, "at least 1"),
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
             "temperature": (self.temperature > 0, "above 0"),
-            "kl_price": (self.kl_price >= 0, "0 or more"),
+            "kl_coef": (self.kl_coef >= 0, "0 or more"),
             "gamma": (0 <= self.gamma <= 1, "in [0, 1]"),
             "gae_lambda": (0 <= self.gae_lambda <= 1, "in [0, 1]"),
             "clip_low": (0 < self.clip_low < 1, "in (0, 1)"),
@@ -285,7 +286,7 @@ def measure(
         config, model_config, judges, policy, sequences, finished_B
     )
     values_BR = rollout.answer_values(model_config, critic, sequences)
-    rewards_BR = gae.kl_penalised_rewards(score_B, logp_BR, ref_logp_BR, mask_BR, config.kl_price)
+    rewards_BR = gae.kl_penalised_rewards(score_B, logp_BR, ref_logp_BR, mask_BR, config.kl_coef)
     advantages_BR, returns_BR = gae.gae(
         rewards_BR, values_BR, mask_BR, config.gamma, config.gae_lambda
     )
@@ -315,7 +316,7 @@ def _judge(
         scalar_config(model_config), judges["reward"], sequences.tokens_BT, sequences.real_BT
     )
     score_B = (raw_B - judges["mean"]) / judges["std"]
-    score_B = gae.missing_eos_score(score_B, finished_B, config.missing_end_score)
+    score_B = gae.missing_eos_score(score_B, finished_B, config.missing_eos_score)
     logp_BR, ref_logp_BR = (
         rollout.answer_logprobs(model_config, params, sequences, config.temperature)
         for params in (policy, judges["reference"])

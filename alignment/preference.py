@@ -23,13 +23,13 @@ from eval.dialog import Response
 class PreferenceConfig:
     """How pairs are made and labelled."""
 
-    num_prompts: int
-    samples_per_prompt: int
-    max_new_tokens: int
-    temperature: float
-    corrupt_rate: float
-    noise_rate: float
-    heldout_fraction: float
+    num_prompts: int = 1500  # training prompts answered
+    samples_per_prompt: int = 3  # answers each; best and worst by the gold rater are paired
+    max_new_tokens: int = 48  # longest of those answers, tokens
+    temperature: float = 1.0  # of those answers
+    corrupt_rate: float = 0.2  # prompts with a corrupted reference among the answers
+    noise_rate: float = 0.05  # labels flipped
+    heldout_fraction: float = 0.2  # prompts kept for measuring
 
     def __post_init__(self):
         ranges = {

@@ -26,11 +26,11 @@ from train.step import Batch, LossFn, Sums
 class RewardConfig:
     """Pairs, their length and the training of the reward model."""
 
-    seq_len: int
-    centering: float
-    pairs: PreferenceConfig
-    loop: LoopConfig
-    optimizer: OptimizerConfig
+    seq_len: int = 512  # longest prompt and answer, tokens; longer pairs are left out
+    loop: LoopConfig = LoopConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    centering: float = 0.01  # weight of (chosen + rejected)^2
+    pairs: PreferenceConfig = PreferenceConfig()
 
     def __post_init__(self):
         if self.centering < 0:

@@ -42,11 +42,12 @@ def ours(run: Path, prompt: np.ndarray):
 
     from launch.load import load_model
     from launch.store.rundir import RunDir
+    from model.config import Layout
     from model.decode import generate
     from model.sharding import MeshConfig, make_mesh
 
     config, params = load_model(RunDir(run), "import", make_mesh(MeshConfig(), jax.devices()[:1]))
-    config = dataclasses.replace(config, scan_layers=False)
+    config = dataclasses.replace(config, layout=Layout(scan_layers=False))
     mask, rng = np.ones_like(prompt, np.int32), jax.random.key(0)
 
     def run_once(length: int) -> None:

@@ -16,13 +16,9 @@ def get_config() -> ConfigDict:
     config = quickstart.get_config()
     config.name = "bench_cpu"
     config.tokenizer.vocab_size = 8192
-    config.model.d_model = 256
-    config.model.num_kv_heads = 4
-    config.model.head_dim = 64
-    config.model.d_ff = 688
-    config.model.head = "untied"
-    config.model.qk_norm = "none"
-    config.model.scan_layers = False
+    config.model.update(
+        dict(d_model=256, num_kv_heads=4, head_dim=64, d_ff=688, head="untied", qk_norm="none")
+    )
     config.pretrain.z_loss = 0.0
     config.pretrain.loop.batch_size = 8
     return config

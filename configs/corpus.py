@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from configs import quickstart
 
-EXAMPLE_ARG = "text"
 ANYWHERE = ("blocked", "opt_out", "length", "contamination", "pii")
 PROSE = (*ANYWHERE, "language", "gopher", "c4_lorem_ipsum", "toxic_words")
 WEB = (*PROSE, "boilerplate", "c4", "fineweb")
@@ -25,50 +24,33 @@ def get_config(directory: str) -> ConfigDict:
     config.name = "corpus"
     config.stages = ("curate", "tokenizer", "report")
     pretrain, web = f"{directory}/pretrain", f"{directory}/web"
-    config.data.sources = ConfigDict(
-        dict(
-            books=source(f"{pretrain}/books/*.gz", PROSE, markup="book", weight=2.0),
-            drama=source(f"{pretrain}/tinyshakespeare/*.gz", LOOSE, weight=0.2),
-            encyclopedia=source(
-                f"{pretrain}/wikitext2/*.gz,{pretrain}/wikipedia_sample/*.gz", PROSE
+    config.data = dict(
+        sources=dict(
+            books=dict(path=f"{pretrain}/books/*.gz", gates=PROSE, markup="book", weight=2.0),
+            drama=dict(path=f"{pretrain}/tinyshakespeare/*.gz", gates=LOOSE, weight=0.2),
+            encyclopedia=dict(
+                path=f"{pretrain}/wikitext2/*.gz,{pretrain}/wikipedia_sample/*.gz", gates=PROSE
             ),
-            mathematics=source(f"{pretrain}/math_latex/*.gz", LOOSE, markup="latex", weight=2.0),
-            speeches=source(f"{pretrain}/speeches/*.gz", PROSE),
-            stories=source(f"{pretrain}/tinystories/*.gz", PROSE, weight=0.5),
-            prose=source(f"{pretrain}/scaling_book/*.gz", LOOSE, weight=0.3),
-            web=source(f"{web}/warc/*.gz,{web}/warc/*.warc,{web}/c4_en/*.gz", WEB),
-            forum=source(f"{directory}/qa/stackexchange/*.gz", (*PROSE, "toxicity")),
-            languages=source(
-                f"{directory}/multilingual/*/*.gz", ("blocked", "opt_out", "contamination", "pii")
+            mathematics=dict(
+                path=f"{pretrain}/math_latex/*.gz", gates=LOOSE, markup="latex", weight=2.0
             ),
-        )
+            speeches=dict(path=f"{pretrain}/speeches/*.gz", gates=PROSE),
+            stories=dict(path=f"{pretrain}/tinystories/*.gz", gates=PROSE, weight=0.5),
+            prose=dict(path=f"{pretrain}/scaling_book/*.gz", gates=LOOSE, weight=0.3),
+            web=dict(path=f"{web}/warc/*.gz,{web}/warc/*.warc,{web}/c4_en/*.gz", gates=WEB),
+            forum=dict(path=f"{directory}/qa/stackexchange/*.gz", gates=(*PROSE, "toxicity")),
+            languages=dict(
+                path=f"{directory}/multilingual/*/*.gz",
+                gates=("blocked", "opt_out", "contamination", "pii"),
+            ),
+        ),
+        gates=dict(language=dict(keep=())),
+        heldout_fraction=0.02,
+        max_document_bytes=16_384,  # Gopher's n-gram rules drop longer pieces of books
+        dedup=dict(paragraph_chars=120),
     )
-    config.data.gates.language.keep = ()
-    config.data.heldout_fraction = 0.02
-    config.data.max_document_bytes = 16_384  # Gopher's n-gram rules drop longer pieces of books
-    config.data.dedup.paragraph_chars = 120
-    config.mixture.by_language = True
-    config.mixture.language_alpha = 0.5
-    config.mixture.max_epochs = 4.0
-    config.eval.sets = f"{directory}/eval"
-    config.tokenizer.vocab_size = 32_768
-    config.tokenizer.sample_bytes = 30_000_000
+    config.mixture = dict(by_language=True, language_alpha=0.5, max_epochs=4.0)
+    config.eval = dict(sets=f"{directory}/eval")
+    config.tokenizer = dict(vocab_size=32_768, sample_bytes=30_000_000)
     config.pretrain.seq_len = 1024
     return config
-
-
-def source(
-    path: str, gates: tuple[str, ...], markup: str = "auto", weight: float = 1.0
-) -> ConfigDict:
-    """One domain."""
-    return ConfigDict(
-        dict(
-            path=path,
-            kind="auto",
-            markup=markup,
-            extract="main",
-            text_field="",
-            weight=weight,
-            gates=gates,
-        )
-    )

@@ -1,4 +1,4 @@
-"""Pretraining on any folder of text by configuration alone: four domains with weights.
+"""Pretraining on four domains of text with weights, by configuration alone.
 
     seedbed run --config=configs/domains.py:DIR
 
@@ -10,9 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import quickstart
 
-EXAMPLE_ARG = "text"
-
-ALL_GATES = (
+GATES = (
     "length",
     "language",
     "gopher",
@@ -28,31 +26,20 @@ def get_config(directory: str) -> ConfigDict:
     config = quickstart.get_config()
     config.name = "domains"
     config.stages = ("curate", "tokenizer", "pretrain", "eval", "report")
-    config.data.sources = ConfigDict(
-        dict(
-            books=source(f"{directory}/books/books.jsonl.gz", 0.4),
-            wikitext2=source(f"{directory}/wikitext2/valid.txt.gz", 0.2),
-            stacks_project=source(
-                f"{directory}/math_latex/stacks_project.jsonl.gz", 0.3, LATEX_GATES
+    config.data = dict(
+        sources=dict(
+            books=dict(path=f"{directory}/books/books.jsonl.gz", weight=0.4, gates=GATES),
+            wikitext2=dict(path=f"{directory}/wikitext2/valid.txt.gz", weight=0.2, gates=GATES),
+            stacks_project=dict(
+                path=f"{directory}/math_latex/stacks_project.jsonl.gz",
+                weight=0.3,
+                gates=LATEX_GATES,
             ),
-            tinystories=source(f"{directory}/tinystories/tinystories_a.txt.gz", 0.1),
-        )
+            tinystories=dict(
+                path=f"{directory}/tinystories/tinystories_a.txt.gz", weight=0.1, gates=GATES
+            ),
+        ),
+        heldout_fraction=0.02,
+        max_document_bytes=16_384,  # Gopher's n-gram rules drop longer pieces of books
     )
-    config.data.heldout_fraction = 0.02
-    config.data.max_document_bytes = 16_384  # Gopher's n-gram rules drop longer pieces of books
     return config
-
-
-def source(path: str, weight: float, gates: tuple[str, ...] = ALL_GATES) -> ConfigDict:
-    """One domain."""
-    return ConfigDict(
-        dict(
-            path=path,
-            kind="auto",
-            markup="auto",
-            extract="main",
-            text_field="text",
-            weight=weight,
-            gates=gates,
-        )
-    )

@@ -1,4 +1,4 @@
-"""Families of the field: pretraining of each, by the switches in which it is no plain decoder.
+"""Published architectures: pretraining of each, by the keys in which it is no plain decoder.
 
     seedbed run --config=configs/families.py:llama3.1-8b
 
@@ -15,15 +15,13 @@ from ml_collections import ConfigDict
 
 from configs import quickstart
 
-EXAMPLE_ARG = "llama3.1-8b"
-
 MAX_TRAINED_IDS = 32_768
 # Families below 0.9 B parameters are computed as the quickstart is. All others compute in bfloat16
-# and keep only the inputs of layers for the backward pass (model.remat).
+# and keep only the inputs of layers for the backward pass (layout.remat).
 SMALL = ("gpt2", "gemma3-270m")
 
 # The plain decoder: pre-norm, RMSNorm, RoPE, SwiGLU, no biases, a head of its own.
-PLAIN = dict(head="untied", qk_norm="none", scale_embedding=False, norm_eps=1e-5, scan_layers=True)
+PLAIN = dict(head="untied", qk_norm="none", scale_embedding=False, norm_eps=1e-5)
 # Attention of 128-dim heads.
 WIDE = dict(head_dim=128)
 
@@ -205,6 +203,8 @@ def get_config(name: str) -> ConfigDict:
     config.model.update(switches)
     config.tokenizer.vocab_size = min(config.model.vocab_size, MAX_TRAINED_IDS)
     if name not in SMALL:
-        config.model.update(dict(dtype="bfloat16", remat="full"))
-    config.mesh.update(dict(data=1, fsdp=-1))  # all devices share the weights
+        config.model.dtype = "bfloat16"
+        config.layout.remat = "full"
+    config.layout.scan_layers = True
+    config.mesh = dict(data=1, fsdp=-1)  # all devices share the weights
     return config

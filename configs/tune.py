@@ -15,8 +15,6 @@ from ml_collections import ConfigDict
 
 from configs import quickstart
 
-EXAMPLE_ARG = "tests/imported"
-
 
 def get_config(run: str) -> ConfigDict:
     """The quickstart's pretraining, from an imported run's parameters."""
@@ -31,6 +29,7 @@ def get_config(run: str) -> ConfigDict:
     if "model_type" not in described:
         raise ValueError(f"{run}: was trained here; it must be a run of `seedbed import`")
     config.model = ConfigDict(described["model"])
-    config.mesh.update(dict(data=1, fsdp=-1))  # all devices share the weights
+    config.layout.scan_layers = True
+    config.mesh = dict(data=1, fsdp=-1)  # all devices share the weights
     config.pretrain.optimizer.peak_lr = 1e-4  # a thirtieth of a fresh model's: it has much to lose
     return config

@@ -17,11 +17,11 @@ def get_config() -> ConfigDict:
     config = quickstart.get_config()
     config.name = "web"
     config.stages = ("curate", "tokenizer")
-    del config.data.sources
-    config.data.sources = ""  # files, folders, globs, with commas between; here or on a store
-    config.data.heldout_fraction = 0.01
-    config.data.dedup.paragraph_chars = 120
-    config.tokenizer.vocab_size = 32_768
-    config.tokenizer.sample_bytes = 100_000_000
+    config.data = dict(
+        sources="",  # files, folders, globs, with commas between; here or on a store
+        heldout_fraction=0.01,
+        dedup=dict(paragraph_chars=120),
+    )
+    config.tokenizer = dict(vocab_size=32_768, sample_bytes=100_000_000)
     config.pretrain.seq_len = 2048
     return config

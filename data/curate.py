@@ -6,6 +6,8 @@ disk. Every document that is read is in documents/ or, with its fate, in dropped
 counts them at every step.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import shutil
@@ -44,10 +46,10 @@ class CurateConfig:
     """
 
     sources: str | Mapping[str, sources.SourceConfig]
-    gates: gates.GateConfig
-    dedup: dedup.DedupConfig
-    heldout_fraction: float
-    max_document_bytes: int
+    gates: gates.GateConfig = gates.GateConfig()
+    dedup: dedup.DedupConfig = dedup.DedupConfig()
+    heldout_fraction: float = 0.05
+    max_document_bytes: int = 65_536
 
     def __post_init__(self):
         if not self.sources and self.sources != "":  # a path may be given later

@@ -53,14 +53,14 @@ class DedupConfig:
             one that was read first.
     """
 
-    num_bands: int
-    band_rows: int
-    ngram_words: int
-    seed: int
-    urls: bool
-    paragraph_chars: int
-    min_left: float
-    prefer: tuple[str, ...]
+    num_bands: int = 16
+    band_rows: int = 8
+    ngram_words: int = 5
+    seed: int = 1
+    urls: bool = True
+    paragraph_chars: int = 0
+    min_left: float = 0.5
+    prefer: tuple[str, ...] = ("longest",)
 
     def __post_init__(self):
         for name in ("num_bands", "band_rows", "ngram_words"):

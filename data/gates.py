@@ -4,6 +4,8 @@ Each gate is a pure function of a document and the configuration. Some only edit
 pii); the others say what is wrong: the gate, a reason to be counted, a detail to be read.
 """
 
+from __future__ import annotations
+
 import functools
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -71,11 +73,11 @@ class QualityConfig:
         train: how it is fitted.
     """
 
-    model: str
-    good: str
-    bad: str
-    min_score: float
-    train: classifier.ClassifierConfig
+    model: str = ""
+    good: str = ""
+    bad: str = ""
+    min_score: float = 0.0
+    train: classifier.ClassifierConfig = classifier.ClassifierConfig()
 
     def __post_init__(self):
         if not 0 <= self.min_score <= 1:
@@ -101,18 +103,18 @@ class GateConfig:
         pii: `pii`, kinds of pii.KINDS to replace.
     """
 
-    min_chars: int
-    max_chars: int
-    blocked: str
-    opt_out: str
-    language: language.LanguageConfig
-    gopher: rules.GopherConfig
-    c4: rules.C4Config
-    fineweb: rules.FineWebConfig
-    toxicity: toxicity.ToxicityConfig
-    quality: QualityConfig
-    contamination_words: int
-    pii: tuple[str, ...]
+    min_chars: int = 200
+    max_chars: int = 1_000_000
+    blocked: str = ""
+    opt_out: str = ""
+    language: language.LanguageConfig = language.LanguageConfig()
+    gopher: rules.GopherConfig = rules.GopherConfig()
+    c4: rules.C4Config = rules.C4Config()
+    fineweb: rules.FineWebConfig = rules.FineWebConfig()
+    toxicity: toxicity.ToxicityConfig = toxicity.ToxicityConfig()
+    quality: QualityConfig = QualityConfig()
+    contamination_words: int = 13
+    pii: tuple[str, ...] = ("mail", "phone", "ip", "card", "iban", "national_number", "key")
 
     def __post_init__(self):
         if not 0 <= self.min_chars <= self.max_chars:

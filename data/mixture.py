@@ -7,7 +7,7 @@ curriculum, or the end of a run on the best data (annealing; Grattafiori et al. 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -41,7 +41,7 @@ class StageConfig:
 
     name: str
     fraction: float
-    weights: Mapping[str, float]
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
         if not 0 < self.fraction <= 1:
@@ -69,13 +69,13 @@ class MixtureConfig:
     Source: Conneau et al. 2020, section 3 (alpha).
     """
 
-    by_language: bool
-    alpha: float
-    language_alpha: float
-    budget_tokens: int
-    max_epochs: float
-    domain_max_epochs: Mapping[str, float]
-    stages: tuple[StageConfig, ...]
+    by_language: bool = False
+    alpha: float = 0.0
+    language_alpha: float = 1.0
+    budget_tokens: int = 0
+    max_epochs: float = float("inf")
+    domain_max_epochs: Mapping[str, float] = field(default_factory=dict)
+    stages: tuple[StageConfig, ...] = ()
 
     def __post_init__(self):
         for key in ("alpha", "language_alpha"):

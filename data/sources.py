@@ -75,13 +75,13 @@ class SourceConfig:
     """
 
     path: str
-    kind: str
-    markup: str
-    extract: str
-    text_field: str
+    kind: str = "auto"
+    markup: str = "auto"
+    extract: str = "main"
+    text_field: str = ""
     # Curation does not read it; the stages that mix count it as an input (launch/pipeline.py).
-    weight: float = dataclasses.field(metadata={"identity": False})
-    gates: tuple[str, ...]
+    weight: float = dataclasses.field(default=1.0, metadata={"identity": False})
+    gates: tuple[str, ...] = ("auto",)
 
     def __post_init__(self):
         if not self.path:

@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from data.errors import BadInput
-from launch.flags import ASIDES, VERBS, parse, usage
+from launch.flags import ASIDES, VERBS, Parsed, parse, usage
 from launch.stages.stage import TRAINED
 
 # Those that compute for more than seconds.
@@ -91,8 +91,11 @@ def _refuse(message: str, code: int = BAD_INPUT) -> int:
 def _run_verb(verb: str, arguments: list[str]) -> int:
     if verb not in VERBS:
         raise BadInput(f"verb {verb!r} is unknown; allowed: {', '.join(VERBS)}")
-    given, config = parse(verb, arguments)
     _quieten()
+    parsed = parse(verb, arguments)
+    given = parsed.given
+    if verb == "config":
+        return _print_config(parsed)
     if verb == "chat":
         result = _chat(given)
     elif verb == "report":
@@ -100,12 +103,31 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     elif verb in ("import", "export"):
         result = _convert(verb, given)
     else:
-        result = _run_config(verb, given, config)
+        result = _run_config(verb, given, parsed.config)
     if given.json:
         print(json.dumps(result))
     elif verb != "chat":
         print(_table(result))
     return PREEMPTED if result.get("preempted") else DONE
+
+
+def _print_config(parsed: Parsed) -> int:
+    """Prints every key of a configuration."""
+    from launch import settings
+    from launch.schema import to_dict
+    from launch.verbs.config import run_config
+
+    rows = run_config(parsed.config, settings.parse(parsed.config), parsed.overridden)
+    if parsed.given.json:
+        print(
+            json.dumps(
+                {"verb": "config", "keys": [row | {"value": to_dict(row["value"])} for row in rows]}
+            )
+        )
+    else:
+        for row in rows:
+            print(f"{row['key']:44} {row['value']!s:24} {row['origin']:13} {row['about']}".rstrip())
+    return DONE
 
 
 def _has_tpu() -> bool:

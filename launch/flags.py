@@ -6,7 +6,8 @@ import runpy
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -21,6 +22,7 @@ VERBS = {
     "import": "a Hugging Face directory or a GGUF file to a run",
     "export": "a run to a Hugging Face directory",
     "bench": "speed of the config's step and decoder on this machine",
+    "config": "every key of the config with its value, where that is from, and its meaning",
 }
 # What the other verbs have: --config --run --fresh --json.
 FLAGS = {
@@ -37,6 +39,7 @@ FLAGS = {
     "export": ("run", "stage", "hf", "json"),
     "report": ("run", "json"),
     "bench": ("config", "json"),
+    "config": ("config", "json"),
 }
 # What `curate` does instead of curating.
 ASIDES = ("explain", "score", "fit-quality", "fit-toxicity")
@@ -127,8 +130,16 @@ def _allowed(verb: str) -> tuple[str, ...]:
     return FLAGS.get(verb, ("config", "run", "fresh", "json"))
 
 
-def parse(verb: str, arguments: list[str]) -> tuple[flags.FlagValues, ConfigDict | None]:
-    """The verb's flags, and the configuration with its overrides.
+class Parsed(NamedTuple):
+    """The verb's flags, the configuration with its overrides, and the dotted paths of these."""
+
+    given: flags.FlagValues
+    config: ConfigDict | None
+    overridden: tuple[str, ...]
+
+
+def parse(verb: str, arguments: list[str]) -> Parsed:
+    """The flags of a verb, and its configuration.
 
     Raises:
       BadInput: a flag or key that is unknown, missing or of another type; a file that is no
@@ -144,15 +155,15 @@ def parse(verb: str, arguments: list[str]) -> tuple[flags.FlagValues, ConfigDict
         flags.DEFINE_bool(name, False, name, flag_values=given)
     argv = _read_flags(verb, given, arguments, known_only=True)
     _check_flags(verb, given)
-    overrides, config = flags.FlagValues(), None
+    overrides, config, overridden = flags.FlagValues(), None, ()
     if given.config is not None:
         config = _load_config(given.config)
-        _check_overrides(config, argv)
+        overridden = _check_overrides(config, argv)
         config_flags.DEFINE_config_dict("config", config, sys_argv=argv, flag_values=overrides)
     rest = _read_flags(verb, overrides, argv, known_only=False)
     if rest:
         raise BadInput(f"argument {rest[0]!r} is unknown; flags begin with --")
-    return given, config
+    return Parsed(given, config, overridden)
 
 
 def _read_flags(
@@ -223,37 +234,37 @@ def _check_argument(get_config: Callable, path: str, colon: str) -> str:
     return needed and f"{path} needs an argument: {path}:{needed.upper()}"
 
 
-def _check_overrides(config: ConfigDict, arguments: list[str]) -> None:
-    """Refuses `--config.a.b=` where the configuration has no a.b."""
-    for argument in arguments:
-        found = re.match(r"--?(?:no)?config\.([^=]*)", argument)
-        section, above = config, "config"
-        for key in found[1].split(".") if found else ():
-            if not isinstance(section, ConfigDict) or key not in section:
-                raise BadInput(f"--config.{found[1]}: {_unknown(key, section, above, argument)}")
-            section, above = section[key], f"{above}.{key}"
-        if found and isinstance(section, ConfigDict):
-            inside = _own(found[1], "") if not section else f"give one of {list(section)}"
-            raise BadInput(f"--config.{found[1]}: a section; {inside}")
+def _check_overrides(config: ConfigDict, arguments: list[str]) -> tuple[str, ...]:
+    """The paths a.b of `--config.a.b=`, with room in the configuration; refuses unknown ones."""
+    found = [re.match(r"--?(?:no)?config\.([^=]*)", argument) for argument in arguments]
+    paths = tuple(match[1] for match in found if match)
+    if paths:
+        from launch import schema, settings  # slow, and needed here alone
+
+        for path in paths:
+            if why := _find_fault(schema, settings.Whole, config, path):
+                raise BadInput(f"--config.{path}: {why}")
+            schema.place(settings.Whole, config, path)
+    return paths
 
 
-def _unknown(key: str, section: Any, above: str, argument: str) -> str:
-    """Why the configuration has no such key, which was to stand in `section`."""
-    if isinstance(section, ConfigDict) and section:
-        return f"unknown key {key!r}; allowed here: {list(section.keys())}"
-    path = argument.partition("=")[0].lstrip("-").removeprefix("config.")
-    if isinstance(section, ConfigDict):
-        return f"{above} is empty; {_own(path, argument)}"
-    why = f"unknown key {key!r}; {above} is {section!r} and has no keys"
-    # Where a string may stand a section may too: of sources.
-    return f"{why}; {_own(above.removeprefix('config.'), '')}" if isinstance(section, str) else why
-
-
-def _own(path: str, argument: str) -> str:
-    """Where entries are given that no flag can add."""
-    _, equals, value = argument.partition("=")
-    wanted = f"config.{path} = {value}" if equals else f"config.{path} = dict(...)"
-    return f"its entries are given in a config file of one's own ({wanted})"
+def _find_fault(schema: ModuleType, whole: type, config: ConfigDict, path: str) -> str:
+    """Why a key cannot be given on the command line, or ''."""
+    above, keys, section = "", path.split("."), config
+    for number, key in enumerate(keys):
+        hint, here = schema.hint_of(whole, above), f"config.{above}".rstrip(".")
+        if not isinstance(section, ConfigDict):
+            return f"unknown key {key!r}; {here} is {section!r} and has no keys"
+        if schema.hint_of(hint, key) is None and not schema.is_section(hint):
+            return f"unknown key {key!r}; {here} has no keys"
+        above = ".".join(keys[: number + 1])
+        if schema.hint_of(whole, above) is None:
+            return f"unknown key {key!r}; allowed here: {list(schema.keys_of(hint))}"
+        section = section[key] if key in section else ConfigDict()
+    hint = schema.hint_of(whole, path)
+    if schema.is_section(hint):
+        return f"a section; give one of {list(schema.keys_of(hint))}"
+    return f"a section; give --config.{path}.NAME=VALUE" if schema.is_mapping(hint) else ""
 
 
 def _check_flags(verb: str, given: flags.FlagValues) -> None:

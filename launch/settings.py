@@ -14,21 +14,22 @@ from data.errors import BadInput
 from data.instruct import InstructConfig
 from data.mixture import MixtureConfig
 from data.tokenizers.tokenizer import TokenizerConfig
-from launch.schema import to_dataclass
+from launch.schema import check_keys, hint_of, keys_of, to_dataclass
 from launch.stages.stage import STAGES, TRAINED, sections_of
 from model import pipeline, ring, sharding
-from model.config import LAYOUT, TransformerConfig, stacks
+from model.config import LAYOUT, Layout, TransformerConfig, stacks
 from model.sharding import MeshConfig
 from model.transformer import declare
 from train.lm import LMConfig
-from train.optimizer import make_schedule
+from train.loop import LoopConfig
+from train.optimizer import OptimizerConfig, make_schedule
 
 
 @dataclasses.dataclass(frozen=True)
 class CostConfig:
     """What turns seconds into energy; an estimate, and the report says so."""
 
-    machine_watts: float
+    machine_watts: float = 30.0  # W under load, an estimate
 
     def __post_init__(self):
         if self.machine_watts <= 0:
@@ -43,17 +44,17 @@ class CostConfig:
 class EvalConfig:
     """Sizes of the evaluation."""
 
-    batch_size: int
-    max_new_tokens: int
-    temperature: float
-    num_duels: int
-    num_samples: int
-    num_heldout: int
-    ngram_order: int
-    sets: str
+    batch_size: int = 64  # rows or prompts at once
+    max_new_tokens: int = 48  # longest answer, tokens
+    temperature: float = 1.0  # of the sampled answers that policies are compared on
+    num_comparisons: int = 400  # prompts on which a policy is compared with the one it started from
+    num_samples: int = 8  # dialogues shown in the report
+    num_heldout: int = 8  # held out, for training: documents a domain, conversations a kind
+    ngram_order: int = 5  # bytes, of the n-gram baseline
+    sets: str = ""  # files of evaluation sets, for the gate contamination; none is evaluated
 
     def __post_init__(self):
-        for key in ("batch_size", "max_new_tokens", "num_duels", "ngram_order"):
+        for key in ("batch_size", "max_new_tokens", "num_comparisons", "ngram_order"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}; it must be at least 1")
         for key in ("temperature", "num_samples", "num_heldout"):
@@ -65,13 +66,14 @@ class EvalConfig:
 class Settings:
     """A whole configuration; a section that none of its stages reads is None."""
 
-    name: str
-    seed: int
-    start: str
-    stages: tuple[str, ...]
-    eval: EvalConfig
-    cost: CostConfig
-    mesh: MeshConfig = dataclasses.field(metadata=LAYOUT)
+    name: str  # the run directory is runs/<name> unless --run says otherwise
+    stages: tuple[str, ...]  # in order
+    seed: int = 0  # of initialisation, shuffling and sampling
+    start: str = ""  # a run of `seedbed import` to start from
+    eval: EvalConfig = EvalConfig()
+    cost: CostConfig = CostConfig()
+    mesh: MeshConfig = dataclasses.field(default=MeshConfig(data=-1), metadata=LAYOUT)
+    layout: Layout = dataclasses.field(default=Layout(), metadata=LAYOUT)
     data: CurateConfig | None = None
     mixture: MixtureConfig | None = None
     tokenizer: TokenizerConfig | None = None
@@ -86,6 +88,18 @@ class Settings:
     def __post_init__(self):
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed is {self.seed}; it must be in [0, 2**31)")
+
+
+# Sections whose keys are the defaults of every training stage; its own section overrides them.
+SHARED = {"optimizer": OptimizerConfig, "loop": LoopConfig}
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole(Settings):
+    """All that a configuration may hold: the settings, and the shared sections."""
+
+    optimizer: OptimizerConfig | None = None
+    loop: LoopConfig | None = None
 
 
 def parse(config: Any) -> Settings:
@@ -108,14 +122,35 @@ def parse(config: Any) -> Settings:
     given = {key: value for key, value in given.items() if key not in sections - read}
     for section in sections & read - {"model"}:
         given.setdefault(section, {})
+    given = _spread_shared(given)
     if "model" in given:
         given["model"] = _with_vocabulary(given)
     settings = to_dataclass(Settings, given, "")
+    if settings.model:
+        model = dataclasses.replace(settings.model, layout=settings.layout)
+        settings = dataclasses.replace(settings, model=model)
     _check_schedules(settings)
     _check_mixture(settings)
     _check_model(settings)
     _check_sets(settings)
     return settings
+
+
+def _spread_shared(given: Mapping) -> dict:
+    """Puts the keys of the shared sections into those of each training stage that lacks them."""
+    given, shared = dict(given), {}
+    for name, cls in SHARED.items():
+        shared[cls] = given.pop(name, {})
+        check_keys(cls, shared[cls], name)
+    for stage in set(TRAINED) & given.keys():
+        if not hasattr(given[stage], "items"):
+            continue  # refused as no section
+        section = given[stage] = dict(given[stage].items())
+        for key in keys_of(hint_of(Settings, stage)):
+            own, common = section.get(key, {}), shared.get(hint_of(Settings, f"{stage}.{key}"))
+            if common is not None and hasattr(own, "items"):
+                section[key] = {**dict(common.items()), **dict(own.items())}
+    return given
 
 
 def _check_stages(given: Mapping) -> tuple[str, ...]:
@@ -148,7 +183,8 @@ def _with_vocabulary(given: Mapping) -> Any:
     model = dict(model.items())
     if not hasattr(tokenizer, "items"):
         return model | {"vocab_size": model.get("vocab_size") or 1}  # the other is refused
-    ids, rows = tokenizer.get("vocab_size", 0), model.get("vocab_size", 0)
+    ids = tokenizer.get("vocab_size", TokenizerConfig.vocab_size)
+    rows = model.get("vocab_size", 0)
     if type(ids) is not int or type(rows) is not int:
         return model | {"vocab_size": rows or 1}  # refused by the type of the other
     is_trained = not given.get("start") and not tokenizer.get("path")

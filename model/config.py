@@ -53,15 +53,15 @@ class RopeConfig:
     (YaRN's attention factor); `truncate` rounds YaRN's bounds to whole dims.
     """
 
-    theta: float = 10_000.0
-    local_theta: float = 0.0
-    scaling: str = "none"
-    factor: float = 1.0
-    original_len: int = 0
-    slow: float = 1.0
-    fast: float = 32.0
-    magnitude: float = 1.0
-    truncate: bool = True
+    theta: float = 10_000.0  # base of the frequencies
+    local_theta: float = 0.0  # base in sliding layers, never stretched; 0: as in full ones
+    scaling: str = "none"  # none, linear, llama3, yarn
+    factor: float = 1.0  # of stretching
+    original_len: int = 0  # tokens it was trained on before (llama3, yarn)
+    slow: float = 1.0  # turns over original_len below which a frequency is stretched
+    fast: float = 32.0  # turns above which it is kept
+    magnitude: float = 1.0  # multiplies sines and cosines
+    truncate: bool = True  # yarn: bounds at whole dims
 
     def __post_init__(self):
         path = "model.rope"
@@ -85,10 +85,10 @@ class MLAConfig:
     rotated key is shared by all heads. query_rank 0: queries are not compressed.
     """
 
-    kv_rank: int = 0
-    query_rank: int = 0
-    rope_dim: int = 0
-    value_dim: int = 0
+    kv_rank: int = 0  # dims of the latent; 0 for none
+    query_rank: int = 0  # dims that queries go through; 0: straight
+    rope_dim: int = 0  # rotated dims of head_dim
+    value_dim: int = 0  # dims of a value
 
     def __post_init__(self):
         for key in ("kv_rank", "query_rank", "rope_dim", "value_dim"):
@@ -109,24 +109,24 @@ class MoEConfig:
     `bias_rate` above 0 balances by a bias on the choice alone, moved by that much a step.
     """
 
-    num_experts: int = 0
-    top_k: int = 1
-    d_ff: int = 0
-    shared_d_ff: int = 0
-    shared_gate: bool = False
-    num_dense: int = 0
-    every: int = 1
-    router: str = "softmax"
-    normalize: bool = True
-    scale: float = 1.0
-    num_groups: int = 1
-    top_groups: int = 1
-    balance_bias: bool = False
-    bias_rate: float = 0.0
-    aux_loss: float = 0.0
-    z_loss: float = 0.0
-    dispatch: str = "dropless"
-    capacity_factor: float = 1.0
+    num_experts: int = 0  # E; 0 for none
+    top_k: int = 1  # experts a token
+    d_ff: int = 0  # F of an expert
+    shared_d_ff: int = 0  # F of the expert that every token passes; 0 for none
+    shared_gate: bool = False  # it has a sigmoid gate
+    num_dense: int = 0  # first layers without experts
+    every: int = 1  # every n-th layer has experts
+    router: str = "softmax"  # softmax or sigmoid
+    normalize: bool = True  # chosen weights sum to 1
+    scale: float = 1.0  # multiplies them
+    num_groups: int = 1  # of experts
+    top_groups: int = 1  # groups that a token may choose from
+    balance_bias: bool = False  # a bias on the choice alone
+    bias_rate: float = 0.0  # its move a step against the load
+    aux_loss: float = 0.0  # weight of the load-balancing loss; 1 is its even value
+    z_loss: float = 0.0  # weight of the router's logsumexp^2
+    dispatch: str = "dropless"  # dropless or capacity
+    capacity_factor: float = 1.0  # places of an expert, relative to an even share of a row
 
     def __post_init__(self):
         path = "model.moe"
@@ -156,8 +156,27 @@ class MoEConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a model is computed on the devices at hand; what comes of it is the same."""
+
+    remat: str = "none"  # none, dots (keep matrix products) or full (keep layer inputs)
+    scan_layers: bool = True  # True: one compiled body for all layers; False: faster on a CPU
+    kernel: str = "auto"  # attention: auto (by platform), xla, splash, cudnn, tokamax
+    context: str = "gather"  # attention over a context axis: gather keys, or ring
+    stage_microbatches: int = 1  # parts of a batch in a pipeline, at least mesh.stage to fill it
+    stage_repeats: int = 1  # times that a microbatch goes round the stages
+    chunk_tokens: int = 1024  # tokens a device whose logits exist at once
+
+    def __post_init__(self):
+        for key in ("stage_microbatches", "stage_repeats", "chunk_tokens"):
+            _require(getattr(self, key) >= 1, f"layout.{key}", getattr(self, key), "at least 1")
+        for key, allowed in (("remat", REMATS), ("kernel", KERNELS), ("context", CONTEXTS)):
+            _choose(f"layout.{key}", getattr(self, key), allowed)
+
+
+@dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Shape of a decoder, and below `dtype` how it is computed.
+    """Shape of a decoder.
 
     Attributes (sizes by their letters are in `sizes`):
       head: 'tied' or 'untied' logits; 'scalar': one value a position (reward model, critic).
@@ -177,45 +196,40 @@ class TransformerConfig:
         head, routers and routed experts stay as they are.
     """
 
-    vocab_size: int
-    num_layers: int
-    d_model: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    d_ff: int
-    head: str = "tied"
-    layers: tuple[str, ...] = ("full",)
-    window: int = 0
-    positions: str = "rope"
-    max_positions: int = 0
-    norm: str = "rms"
-    norm_place: str = "pre"
-    norm_eps: float = 1e-6
-    mlp: str = "swiglu"
-    bias: tuple[str, ...] = ()
-    qk_norm: str = "none"
-    sinks: bool = False
-    attention_scale: float = 0.0
-    attention_softcap: float = 0.0
-    logit_softcap: float = 0.0
-    scale_embedding: bool = False
+    vocab_size: int  # rows of the embedding; in a configuration 0 stands for tokenizer.vocab_size
+    num_layers: int  # layers
+    d_model: int  # D
+    num_heads: int  # N
+    num_kv_heads: int  # K; N: multi-head, 1: multi-query
+    head_dim: int  # H
+    d_ff: int  # F
+    head: str = "tied"  # tied or untied output embedding
+    layers: tuple[str, ...] = ("full",)  # kinds of attention, cycled over the depth: full, sliding
+    window: int = 0  # tokens that a sliding layer sees
+    positions: str = "rope"  # rope or learned
+    max_positions: int = 0  # tokens; size of the learned table
+    norm: str = "rms"  # rms or layer
+    norm_place: str = "pre"  # of norms around attention and feed-forward: pre, post, sandwich
+    norm_eps: float = 1e-6  # added to the mean square or variance
+    mlp: str = "swiglu"  # swiglu, geglu, gelu, relu2, clamped_swiglu
+    bias: tuple[str, ...] = ()  # products with a bias: qkv, out, mlp, router
+    qk_norm: str = "none"  # RMSNorm of queries and keys: none, head, whole (projection)
+    sinks: bool = False  # a learned logit a head that attention may flow to
+    attention_scale: float = 0.0  # multiplies scores; 0 for head_dim^-0.5
+    attention_softcap: float = 0.0  # bounds scores; 0 for none
+    logit_softcap: float = 0.0  # bounds logits; 0 for none
+    scale_embedding: bool = False  # token vectors times sqrt(D)
     rope: RopeConfig = RopeConfig()
-    mla: MLAConfig = MLAConfig()
+    mla: MLAConfig = MLAConfig()  # latent attention
     moe: MoEConfig = MoEConfig()
-    vocab_multiple: int = 1
-    dtype: str = "float32"
-    remat: str = dataclasses.field(default="none", metadata=LAYOUT)
-    scan_layers: bool = dataclasses.field(default=True, metadata=LAYOUT)
-    kernel: str = dataclasses.field(default="auto", metadata=LAYOUT)
-    context: str = dataclasses.field(default="gather", metadata=LAYOUT)
-    quantized: str = "none"
-    stage_microbatches: int = dataclasses.field(default=1, metadata=LAYOUT)
-    stage_repeats: int = dataclasses.field(default=1, metadata=LAYOUT)
+    vocab_multiple: int = 1  # the vocabulary is padded to a multiple of this, for tensor axes
+    dtype: str = "float32"  # of activations, float32 or bfloat16; parameters are float32
+    quantized: str = "none"  # products in training: none, int8, fp8
+    layout: Layout = dataclasses.field(default=Layout(), metadata={"identity": False, "key": False})
 
     def __post_init__(self):
         sizes = "vocab_size num_layers d_model num_heads num_kv_heads head_dim d_ff"
-        for key in f"{sizes} vocab_multiple stage_microbatches stage_repeats".split():
+        for key in f"{sizes} vocab_multiple".split():
             _require(getattr(self, key) >= 1, f"model.{key}", getattr(self, key), "at least 1")
         for key in ("window", "max_positions", "attention_scale"):
             _require(getattr(self, key) >= 0, f"model.{key}", getattr(self, key), "0 or more")
@@ -287,9 +301,6 @@ _CHOICES = {
     "mlp": MLPS,
     "qk_norm": QK_NORMS,
     "dtype": tuple(DTYPES),
-    "remat": REMATS,
-    "kernel": KERNELS,
-    "context": CONTEXTS,
     "quantized": QUANTIZED,
 }
 

@@ -73,7 +73,7 @@ def attention(
     scale: float,
     sink_N: jax.Array | None,
 ) -> jax.Array:
-    """Self-attention of packed rows by the kernel that config.kernel names, or the next that can.
+    """Self-attention of packed rows by the kernel that `layout.kernel` names, or the next one.
 
     Args:
       config: kernel and attention_softcap are read.
@@ -106,7 +106,7 @@ def attention(
         softcap=config.attention_softcap,
         sinks=sink_N is not None,
     )
-    name = choose(config.kernel, request)
+    name = choose(config.layout.kernel, request)
     if name == "xla":
         mask_BLM = visible(places, places, window)
         return attend(q_BLNH, k_BKMH, v_BKMH, mask_BLM, scale, config.attention_softcap, sink_N)

@@ -64,11 +64,10 @@ def head_loss(*inputs) -> jax.Array:
     return head_sums(*inputs)[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def head_sums(
     config: TransformerConfig,
     z_loss: float,
-    chunk_tokens: int,
     x_BLD: jax.Array,
     head_DV: jax.Array,
     targets_BL: jax.Array,
@@ -76,14 +75,13 @@ def head_sums(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Weighted sum of `cross_entropy` over a batch; its logits never stand whole in memory.
 
-    Each device takes `chunk_tokens` of its tokens at a time through the head. As the loss is one
-    sum with known weights, its gradients are made in the same sweep: no product is done twice.
+    Each device takes `layout.chunk_tokens` of its tokens at a time through the head. As the loss is
+    one sum with known weights, its gradients are made in the same sweep: no product is done twice.
     Gradients flow from the total to x_BLD and head_DV only; its two parts are for reporting.
 
     Args:
-      config: vocab_size, which hides the padding of the vocabulary, and logit_softcap.
+      config: vocab_size, which hides the padding of the vocabulary, logit_softcap and layout.
       z_loss: as in `cross_entropy`.
-      chunk_tokens: tokens a device whose logits exist at once, at least 1.
       x_BLD: activations after the final norm.
       head_DV: output embedding, vocabulary padded.
       targets_BL: token ids.
@@ -94,15 +92,15 @@ def head_sums(
       negative log-likelihood, `squares` of logsumexp^2, and total = nats + z_loss * squares.
     """
     inputs = (x_BLD, head_DV, targets_BL, weights_BL)
-    return _head_sums(config, z_loss, chunk_tokens, False, *inputs)[0]
+    return _head_sums(config, z_loss, False, *inputs)[0]
 
 
-def _head_sums_forward(config, z_loss, chunk_tokens, *inputs):
-    sums, x_grad, head_grad = _head_sums(config, z_loss, chunk_tokens, True, *inputs)
+def _head_sums_forward(config, z_loss, *inputs):
+    sums, x_grad, head_grad = _head_sums(config, z_loss, True, *inputs)
     return sums, (x_grad, head_grad)
 
 
-def _head_sums_backward(_config, _z_loss, _chunk_tokens, residuals, grads):
+def _head_sums_backward(_config, _z_loss, residuals, grads):
     (x_grad, head_grad), grad = residuals, grads[0]
     return x_grad * grad.astype(x_grad.dtype), head_grad * grad, None, None
 
@@ -110,9 +108,9 @@ def _head_sums_backward(_config, _z_loss, _chunk_tokens, residuals, grads):
 head_sums.defvjp(_head_sums_forward, _head_sums_backward)
 
 
-def _head_sums(config, z_loss, chunk_tokens, with_grads, x_BLD, head_DV, targets_BL, weights_BL):
+def _head_sums(config, z_loss, with_grads, x_BLD, head_DV, targets_BL, weights_BL):
     """(sums, gradient of x_BLD, gradient of head_DV); each device works on its own tokens."""
-    local = functools.partial(_local_head_sums, config, z_loss, chunk_tokens, with_grads)
+    local = functools.partial(_local_head_sums, config, z_loss, with_grads)
     if jax.sharding.get_abstract_mesh().empty:
         return local((), (), x_BLD, head_DV, targets_BL, weights_BL)
     x_spec = sharding.activation_spec("BLD", x_BLD.shape)
@@ -130,7 +128,6 @@ def _head_sums(config, z_loss, chunk_tokens, with_grads, x_BLD, head_DV, targets
 def _local_head_sums(
     config,
     z_loss,
-    chunk_tokens,
     with_grads,
     row_axes,
     vocab_axes,
@@ -141,7 +138,7 @@ def _local_head_sums(
 ):
     """One device's tokens and its part of the vocabulary; sums over the axes that split them."""
     (B, L, D), V = x_BLD.shape, head_DV.shape[1]
-    num_chunks = -(-B * L // chunk_tokens)
+    num_chunks = -(-B * L // config.layout.chunk_tokens)
     size = -(-B * L // num_chunks)
     vocab_V = jnp.arange(V) + (jax.lax.axis_index(vocab_axes) * V if vocab_axes else 0)
     head = head_DV.astype(x_BLD.dtype)

@@ -21,20 +21,20 @@ from model.config import TransformerConfig
 
 def check(config: TransformerConfig, num_layers: int, num_stages: int, num_rows: int) -> None:
     """Raises ValueError, with the numbers that clash, if the split is impossible."""
-    repeats, parts = config.stage_repeats, config.stage_microbatches
+    repeats, parts = config.layout.stage_repeats, config.layout.stage_microbatches
     if num_layers % (num_stages * repeats):
         raise ValueError(
-            f"mesh.stage is {num_stages} and model.stage_repeats {repeats}, but the longest stack "
+            f"mesh.stage is {num_stages} and layout.stage_repeats {repeats}, but the longest stack "
             f"has {num_layers} repeated layers; their product must divide it"
         )
     if parts < num_stages and repeats > 1:
         raise ValueError(
-            f"model.stage_microbatches is {parts}; with model.stage_repeats = {repeats} it must "
+            f"layout.stage_microbatches is {parts}; with layout.stage_repeats = {repeats} it must "
             f"be at least mesh.stage = {num_stages}"
         )
     if num_rows % parts:
         raise ValueError(
-            f"model.stage_microbatches is {parts}; it must divide the {num_rows} rows of a batch"
+            f"layout.stage_microbatches is {parts}; it must divide the {num_rows} rows of a batch"
         )
 
 
@@ -53,7 +53,11 @@ def run(config: TransformerConfig, step: Callable, carry: Any, layers: Any) -> A
     Raises:
       ValueError: the numbers do not divide.
     """
-    S, R, M = sharding.axis_size("stage"), config.stage_repeats, config.stage_microbatches
+    S, R, M = (
+        sharding.axis_size("stage"),
+        config.layout.stage_repeats,
+        config.layout.stage_microbatches,
+    )
     X, B = jax.tree.leaves(layers)[0].shape[0], jax.tree.leaves(carry)[0].shape[0]
     check(config, X, S, B)
     # Layer r S k + s k + j is the j-th of stage s in repeat r.

@@ -51,50 +51,48 @@ OPTIONAL |= {("R", "fsdp"), ("X", "stage")}
 
 
 @dataclasses.dataclass(frozen=True)
-class AxisSizes:
-    """A size for each mesh axis."""
-
-    data: int = 1
-    stage: int = 1
-    fsdp: int = 1
-    expert: int = 1
-    context: int = 1
-    tensor: int = 1
-
-    _or_else = {}  # sizes below 1 that are allowed, and what they mean
-
-    def __post_init__(self):
-        allowed = "".join(f", or {size} for {what}" for size, what in self._or_else.items())
-        for axis, size in zip(AXES, self.sizes(), strict=True):
-            if size < 1 and size not in self._or_else:
-                raise ValueError(f"{axis} is {size}; it must be at least 1{allowed}")
-
-    def sizes(self) -> tuple[int, ...]:
-        """The sizes in the order of AXES."""
-        return tuple(getattr(self, axis) for axis in AXES)
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig(AxisSizes):
+class MeshConfig:
     """Devices along each axis inside a slice (a pod's fast links), and slices along each axis.
 
     An axis is as long as the product of the two. One axis may be FILL, -1: `fill` gives it the
-    devices that the others leave. `max_replicated` is the share of weight bytes that may be stored
-    more often than the table plans before it counts as an accident.
+    devices that the others leave.
     """
 
-    slices: AxisSizes = AxisSizes()
-    max_replicated: float = 0.02
-
-    _or_else = {FILL: "the devices that the other axes leave"}
+    data: int = FILL  # devices that rows are split over; -1, for one axis: what the others leave
+    stage: int = 1  # devices that layers are split over
+    fsdp: int = 1  # devices that rows, and weights along D, are split over
+    expert: int = 1  # devices that rows and experts are split over
+    context: int = 1  # devices that the length of rows is split over
+    tensor: int = 1  # devices that heads, feed-forward and vocabulary are split over
+    # Slices (on GPUs processes) along an axis; 1 for an axis that is not named.
+    slices: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    max_replicated: float = 0.02  # share of weight bytes that may be stored more than planned
 
     def __post_init__(self):
-        super().__post_init__()
+        for axis, size in zip(AXES, self.sizes(), strict=True):
+            if size < 1 and size != FILL:
+                raise ValueError(
+                    f"{axis} is {size}; it must be at least 1, or {FILL} for the devices that the "
+                    "other axes leave"
+                )
+        for axis, size in self.slices.items():
+            if axis not in AXES or size < 1:
+                raise ValueError(
+                    f"slices.{axis} is {size}; it must be at least 1, of an axis of {AXES}"
+                )
         if self.sizes().count(FILL) > 1:
             filled = ", ".join(axis for axis in AXES if getattr(self, axis) == FILL)
             raise ValueError(f"more than one axis is {FILL}: {filled}; allowed: one")
         if not 0 <= self.max_replicated <= 1:
             raise ValueError(f"max_replicated is {self.max_replicated}; it must be in [0, 1]")
+
+    def sizes(self) -> tuple[int, ...]:
+        """Devices along each axis inside a slice, in the order of AXES."""
+        return (self.data, self.stage, self.fsdp, self.expert, self.context, self.tensor)
+
+    def across(self) -> tuple[int, ...]:
+        """Slices along each axis, in the order of AXES."""
+        return tuple(self.slices.get(axis, 1) for axis in AXES)
 
     def fill(self, num_devices: int) -> "MeshConfig":
         """The same with a size for the axis that is FILL, so that the product is `num_devices`.
@@ -105,7 +103,7 @@ class MeshConfig(AxisSizes):
         if FILL not in self.sizes():
             return self
         axis = AXES[self.sizes().index(FILL)]
-        others = -math.prod(self.sizes()) * math.prod(self.slices.sizes())
+        others = -math.prod(self.sizes()) * math.prod(self.across())
         if num_devices % others:
             raise ValueError(
                 f"mesh.{axis} is {FILL}: it takes what the other axes leave of {num_devices} "
@@ -117,7 +115,7 @@ class MeshConfig(AxisSizes):
         """Length of each mesh axis, slices included; none of them may be FILL."""
         if FILL in self.sizes():
             raise ValueError(f"mesh.{AXES[self.sizes().index(FILL)]} is {FILL}; fill() it first")
-        pairs = zip(self.sizes(), self.slices.sizes(), strict=True)
+        pairs = zip(self.sizes(), self.across(), strict=True)
         return dict(zip(AXES, (inside * across for inside, across in pairs), strict=True))
 
 
@@ -141,7 +139,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"mesh: {sizes} = {asked} devices asked, {len(devices)} present; "
             "the product must equal the number present"
         )
-    across, inside = config.slices.sizes(), config.sizes()
+    across, inside = config.across(), config.sizes()
     slices = _slices(devices) if math.prod(across) > 1 else [devices]
     if len(slices) != math.prod(across) or len({len(part) for part in slices}) > 1:
         raise ValueError(

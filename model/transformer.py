@@ -151,7 +151,7 @@ class Transformer(nnx.Module):
 
         A caller with a loop of its own cuts the stacks once, outside of it.
         """
-        if self.config.scan_layers:
+        if self.config.layout.scan_layers:
             return None
         return [
             [
@@ -196,13 +196,13 @@ class Transformer(nnx.Module):
                 carry = pipeline.run(self.config, step, carry, (stacked, indices))
                 longest = None  # only one stack is pipelined
             else:
-                scan = functools.partial(jax.lax.scan, unroll=not self.config.scan_layers)
+                scan = functools.partial(jax.lax.scan, unroll=not self.config.layout.scan_layers)
                 carry = scan(step, carry, (stacked, indices))[0]
         return carry
 
     def _make_step(self, body: Callable, number: int, stack: Stack, graph: nnx.GraphDef):
         """The scanned function over one cycle; each of its layers is recomputed on its own."""
-        policy = REMAT[self.config.remat]
+        policy = REMAT[self.config.layout.remat]
 
         def step(carry, layer):
             params, index = layer
@@ -214,7 +214,7 @@ class Transformer(nnx.Module):
 
                 if policy is not None:
                     # A scan's body is not merged with its recomputation; an unrolled one is.
-                    unrolled = not self.config.scan_layers or len(stack.layers) > 1
+                    unrolled = not self.config.layout.scan_layers or len(stack.layers) > 1
                     run = jax.checkpoint(run, policy=policy, prevent_cse=unrolled)
                 carry = run(params, index, carry)
             return carry, None
@@ -357,7 +357,7 @@ def _mix(config, block: Block, places: Places, q_BLNH, k_BKMH, v_BKMH) -> jax.Ar
     sink_N = None if block.attention.sink is None else block.attention.sink[...]
     request = (places, block.window, block.scale, sink_N)
     num_shards = sharding.axis_size("context")
-    if config.context == "ring" and num_shards > 1:
+    if config.layout.context == "ring" and num_shards > 1:
         reason = ring.refusal(q_BLNH.shape[1], num_shards)
         if reason is None:
             return ring.attention(config, q_BLNH, k_BKMH, v_BKMH, *request)

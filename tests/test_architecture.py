@@ -401,17 +401,23 @@ def test_room_is_the_one_of_this_checkout(room):
     assert Path(found.origin).parent == ROOT / room, f"{room} is imported from {found.origin}"
 
 
+# What configs that need an argument are tried with.
+ARGUMENTS = {
+    **dict.fromkeys(("corpus", "domains"), ("text",)),
+    "families": ("llama3.1-8b",),
+    "tune": ("tests/imported",),
+}
+
+
 @pytest.mark.parametrize(
     "path",
     sorted({ROOT / "configs/quickstart.py", *ROOT.glob("configs/[!_]*.py")}),
     ids=lambda path: path.name,
 )
 def test_config_becomes_settings(path):
-    """A config that needs an argument names one to try it with: EXAMPLE_ARG."""
     from launch import settings
 
     spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    arguments = [module.EXAMPLE_ARG] if hasattr(module, "EXAMPLE_ARG") else []
-    assert settings.parse(module.get_config(*arguments)).name
+    assert settings.parse(module.get_config(*ARGUMENTS.get(path.stem, ()))).name

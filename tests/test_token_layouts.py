@@ -27,6 +27,7 @@ from eval.dialog import Response, respond
 from eval.text import bits_per_byte
 from tests.model import test_transformer
 from tests.model.test_transformer import make_params, numpy_forward
+from tests.tiny import replace
 from train.lm import lm_loss
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -110,7 +111,7 @@ CONFIG = dataclasses.replace(test_transformer.CONFIG, vocab_size=400)
 PARAMS = make_params(CONFIG)
 SCALAR = reward.scalar_config(CONFIG)
 SCALAR_PARAMS = make_params(SCALAR)
-compute_loss = jax.jit(lm_loss(CONFIG, 0.0, 64))
+compute_loss = jax.jit(lm_loss(replace(CONFIG, chunk_tokens=64), 0.0))
 
 
 def alone(ids, config=CONFIG, params=PARAMS):

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from model.attention import Places
-from model.config import LAYOUT, TransformerConfig, layer_kinds
+from model.config import TransformerConfig, layer_kinds
 from model.loss import head_sums
 from model.transformer import Params, features
 from train.loop import LoopConfig
@@ -17,22 +17,19 @@ from train.step import Batch, LossFn, Sums
 class LMConfig:
     """One stage of next-token training; pretraining and fine-tuning have the same keys."""
 
-    seq_len: int
-    z_loss: float
-    chunk_tokens: int = dataclasses.field(metadata=LAYOUT)
-    loop: LoopConfig
-    optimizer: OptimizerConfig
+    seq_len: int = 1024  # tokens a row
+    loop: LoopConfig = LoopConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    z_loss: float = 0.0  # weight of logsumexp^2
 
     def __post_init__(self):
         if not 2 <= self.seq_len < 2**31:
             raise ValueError(f"seq_len is {self.seq_len}; it must be at least 2, below 2^31")
-        if self.chunk_tokens < 1:
-            raise ValueError(f"chunk_tokens is {self.chunk_tokens}; it must be at least 1")
         if self.z_loss < 0:
             raise ValueError(f"z_loss is {self.z_loss}; it must be 0 or more")
 
 
-def lm_loss(config: TransformerConfig, z_loss: float, chunk_tokens: int) -> LossFn:
+def lm_loss(config: TransformerConfig, z_loss: float) -> LossFn:
     """Weighted next-token loss of a batch from `data.loader.lm_batch`, in the balanced order.
 
     The loss is the cross-entropy alone, in nats. The objective adds, each times its weight, the
@@ -42,7 +39,6 @@ def lm_loss(config: TransformerConfig, z_loss: float, chunk_tokens: int) -> Loss
     Args:
       config: shape of the model.
       z_loss: weight of logsumexp^2 of the logits.
-      chunk_tokens: see `model.loss.head_sums`.
     """
 
     def loss(params: Params, batch: Batch):
@@ -50,7 +46,7 @@ def lm_loss(config: TransformerConfig, z_loss: float, chunk_tokens: int) -> Loss
         weights_BL = batch["weights"]
         x_BLD, head_DV, stats = features(config, params, batch["tokens"], places)
         total, nats, squares = head_sums(
-            config, z_loss, chunk_tokens, x_BLD, head_DV, batch["targets"], weights_BL
+            config, z_loss, x_BLD, head_DV, batch["targets"], weights_BL
         )
         router = _router_sums(config, stats, places.segments_BL, weights_BL)
         if router:

@@ -31,13 +31,13 @@ MAX_GROWTH = 2.0
 class LoopConfig:
     """Length and rhythm of a training stage; steps are optimizer steps (PPO: iterations)."""
 
-    num_steps: int
-    batch_size: int
-    num_microbatches: int
-    log_every: int = dataclasses.field(metadata=LAYOUT)
-    save_every: int = dataclasses.field(metadata=LAYOUT)
-    eval_every: int = dataclasses.field(metadata=LAYOUT)
-    keep_checkpoints: int = dataclasses.field(metadata=LAYOUT)
+    num_steps: int = 1000  # optimizer steps (PPO: iterations)
+    batch_size: int = 32  # rows a step over all devices (pairs, prompts)
+    num_microbatches: int = 1  # parts of a batch, one after another, gradients summed
+    log_every: int = dataclasses.field(default=10, metadata=LAYOUT)  # steps
+    save_every: int = dataclasses.field(default=100, metadata=LAYOUT)  # steps
+    eval_every: int = dataclasses.field(default=100, metadata=LAYOUT)  # steps
+    keep_checkpoints: int = dataclasses.field(default=1, metadata=LAYOUT)  # newest ones kept
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

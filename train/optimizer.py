@@ -20,16 +20,16 @@ SCHEDULES = ("cosine", "wsd")
 class OptimizerConfig:
     """AdamW (arXiv 1711.05101) after clipping by the global norm."""
 
-    schedule: str
-    peak_lr: float
-    warmup_steps: int
-    decay_fraction: float
-    final_lr_fraction: float
-    weight_decay: float
-    beta1: float
-    beta2: float
-    eps: float
-    clip_norm: float
+    peak_lr: float = 3e-4  # highest learning rate
+    warmup_steps: int = 0  # steps
+    schedule: str = "cosine"  # cosine or wsd (warmup, stable, decay)
+    decay_fraction: float = 0.2  # wsd: share of the updates that decay; 1: all, 0: the last alone
+    final_lr_fraction: float = 0.1  # of the peak: the rate of the last update
+    weight_decay: float = 0.1  # of matrices
+    beta1: float = 0.9  # decay of the first moment
+    beta2: float = 0.95  # decay of the second moment
+    eps: float = 1e-8  # added to the root of the second moment
+    clip_norm: float = 1.0  # global gradient norm
 
     def __post_init__(self):
         ranges = {

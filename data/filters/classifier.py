@@ -42,14 +42,14 @@ class ClassifierConfig:
         seed: of the order of the examples, below 2 ** 32.
     """
 
-    bits: int
-    word_ngrams: int
-    min_char_ngram: int
-    max_char_ngram: int
-    epochs: int
-    learning_rate: float
-    l2: float
-    seed: int
+    bits: int = 20
+    word_ngrams: int = 2
+    min_char_ngram: int = 0
+    max_char_ngram: int = 0
+    epochs: int = 5
+    learning_rate: float = 2.0
+    l2: float = 1.0
+    seed: int = 0
 
     def __post_init__(self):
         for name, low, high in (("bits", 10, 24), ("word_ngrams", 0, 5), ("epochs", 1, 1000)):

@@ -10,7 +10,7 @@ them English. Measured on 66,000 short sentences of 90 languages this lifts accu
 import functools
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,9 +83,9 @@ class LanguageConfig:
         min_score_by_language: other least scores for single languages.
     """
 
-    keep: tuple[str, ...]
-    min_score: float
-    min_score_by_language: Mapping[str, float]
+    keep: tuple[str, ...] = ("en",)
+    min_score: float = 0.3
+    min_score_by_language: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
         for key in ("keep", "min_score_by_language"):

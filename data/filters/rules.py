@@ -63,21 +63,21 @@ class GopherConfig:
             0.10).
     """
 
-    min_words: int
-    max_words: int
-    min_mean_word_chars: float
-    max_mean_word_chars: float
-    max_symbol_to_word_ratio: float
-    max_bullet_lines: float
-    max_ellipsis_lines: float
-    min_alphabetic_words: float
-    min_stop_words: int
-    max_duplicate_lines: float
-    max_duplicate_line_chars: float
-    max_duplicate_paragraphs: float
-    max_duplicate_paragraph_chars: float
-    max_top_ngram_chars: tuple[float, ...]
-    max_duplicate_ngram_chars: tuple[float, ...]
+    min_words: int = 50
+    max_words: int = 100_000
+    min_mean_word_chars: float = 3.0
+    max_mean_word_chars: float = 10.0
+    max_symbol_to_word_ratio: float = 0.1
+    max_bullet_lines: float = 0.9
+    max_ellipsis_lines: float = 0.3
+    min_alphabetic_words: float = 0.8
+    min_stop_words: int = 2
+    max_duplicate_lines: float = 0.3
+    max_duplicate_line_chars: float = 0.2
+    max_duplicate_paragraphs: float = 0.3
+    max_duplicate_paragraph_chars: float = 0.2
+    max_top_ngram_chars: tuple[float, ...] = (0.2, 0.18, 0.16)
+    max_duplicate_ngram_chars: tuple[float, ...] = (0.15, 0.14, 0.13, 0.12, 0.11, 0.1)
 
     def __post_init__(self):
         for unit in ("words", "mean_word_chars"):
@@ -119,12 +119,12 @@ class C4Config:
             Javascript nor a policy (published: 3; datatrove: 5). An abbreviation ends a sentence.
     """
 
-    max_javascript_lines: float
-    max_policy_lines: float
-    max_curly_brackets: int
-    min_line_words: int
-    min_terminal_lines: float
-    min_sentences: int
+    max_javascript_lines: float = 0.1
+    max_policy_lines: float = 0.1
+    max_curly_brackets: int = 0
+    min_line_words: int = 5
+    min_terminal_lines: float = 0.1
+    min_sentences: int = 3
 
     def __post_init__(self):
         _check_ratios(self, ("max_javascript_lines", "max_policy_lines", "min_terminal_lines"))
@@ -146,11 +146,11 @@ class FineWebConfig:
             0.3; not in the paper).
     """
 
-    min_punctuated_lines: float
-    short_line_chars: int
-    max_short_lines: float
-    max_character_duplicates: float
-    max_newlines_per_word: float
+    min_punctuated_lines: float = 0.12
+    short_line_chars: int = 30
+    max_short_lines: float = 0.67
+    max_character_duplicates: float = 0.01
+    max_newlines_per_word: float = 0.3
 
     def __post_init__(self):
         ratios = ("min_punctuated_lines", "max_short_lines", "max_character_duplicates")

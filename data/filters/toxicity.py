@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,13 +63,13 @@ class ToxicityConfig:
         train: how it is trained.
     """
 
-    lists: str
-    max_hits_per_word: float
-    model: str
-    max_score: float
-    max_score_by_language: Mapping[str, float]
-    examples: Mapping[str, ExamplesConfig]
-    train: classifier.ClassifierConfig
+    lists: str = ""
+    max_hits_per_word: float = 0.03
+    model: str = ""
+    max_score: float = 0.9
+    max_score_by_language: Mapping[str, float] = field(default_factory=dict)
+    examples: Mapping[str, ExamplesConfig] = field(default_factory=dict)
+    train: classifier.ClassifierConfig = classifier.ClassifierConfig(l2=0.05)
 
     def __post_init__(self):
         limits = {"max_hits_per_word": self.max_hits_per_word, "max_score": self.max_score} | {

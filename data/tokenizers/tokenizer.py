@@ -93,10 +93,10 @@ class TokenizerConfig:
             or '' to train.
     """
 
-    vocab_size: int
-    sample_bytes: int
-    max_piece_chars: int
-    character_coverage: float
+    vocab_size: int = 32_768
+    sample_bytes: int = 100_000_000
+    max_piece_chars: int = 16
+    character_coverage: float = 0.9995
     control: tuple[str, ...] = ()
     kind: str = "bpe"
     path: str = ""

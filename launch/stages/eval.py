@@ -134,7 +134,7 @@ def _measure_dialog(job: Job, models: dict[str, Params]) -> dict:
         job.progress.log(f"greedy answers: {name}")
         greedy[name] = respond(params, examples, temperature=0.0)
     # Every k-th, so that all kinds take part.
-    compared = examples[:: max(1, len(examples) // config.num_duels)]
+    compared = examples[:: max(1, len(examples) // config.num_comparisons)]
     parents = {name: STAGES[name].parent(models) for name in models}
     parents = {name: parent for name, parent in parents.items() if parent and STAGES[parent].chats}
     scores, kl = {}, {}

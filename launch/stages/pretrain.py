@@ -33,7 +33,7 @@ def run(job: Job) -> dict:
         lm_rows(job.settings.mesh, config.seq_len),
         planned.stage_rows(config.seq_len, num_rows),
     )
-    loss = lm_loss(job.model, config.z_loss, config.chunk_tokens)
+    loss = lm_loss(job.model, config.z_loss)
     state = job.train(
         loss,
         _first_params(job),

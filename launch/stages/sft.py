@@ -22,7 +22,7 @@ def run(job: Job) -> dict:
         sft.pack_demonstrations(heldout, job.tokenizer, config.seq_len)[0] if heldout else []
     )
     transform = lm_rows(job.settings.mesh, config.seq_len)
-    loss = lm_loss(job.model, config.z_loss, config.chunk_tokens)
+    loss = lm_loss(job.model, config.z_loss)
     state = job.train(
         loss,
         job.start_params(),

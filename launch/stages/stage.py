@@ -143,7 +143,7 @@ _ROWS = (
         reads=(
             *_POLICY,
             *("eval.batch_size", "eval.max_new_tokens", "eval.temperature"),
-            *("eval.num_duels", "eval.num_samples", "eval.ngram_order"),
+            *("eval.num_comparisons", "eval.num_samples", "eval.ngram_order"),
             *("instruct", "pretrain.seq_len"),
         ),
         code=(*_ALIGN, "launch/stages/texts.py", "launch/stages/eval.py"),

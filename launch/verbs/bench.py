@@ -53,7 +53,7 @@ def _bench_training(
     section = settings.pretrain
     optimizer = make_optimizer(section.optimizer, config, section.loop.num_steps)
     shardings = state_shardings(optimizer, config, params, mesh)
-    loss = lm_loss(config, section.z_loss, section.chunk_tokens)
+    loss = lm_loss(config, section.z_loss)
     step = make_step(loss, optimizer, section.loop.num_microbatches, shardings)
     state = init_state(jax.tree.map(jnp.copy, params), optimizer, shardings)
     batch_size, seq_len = section.loop.batch_size, section.seq_len

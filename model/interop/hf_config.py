@@ -22,8 +22,7 @@ KINDS = {"full_attention": "full", "sliding_attention": "sliding"}
 NULLS = ("mla.query_rank", "attention_softcap", "logit_softcap")
 DERIVED = ("num_kv_heads", "head_dim", "d_ff")
 # How a model is computed and trained is no matter of config.json; any family has these fields.
-_NAMES = [field.name for field in dataclasses.fields(TransformerConfig)]
-COMPUTED = tuple(_NAMES[_NAMES.index("vocab_multiple") :])
+COMPUTED = ("vocab_multiple", "dtype", "quantized", "layout")
 TRAINED = ("bias_rate", "aux_loss", "z_loss", "dispatch", "capacity_factor")
 
 # Beyond any model, and below what takes long to look at.

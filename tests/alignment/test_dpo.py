@@ -37,8 +37,6 @@ CONFIG = TransformerConfig(
     scale_embedding=True,
     norm_eps=1e-6,
     dtype="float32",
-    remat="none",
-    scan_layers=True,
 )
 DPO = dpo.DPOConfig(beta=0.5, kind="sigmoid", label_smoothing=0.0, loop=None, optimizer=None)
 SEQ_LEN = 10

@@ -39,8 +39,6 @@ SHAPE = TransformerConfig(
     scale_embedding=True,
     norm_eps=1e-6,
     dtype="float32",
-    remat="none",
-    scan_layers=True,
 )
 SCALAR = dataclasses.replace(SHAPE, head="scalar")
 LOOP = LoopConfig(
@@ -68,7 +66,7 @@ CONFIG = ppo.PPOConfig(
     max_prompt_tokens=4,
     max_new_tokens=5,
     temperature=0.8,
-    kl_price=0.05,
+    kl_coef=0.05,
     gamma=0.97,
     gae_lambda=0.9,
     clip_low=0.2,
@@ -77,7 +75,7 @@ CONFIG = ppo.PPOConfig(
     value_clip=0.5,
     num_epochs=2,
     num_minibatches=2,
-    missing_end_score=-1.25,
+    missing_eos_score=-1.25,
     loop=LOOP,
     optimizer=OPTIMIZER,
     critic_optimizer=OPTIMIZER,
@@ -153,7 +151,7 @@ def measure_one(tokens, prompt_length, finished):
     score = (outputs(SCALAR, REWARD, tokens)[-1] - 0.15) / 0.4 if finished else -1.25
     logp, ref_logp = logprobs(POLICY), logprobs(REFERENCE)
     values = outputs(SCALAR, CRITIC, tokens)[prompt_length - 1 : -1]
-    rewards = -CONFIG.kl_price * (logp - ref_logp)
+    rewards = -CONFIG.kl_coef * (logp - ref_logp)
     rewards[-1] += score
     advantages = np.zeros(len(answer))
     for t in steps:  # the definition: discounted sum of temporal differences
@@ -381,7 +379,7 @@ RANGES = {
     "max_prompt_tokens": ((1,), (0,)),
     "max_new_tokens": ((1,), (0,)),
     "temperature": ((0.01,), (0.0, -1.0)),
-    "kl_price": ((0.0,), (-0.1,)),
+    "kl_coef": ((0.0,), (-0.1,)),
     "gamma": ((0.0, 1.0), (-0.1, 1.1)),
     "gae_lambda": ((0.0, 1.0), (-0.1, 1.1)),
     "clip_low": ((0.01, 0.99), (0.0, 1.0)),

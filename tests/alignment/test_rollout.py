@@ -32,8 +32,6 @@ CONFIG = TransformerConfig(
     scale_embedding=True,
     norm_eps=1e-6,
     dtype="float32",
-    remat="none",
-    scan_layers=True,
 )
 CRITIC = dataclasses.replace(CONFIG, head="scalar")
 NUM_PROMPT, NUM_NEW = 5, 6

@@ -193,7 +193,7 @@ def test_family_has_the_published_number_of_parameters(name):
 def test_large_families_compute_in_bfloat16_and_recompute(name):
     config = model_of(name)
     wanted = ("bfloat16", "full") if NUM_PARAMS[name] > 9e8 else ("float32", "none")
-    assert (config.dtype, config.remat) == wanted
+    assert (config.dtype, config.layout.remat) == wanted
 
 
 @pytest.mark.parametrize("name", table.FAMILIES)

@@ -309,7 +309,7 @@ def test_same_in_every_process():
         ({"filler_rate": 1.5}, "instruct.filler_rate is 1.5"),
         ({"num_words": 3}, "instruct.num_words is 3"),
         ({"num_functions": 0}, "instruct.num_functions is 0"),
-        ({"mix": {"copy": 1.0}}, "instruct.mix is"),
+        ({"mix": {"copie": 1.0}}, "instruct.mix is"),
         ({"mix": CONFIG.mix | {"copy": -1.0}}, "instruct.mix.copy is -1.0"),
         ({"mix": dict.fromkeys(instruct.KINDS, 0.0)}, "at least one weight above 0"),
     ],

@@ -25,8 +25,6 @@ CONFIG = TransformerConfig(
     scale_embedding=True,
     norm_eps=1e-6,
     dtype="float32",
-    remat="none",
-    scan_layers=True,
 )
 
 

@@ -401,5 +401,5 @@ def test_a_report_says_which_stages_are_not_finished(small, tmp_path):
     assert not (run / "report.html").exists()
 
 
-def test_verbs_are_the_stages_and_five_more():
-    assert set(VERBS) == {*tuple(STAGES), "run", "chat", "bench", "import", "export"}
+def test_verbs_are_the_stages_and_six_more():
+    assert set(VERBS) == {*STAGES, "run", "chat", "bench", "import", "export", "config"}

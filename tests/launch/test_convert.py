@@ -174,7 +174,7 @@ def test_an_imported_run_is_loaded_onto_any_mesh(tmp_path, name):
     params = make_source(tmp_path / "source", FAMILIES[name], name)
     door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
     run = RunDir(tmp_path / "run")
-    for mesh in (MeshConfig(), MeshConfig(fsdp=2, tensor=2, data=2)):
+    for mesh in (MeshConfig(data=1), MeshConfig(fsdp=2, tensor=2, data=2)):
         devices = jax.devices()[: int(np.prod(list(mesh.axis_sizes().values())))]
         config, found = load_model(run, "import", make_mesh(mesh, devices))
         assert config == hf_config.from_hf(hf_config.to_hf(FAMILIES[name], name))

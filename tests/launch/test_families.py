@@ -10,6 +10,7 @@ from configs import families
 from launch.load import load_tokenizer
 from launch.store.rundir import RunDir
 from tests.launch.test_stages import ROOT, door, metrics, own_layout, sources
+from tests.tiny import whole_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 # What each family is shrunk to, so far as it has it.
@@ -39,9 +40,10 @@ BY_DEFAULT = ("qwen3-8b",)
     ],
 )
 def test_family_trains_two_steps(family, tmp_path):
-    model = families.get_config(family).model
+    model = whole_config(families.get_config(family))["model"]
     tiny = {key: value for key, value in TINY_PARTS.items() if find(model, key)}
-    kv_heads = 4 if model.num_kv_heads == model.num_heads else 1 if model.num_kv_heads == 1 else 2
+    kv_heads = 1 if model["num_kv_heads"] == 1 else 2
+    kv_heads = 4 if model["num_kv_heads"] == model["num_heads"] else kv_heads
     heads = {"num_kv_heads": kv_heads, "num_layers": 4}  # DeepSeek-V3: three are dense
     chosen = {f"model.{key}": value for key, value in (tiny | heads).items()}
     chosen |= {"stages": "('curate', 'tokenizer', 'pretrain')", "mesh.max_replicated": 0.2}
@@ -51,7 +53,7 @@ def test_family_trains_two_steps(family, tmp_path):
     assert code == 0, err
     lines = [line for line in metrics(tmp_path / "run")["pretrain"] if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2]
-    assert ("moe_load_max" in lines[0]) == bool(model.moe.num_experts)
+    assert ("moe_load_max" in lines[0]) == bool(model["moe"]["num_experts"])
     run = RunDir(tmp_path / "run")
     assert run.read_config()["mesh"]["fsdp"] == 8
     assert load_tokenizer(run).vocab_size == 600 < run.read_config()["model"]["vocab_size"]

@@ -1,5 +1,7 @@
 """Configuration files and overrides: what does not work is named with its line."""
 
+import json
+
 import pytest
 
 from launch import cli
@@ -23,7 +25,7 @@ LANGUAGES = "data.gates.language.min_score_by_language"
         ("def get_config():\n    return {'seed': 1}\n", "it gives dict"),
         (
             "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n",
-            "name: missing; the section needs name, seed",
+            "name: missing; the section needs name, stages",
         ),
         ("\0", "mine.py: "),
     ],
@@ -76,18 +78,54 @@ def test_a_flag_that_a_verb_has_not_is_told_those_that_it_has(flag):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        (
-            f"{LANGUAGES}.en=0.99",
-            f"is empty; its entries are given in a config file of one's own "
-            f"(config.{LANGUAGES}.en = 0.99)",
-        ),
-        ("mixture.domain_max_epochs.text=2", "(config.mixture.domain_max_epochs.text = 2)"),
-        ("mixture.domain_max_epochs=2", "(config.mixture.domain_max_epochs = dict(...))"),
-        ("data.sources.a.path=x", "data.sources is '' and has no keys; its entries are given in a"),
+        ("mixture.domain_max_epochs=2", "a section; give --config.mixture.domain_max_epochs.NAME="),
+        ("data.dedup=2", "a section; give one of ['num_bands'"),
+        ("data.sources.a.path=x", "unknown key 'a'; config.data.sources is '' and has no keys"),
+        ("seed.x=1", "unknown key 'x'; config.seed has no keys"),
+        ("pretrain.loop.steps=1", "unknown key 'steps'; allowed here: ['num_steps'"),
+        ("sft.optimizer.peak=1", "unknown key 'peak'; allowed here: ['peak_lr'"),
+        ("nothing=1", "unknown key 'nothing'; allowed here: ['name', 'stages'"),
     ],
 )
-def test_entries_of_an_open_section_are_sent_to_a_config_file(override, words):
+def test_keys_that_are_not_there_or_take_no_value_are_refused(override, words):
     assert words in refusal("curate", WEB, f"--config.{override}")
+
+
+def test_keys_that_a_config_file_leaves_to_their_defaults_can_be_given(tmp_path):
+    changes = {
+        "sft.optimizer.beta2": 0.99,
+        "optimizer.eps": 1e-6,
+        "loop.log_every": 7,
+        "instruct.mix.copy": 2.0,
+        "mesh.slices.data": 2,
+        "model.bias": ("qkv", "out"),
+        "model.sinks": True,
+        "data.sources.mine.path": "folder",
+        "eval.sets": "text",
+    }
+    flags = [f"--config.{key}={value}" for key, value in changes.items()]
+    code, out, err = door("config", f"--config={ROOT}/configs/quickstart.py", "--json", *flags)
+    assert code == 0, err
+    rows = {row["key"]: row for row in json.loads(out)["keys"]}
+    given = {key: row["value"] for key, row in rows.items() if row["origin"] == "command line"}
+    assert given == changes | {"model.bias": ["qkv", "out"]}
+    assert rows["pretrain.seq_len"]["origin"] == "config file"
+    assert rows["dpo.beta"]["origin"] == "default" and rows["dpo.beta"]["value"] == 0.1
+    assert "dpo.optimizer.beta2" not in rows and rows["optimizer.beta2"]["value"] == 0.95
+
+
+def test_a_path_takes_the_place_of_named_sources():
+    flags = ("--config.data.sources=folder", "--json")
+    code, out, err = door("config", f"--config={ROOT}/configs/quickstart.py", *flags)
+    assert code == 0, err
+    rows = {row["key"]: row["value"] for row in json.loads(out)["keys"]}
+    assert rows["data.sources"] == "folder"
+
+
+def test_every_key_says_what_it_means():
+    code, out, _ = door("config", f"--config={ROOT}/configs/quickstart.py", "--json")
+    assert code == 0
+    assert [row["key"] for row in json.loads(out)["keys"] if not row["about"]] == []
 
 
 def test_an_argument_that_a_config_file_does_not_take_is_said_so(tmp_path):

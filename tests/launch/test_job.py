@@ -1,7 +1,6 @@
 """What may differ between an imported model and the run that goes on training it."""
 
 import collections
-import copy
 import dataclasses
 import datetime
 from pathlib import Path
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 
 from alignment.preference import Pair
-from configs import quickstart
 from data import instruct
 from data.errors import BadInput
 from launch import load, settings
@@ -21,6 +19,7 @@ from launch.store.rundir import RunDir, write_json
 from model.config import MoEConfig, TransformerConfig
 from model.sharding import MeshConfig
 from tests import chat_oracle
+from tests.tiny import replace, whole_config
 
 
 def job(size=60, **loop):
@@ -88,7 +87,7 @@ def test_heldout_rows_go_through_the_model_as_many_at_once_as_in_training(monkey
 
 
 def test_conversations_of_every_kind_are_measured_while_training():
-    config = copy.deepcopy(quickstart.get_config().to_dict())
+    config = whole_config()
     config["instruct"] |= {"num_train": 10, "num_heldout_per_kind": 3, "num_words": 60}
     for count, wanted in ((0, 0), (2, 2), (9, 3)):
         config["eval"]["num_heldout"] = count
@@ -102,7 +101,7 @@ def test_tuning_may_change_how_a_model_is_trained_and_not_which_it_is():
     found = TransformerConfig(60, 2, 16, 4, 2, 4, 32, moe=moe)
     free = dataclasses.replace(moe, aux_loss=0.1, z_loss=0.1, dispatch="capacity")
     pretrain._refuse_other_model(
-        found, dataclasses.replace(found, moe=free, vocab_multiple=8, remat="full"), Path("RUN")
+        found, replace(found, moe=free, vocab_multiple=8, remat="full"), Path("RUN")
     )
     other = dataclasses.replace(found, moe=dataclasses.replace(moe, top_k=1))
     with pytest.raises(BadInput, match="model.moe.top_k is 1; it must be 2, as in start=RUN"):

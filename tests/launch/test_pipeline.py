@@ -7,7 +7,6 @@ import json
 
 import pytest
 
-from configs import quickstart
 from data.engine import Runner
 from data.errors import BadInput
 from launch import settings
@@ -16,6 +15,7 @@ from launch.pipeline import run_stages
 from launch.stages.stage import STAGES, TRAINED
 from launch.store import rundir
 from launch.store.rundir import RunDir
+from tests.tiny import whole_config
 
 ALL = tuple(STAGES)
 
@@ -31,7 +31,8 @@ class Pipeline:
         self.called = []
         self.broken = None
         self.results = {}  # {stage: what else its result hangs on}
-        self.config = quickstart.get_config().to_dict()
+        self.config = whole_config()
+        self.config["model"]["vocab_size"] = 0
         for source in self.config["data"]["sources"].values():
             source["path"] = str(self.corpus)
 
@@ -114,19 +115,19 @@ PAGE = ("report",)  # it shows the configuration
         ("sft.optimizer.peak_lr", 0.5, AFTER_PRETRAIN[1:]),
         ("reward.pairs.noise_rate", 0.123, AFTER_PRETRAIN[2:]),
         ("dpo.beta", 0.123, ("dpo", "eval", "report")),
-        ("ppo.kl_price", 0.123, ("ppo", "eval", "report")),
-        ("eval.num_duels", 7, ("eval", "report")),
+        ("ppo.kl_coef", 0.123, ("ppo", "eval", "report")),
+        ("eval.num_comparisons", 7, ("eval", "report")),
         ("eval.num_heldout", 7, PAGE),
         ("stages", ALL[:-1], ()),
         ("cost.machine_watts", 7.0, PAGE),
         ("name", "other", PAGE),
         ("mesh.data", 2, ()),
-        ("model.kernel", "xla", ()),
-        ("model.remat", "full", ()),
-        ("model.scan_layers", False, ()),
-        ("model.context", "ring", ()),
-        ("model.stage_microbatches", 2, ()),
-        ("model.stage_repeats", 2, ()),
+        ("layout.kernel", "xla", ()),
+        ("layout.remat", "full", ()),
+        ("layout.scan_layers", False, ()),
+        ("layout.context", "ring", ()),
+        ("layout.stage_microbatches", 2, ()),
+        ("layout.stage_repeats", 2, ()),
         *(
             (f"{stage}.loop.{key}", 3, ())
             for stage in TRAINED
@@ -351,7 +352,7 @@ def test_config_json_is_of_the_last_run_that_did_something(pipeline):
     pipeline()
     pipeline({"mesh.data": 2})
     assert pipeline.run.read_config()["mesh"]["data"] != 2
-    pipeline({"name": "other", "eval.num_duels": 7})
+    pipeline({"name": "other", "eval.num_comparisons": 7})
     assert pipeline.run.read_config()["name"] == "other"
 
 

@@ -7,13 +7,15 @@ import math
 
 import pytest
 
-from configs import _data, families, quickstart
+from configs import families, quickstart
 from data.errors import BadInput
 from launch import schema, settings
 from launch.stages.stage import STAGES
 from model.sharding import AXES
+from tests.tiny import whole_config
 
-QUICKSTART = quickstart.get_config().to_dict()
+QUICKSTART = whole_config()
+QUICKSTART["model"]["vocab_size"] = 0
 
 
 def nested() -> dict:
@@ -55,7 +57,7 @@ def find(config: dict, path: tuple[str, ...]) -> object:
 LEAVES = list(leaves(nested()))
 SECTIONS = list(sections(nested()))
 # A score may have either sign.
-UNBOUNDED = {("ppo", "missing_end_score")}
+UNBOUNDED = {("ppo", "missing_eos_score")}
 
 
 def dotted(path: tuple[str, ...]) -> str:
@@ -65,7 +67,7 @@ def dotted(path: tuple[str, ...]) -> str:
 def test_quickstart_parses_to_frozen_values_of_the_declared_types():
     parsed = settings.parse(quickstart.get_config())
     assert parsed.pretrain.loop.num_steps == quickstart.get_config().pretrain.loop.num_steps
-    assert parsed.data.sources["docs"].gates == _data.PROSE_GATES
+    assert parsed.data.sources["docs"].gates == quickstart.PROSE_GATES
     with pytest.raises(dataclasses.FrozenInstanceError):
         parsed.seed = 1
     with pytest.raises(TypeError):
@@ -127,7 +129,13 @@ def test_missing_key_is_refused_in_every_section():
         why = refusal(config)
         missing |= {path} if why else set()
         assert path[-1] in why or not why, dotted(path)
-    assert ("pretrain", "loop", "num_steps") in missing and ("model", "d_model") in missing
+    assert {path for path in missing if path[0] != "model"} == {
+        ("name",),
+        ("stages",),
+        ("data", "sources", "docs", "path"),
+        ("data", "sources", "code", "path"),
+    }
+    assert ("model", "d_model") in missing
 
 
 def test_a_value_for_a_section_is_refused():
@@ -143,7 +151,7 @@ def test_a_value_for_a_section_is_refused():
         ("model.head_dim", 7, "model.head_dim is 7; it must be even"),
         ("model.head", "scalar", "model.head is 'scalar'; it must be 'tied' or 'untied'"),
         ("model.dtype", "float8", "'float32', 'bfloat16'"),
-        ("model.remat", "most", "model.remat is 'most'"),
+        ("layout.remat", "most", "layout.remat is 'most'"),
         ("model.num_layers", True, "model.num_layers is True; it must be of type int"),
         ("seed", 1.0, "seed is 1.0; it must be of type int"),
         ("name", 3, "name is 3; it must be of type str"),
@@ -241,22 +249,22 @@ ROWS_OF_A_PART = "it must divide by mesh.data x mesh.fsdp x mesh.expert, which i
     [
         (
             {
-                **dict.fromkeys(("mesh.context", "model.stage_microbatches"), 4),
+                **dict.fromkeys(("mesh.context", "layout.stage_microbatches"), 4),
                 "mesh.data": 1,
                 "mesh.stage": 2,
                 "eval.batch_size": 6,
             },
-            "eval: model.stage_microbatches is 4; it must divide the 6 rows",
+            "eval: layout.stage_microbatches is 4; it must divide the 6 rows",
         ),
         # 64 answers in 32 minibatches are 2 rows, and 4 microbatches of the pipeline do not cut 2.
         (
             {
-                **dict.fromkeys(("mesh.context", "model.stage_microbatches"), 4),
+                **dict.fromkeys(("mesh.context", "layout.stage_microbatches"), 4),
                 "mesh.data": 1,
                 "mesh.stage": 2,
                 "ppo.num_minibatches": 32,
             },
-            "ppo: model.stage_microbatches is 4; it must divide the 2 rows",
+            "ppo: layout.stage_microbatches is 4; it must divide the 2 rows",
         ),
         (
             {"ppo.num_minibatches": 16},
@@ -267,13 +275,13 @@ ROWS_OF_A_PART = "it must divide by mesh.data x mesh.fsdp x mesh.expert, which i
         ({"pretrain.loop.num_microbatches": 4}, "16, 4 in each of 4 parts"),
         # A pair is two rows of the model.
         (
-            {"mesh.stage": 2, "model.stage_microbatches": 32, "sft.loop.batch_size": 64},
-            "pretrain: model.stage_microbatches is 32; it must divide the 16 rows",
+            {"mesh.stage": 2, "layout.stage_microbatches": 32, "sft.loop.batch_size": 64},
+            "pretrain: layout.stage_microbatches is 32; it must divide the 16 rows",
         ),
         (
             {
                 "mesh.stage": 2,
-                "model.stage_microbatches": 32,
+                "layout.stage_microbatches": 32,
                 **{f"{name}.loop.batch_size": 32 for name in ("pretrain", "sft", "ppo")},
                 **{f"{name}.loop.batch_size": 16 for name in ("reward", "dpo")},
                 "ppo.num_minibatches": 1,
@@ -283,12 +291,12 @@ ROWS_OF_A_PART = "it must divide by mesh.data x mesh.fsdp x mesh.expert, which i
         (
             {
                 "mesh.stage": 2,
-                "model.stage_microbatches": 32,
+                "layout.stage_microbatches": 32,
                 **{f"{name}.loop.batch_size": 32 for name in ("pretrain", "sft", "ppo", "dpo")},
                 "reward.loop.batch_size": 8,
                 "ppo.num_minibatches": 1,
             },
-            "reward: model.stage_microbatches is 32; it must divide the 16 rows",
+            "reward: layout.stage_microbatches is 32; it must divide the 16 rows",
         ),
     ],
 )
@@ -413,7 +421,7 @@ def test_mesh_axis_below_one_is_refused_at_the_config():
         BadInput, match="mesh: more than one axis is -1: data, tensor; allowed: one"
     ):
         shrunk(tensor=-1)
-    with pytest.raises(BadInput, match="mesh.slices.data is -1; it must be at least 1$"):
+    with pytest.raises(BadInput, match="mesh.slices.data is -1; it must be at least 1, of an axis"):
         shrunk(slices=nested()["mesh"]["slices"] | dict(data=-1))
 
 

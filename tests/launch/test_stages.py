@@ -51,7 +51,7 @@ SMALL = {
     "eval.batch_size": 8,
     "eval.max_new_tokens": 8,
     "reward.pairs.max_new_tokens": 8,
-    "eval.num_duels": 8,
+    "eval.num_comparisons": 8,
     "eval.num_samples": 4,
     "eval.num_heldout": 1,
     "eval.ngram_order": 2,

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from model.config import TransformerConfig
+from tests.tiny import replace
 
 CONFIG = TransformerConfig(
     vocab_size=60, num_layers=2, d_model=16, num_heads=4, num_kv_heads=2, head_dim=4, d_ff=32
@@ -16,14 +17,15 @@ BAD = [
     ({"d_ff": -1}, "model.d_ff is -1"),
     ({"head": "loose"}, "model.head is 'loose'; it must be one of"),
     ({"dtype": "float16"}, "model.dtype is 'float16'; it must be one of"),
-    ({"remat": "some"}, "model.remat is 'some'; it must be one of"),
+    ({"chunk_tokens": 0}, "layout.chunk_tokens is 0; it must be at least 1"),
+    ({"remat": "some"}, "layout.remat is 'some'; it must be one of"),
 ]
 
 
 @pytest.mark.parametrize(("changes", "complaint"), BAD)
 def test_bad_config_is_named(changes, complaint):
     with pytest.raises(ValueError, match=complaint):
-        dataclasses.replace(CONFIG, **changes)
+        replace(CONFIG, **changes)
 
 
 def test_rows_fit_into_learned_positions_only():

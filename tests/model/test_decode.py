@@ -12,6 +12,7 @@ from model.config import MLAConfig, TransformerConfig
 from model.decode import generate
 from model.loss import token_logprobs
 from model.transformer import declare, forward
+from tests.tiny import replace
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -32,8 +33,6 @@ CONFIG = TransformerConfig(
     scale_embedding=True,
     norm_eps=1e-6,
     dtype="float32",
-    remat="none",
-    scan_layers=True,
 )
 LENGTHS_B = np.array([6, 3, 1, 5])
 NUM_PROMPT, NUM_NEW = 6, 10
@@ -219,7 +218,7 @@ def test_samples_follow_the_tempered_distribution(temperature):
 def test_other_settings_decode_too(changes):
     """Unrolled layers and remat change nothing; bfloat16 may choose another word."""
     expected = sample(make_prompts(), temperature=0.0)
-    config = dataclasses.replace(CONFIG, **changes)
+    config = replace(CONFIG, **changes)
     out = sample(make_prompts(), temperature=0.0, config=config)
     if "dtype" in changes:
         assert (out.tokens_BR[:, 0] == expected.tokens_BR[:, 0]).mean() >= 0.75

@@ -9,6 +9,7 @@ import pytest
 
 from model.config import MLAConfig, MoEConfig, RopeConfig, TransformerConfig
 from model.interop import hf_config, hf_keys
+from tests.tiny import replace
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -265,7 +266,7 @@ def test_how_a_model_is_computed_is_no_matter_of_a_family():
     )
     trained = dict(aux_loss=0.1, z_loss=0.1, dispatch="capacity", capacity_factor=2.0)
     config = dataclasses.replace(LLAMA, moe=EXPERTS, d_ff=16)
-    other = dataclasses.replace(config, **computed, moe=dataclasses.replace(EXPERTS, **trained))
+    other = replace(config, **computed, moe=dataclasses.replace(EXPERTS, **trained))
     assert hf_config.to_hf(other, "mixtral") == hf_config.to_hf(config, "mixtral")
 
 

@@ -17,10 +17,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from model import decode, sharding
+from model.config import Layout
 from model.interop import hf_config, hf_keys, hf_tensors, huggingface, placement
 from model.interop.mapping import parts
 from model.transformer import declare, forward, init
 from tests.marks import by_default
+from tests.tiny import replace
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -249,10 +251,10 @@ def test_faults_of_a_file_are_named(tmp_path):
 
 def test_a_model_of_ones_own_can_be_exported(tmp_path):
     config, _ = (hf_config.from_hf(CASES["qwen3"]["config"]), None)
-    config = dataclasses.replace(config, vocab_multiple=64, scan_layers=False, max_positions=0)
+    config = replace(config, vocab_multiple=64, scan_layers=False, max_positions=0)
     params = init(config, jax.random.key(0))
     huggingface.save(tmp_path, config, params, hf_config.nearest(config))
-    again, loaded = huggingface.load(tmp_path, vocab_multiple=64, scan_layers=False)
+    again, loaded = huggingface.load(tmp_path, vocab_multiple=64, layout=Layout(scan_layers=False))
     assert dataclasses.replace(again, max_positions=0) == config
     loaded["embedding"] = (
         loaded["embedding"].at[config.vocab_size :].set(params["embedding"][config.vocab_size :])

@@ -16,6 +16,7 @@ from model import transformer
 from model.attention import Places
 from model.config import MLAConfig, TransformerConfig, stacks
 from model.loss import head_loss
+from tests.tiny import replace
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -58,7 +59,6 @@ def shrink(name: str, width: int) -> TransformerConfig:
         window=min(full.window, L // 4),
         mla=mla,
         moe=moe,
-        scan_layers=True,
     )
 
 
@@ -86,7 +86,7 @@ def measure(config: TransformerConfig, params):
     stream = jnp.full(config.num_layers + 1, jnp.mean(jnp.square(x_BLD)))
     x_BLD, stream, added = model.layers(body, (x_BLD, stream, jnp.zeros(config.num_layers)))
     inputs = (model.norm(x_BLD), model.head_matrix(), targets_BL, jnp.ones((B, L)))
-    return head_loss(config, 0.0, L, *inputs) / (B * L), stream, added
+    return head_loss(replace(config, chunk_tokens=L), 0.0, *inputs) / (B * L), stream, added
 
 
 def added_variance(config: TransformerConfig) -> tuple[float, float]:

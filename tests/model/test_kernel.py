@@ -16,7 +16,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 
 from model import kernel, ring, sharding
 from model.attention import Places, attend, visible
-from model.config import TransformerConfig
+from model.config import Layout, TransformerConfig
 from tests.marks import by_default
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -49,7 +49,7 @@ def make_config(name="auto", softcap=0.0):
         num_kv_heads=2,
         head_dim=16,
         d_ff=8,
-        kernel=name,
+        layout=Layout(kernel=name),
         attention_softcap=softcap,
     )
 

@@ -11,6 +11,7 @@ import pytest
 from model import sharding
 from model.config import TransformerConfig
 from model.loss import cross_entropy, head_loss, token_logprobs
+from tests.tiny import replace
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -207,7 +208,7 @@ def assert_measures(got, expected):
 )
 def test_head_loss_is_the_plain_formula(cap, z_loss, chunk_tokens):
     config, inputs = make_head_config(cap), make_head_inputs()
-    loss = functools.partial(head_loss, config, z_loss, chunk_tokens)
+    loss = functools.partial(head_loss, replace(config, chunk_tokens=chunk_tokens), z_loss)
     got = measure(loss, *inputs)
     assert_measures(got, measure(functools.partial(plain_head_loss, config, z_loss), *inputs))
     # Without gradients the code takes another path.
@@ -221,7 +222,9 @@ def test_head_loss_is_the_plain_formula(cap, z_loss, chunk_tokens):
 def test_head_loss_of_bfloat16_is_near_the_formula_in_float32(cap):
     """Logits, loss and sums over tokens are float32; factors of products are bfloat16."""
     config, inputs = make_head_config(cap), make_head_inputs(dtype=jnp.bfloat16)
-    loss, (x_grad, head_grad) = measure(functools.partial(head_loss, config, 0.1, 5), *inputs)
+    loss, (x_grad, head_grad) = measure(
+        functools.partial(head_loss, replace(config, chunk_tokens=5), 0.1), *inputs
+    )
     assert (loss.dtype, x_grad.dtype, head_grad.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
     wide = [jnp.asarray(x, jnp.bfloat16).astype(jnp.float32) for x in inputs[:2]]
     formula = functools.partial(plain_head_loss, config, 0.1)
@@ -245,7 +248,9 @@ def test_head_loss_on_a_mesh_is_the_plain_formula(sizes, chunk_tokens):
     config, inputs = make_head_config(3.0), make_head_inputs(rows=8)
     expected = measure(functools.partial(plain_head_loss, config, 0.1), *inputs)
     with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(**sizes))):
-        got = measure(functools.partial(head_loss, config, 0.1, chunk_tokens), *inputs)
+        got = measure(
+            functools.partial(head_loss, replace(config, chunk_tokens=chunk_tokens), 0.1), *inputs
+        )
     assert_measures(got, expected)
 
 
@@ -255,7 +260,7 @@ def test_head_loss_never_holds_all_logits():
     config = dataclasses.replace(make_head_config(3.0), vocab_size=num_words)
     shapes = ((1, num_tokens, 8), (8, num_words), (1, num_tokens), (1, num_tokens))
     arrays = [jnp.zeros(s, t) for s, t in zip(shapes, "ffif", strict=True)]
-    loss = functools.partial(head_loss, config, 0.1, 64)
+    loss = functools.partial(head_loss, replace(config, chunk_tokens=64), 0.1)
     for step in (loss, jax.value_and_grad(loss, (0, 1))):
         compiled = jax.jit(step).lower(*arrays).compile()
         assert compiled.memory_analysis().temp_size_in_bytes < 4 * num_tokens * num_words / 8

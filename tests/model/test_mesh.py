@@ -16,6 +16,7 @@ from model import ring, sharding
 from model.config import MLAConfig, MoEConfig, RopeConfig, TransformerConfig, stacks
 from model.sharding import MeshConfig
 from model.transformer import declare
+from tests import tiny
 from train.lm import lm_loss
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -128,7 +129,7 @@ def run(config, params, batch, num_microbatches):
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def sums(params, batch):
         def total(params, batch):
-            sums = lm_loss(config, 1e-3, 40)(params, batch)
+            sums = lm_loss(tiny.replace(config, chunk_tokens=40), 1e-3)(params, batch)
             return sums.objective, (sums.weight, {**sums.named, "loss": sums.loss})
 
         return jax.value_and_grad(total, has_aux=True)(params, batch)
@@ -176,7 +177,7 @@ def check(mesh, family, packed, num_microbatches):
     rounds = sizes.get("stage", 1) * switches.get("stage_repeats", 1)
     if max(stack.repeats for stack in stacks(plain)) % rounds:  # too few of each kind to go round
         plain = dataclasses.replace(plain, num_layers=2 * plain.num_layers)
-    config = dataclasses.replace(plain, **switches)
+    config = tiny.replace(plain, **switches)
     assert_same(on_mesh(config, sizes, packed, num_microbatches), on_one_device(plain, packed))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from model import pipeline, sharding
-from model.config import TransformerConfig
+from model.config import Layout, TransformerConfig
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -25,8 +25,7 @@ def make_config(repeats, microbatches):
         num_kv_heads=1,
         head_dim=4,
         d_ff=4,
-        stage_repeats=repeats,
-        stage_microbatches=microbatches,
+        layout=Layout(stage_repeats=repeats, stage_microbatches=microbatches),
     )
 
 
@@ -102,7 +101,7 @@ def test_layers_and_rows_are_split_over_the_stages():
         (8, 2, 2, 2, 8, None),
         (8, 4, 1, 2, 8, None),
         (8, 4, 2, 4, 4, None),
-        (6, 2, 2, 2, 8, "mesh.stage is 2 and model.stage_repeats 2, .* has 6 repeated layers"),
+        (6, 2, 2, 2, 8, "mesh.stage is 2 and layout.stage_repeats 2, .* has 6 repeated layers"),
         (
             8,
             4,

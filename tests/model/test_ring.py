@@ -7,7 +7,7 @@ import pytest
 
 from model import ring, sharding
 from model.attention import Places, attend, visible
-from model.config import TransformerConfig
+from model.config import Layout, TransformerConfig
 from tests.marks import by_default
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -25,7 +25,7 @@ def make_config(softcap=0.0):
         num_kv_heads=K,
         head_dim=H,
         d_ff=8,
-        context="ring",
+        layout=Layout(context="ring"),
         attention_softcap=softcap,
     )
 

@@ -10,8 +10,8 @@ import tracemalloc
 import ml_dtypes
 import numpy as np
 import pytest
-import safetensors
-import safetensors.numpy
+import safetensors as library
+import safetensors.numpy as library_numpy
 
 from model.interop import safetensors
 from model.interop.safetensors import open_safetensors, plain_file, read_json, write_safetensors
@@ -63,9 +63,9 @@ def test_the_library_reads_what_was_written(tmp_path):
     arrays = make_arrays()
     transposed = {name: a.T for name, a in arrays.items()}
     write_safetensors(tmp_path, items(transposed), 1 << 30, "float32")
-    found = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    found = library_numpy.load_file(tmp_path / "model.safetensors")
     assert_same({name: found[name] for name in transposed}, transposed)
-    with safetensors.safe_open(tmp_path / "model.safetensors", "numpy") as file:
+    with library.safe_open(tmp_path / "model.safetensors", "numpy") as file:
         assert file.metadata() == {"format": "pt"}  # transformers refuses files without it
     size = int.from_bytes((tmp_path / "model.safetensors").read_bytes()[:8], "little")
     assert size % 8 == 0, "values are aligned"
@@ -83,14 +83,14 @@ def test_the_library_reads_what_was_written(tmp_path):
 )
 def test_what_the_library_wrote_is_read(tmp_path, kind, result):
     array = np.arange(-12, 12).reshape(4, 6).astype(np.int8).astype(kind)
-    safetensors.numpy.save_file({"x": array}, tmp_path / "model.safetensors")
+    library_numpy.save_file({"x": array}, tmp_path / "model.safetensors")
     found = open_safetensors(tmp_path).read("x")
     assert found.dtype == result
     np.testing.assert_array_equal(found, array.astype(result))
 
 
 def test_types_that_are_not_read_are_named_when_asked_for(tmp_path):
-    safetensors.numpy.save_file({"ids": np.arange(4)}, tmp_path / "model.safetensors")
+    library_numpy.save_file({"ids": np.arange(4)}, tmp_path / "model.safetensors")
     opened = open_safetensors(tmp_path)
     assert opened.shape("ids") == (4,)
     with pytest.raises(ValueError, match="tensor 'ids' has type I64, not read"):
@@ -287,12 +287,12 @@ def test_tensors_are_taken_from_the_shard_that_holds_them(sharded, places):
     }
     directory = reindex({"a": first, "b": second})
     for shard, names in ((first, "ac"), (second, "b")):
-        safetensors.numpy.save_file({name: arrays[name] for name in names}, directory / shard)
+        library_numpy.save_file({name: arrays[name] for name in names}, directory / shard)
     found = open_safetensors(directory)
     assert sorted(found.names()) == ["a", "b", "c"]
     for name, array in arrays.items():
         np.testing.assert_array_equal(found.read(name), array)
-    safetensors.numpy.save_file({name: arrays[name] for name in "abc"}, directory / second)
+    library_numpy.save_file({name: arrays[name] for name in "abc"}, directory / second)
     with pytest.raises(ValueError, match=f"{second}: holds '[ac]', as {first} does"):
         open_safetensors(directory)
 

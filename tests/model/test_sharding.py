@@ -36,8 +36,6 @@ CONFIG = TransformerConfig(
     scale_embedding=True,
     norm_eps=1e-6,
     dtype="float32",
-    remat="none",
-    scan_layers=True,
 )
 
 
@@ -231,7 +229,7 @@ def test_an_axis_across_slices_crosses_them_outermost(axis):
     """Two slices of four: two along `axis` inside, two along tensor or data, and the slices."""
     other = "tensor" if axis != "tensor" else "data"
     chips = [Chip(number, number % 2) for number in range(8)]
-    sizes = sharding.AxisSizes(**{axis: 2})
+    sizes = {axis: 2}
     mesh = sharding.make_mesh(MeshConfig(**{axis: 2, other: 2}, slices=sizes), chips)
     assert mesh.shape[axis] == 4 and mesh.shape[other] == 2
     along = np.moveaxis(mesh.devices, sharding.AXES.index(axis), 0).reshape(4, 2)
@@ -241,7 +239,7 @@ def test_an_axis_across_slices_crosses_them_outermost(axis):
 
 def test_slices_that_are_not_there_are_refused():
     with pytest.raises(ValueError, match="2 slices asked; the devices are in 1, of"):
-        sharding.make_mesh(MeshConfig(data=4, slices=sharding.AxisSizes(data=2)))
+        sharding.make_mesh(MeshConfig(data=4, slices={"data": 2}))
 
 
 @pytest.mark.parametrize(

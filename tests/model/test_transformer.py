@@ -13,6 +13,7 @@ from model import sharding, transformer
 from model.config import HEADS, TransformerConfig
 from model.transformer import declare, forward
 from tests.marks import by_default
+from tests.tiny import replace
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -35,8 +36,6 @@ CONFIG = TransformerConfig(
     scale_embedding=True,
     norm_eps=1e-6,
     dtype="float32",
-    remat="none",
-    scan_layers=True,
 )
 VARIANTS = {
     "untied": CONFIG,
@@ -295,7 +294,7 @@ def loss_and_grads(config):
     "changes", by_default([{"remat": "full"}, {"remat": "dots"}, {"scan_layers": False}], 1, 2)
 )
 def test_remat_and_unrolling_change_no_number(changes):
-    loss, grads = loss_and_grads(dataclasses.replace(CONFIG, **changes))
+    loss, grads = loss_and_grads(replace(CONFIG, **changes))
     expected_loss, expected_grads = loss_and_grads(CONFIG)
     np.testing.assert_allclose(loss, expected_loss, F64_RTOL)
     for got, expected in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
@@ -318,7 +317,7 @@ def test_remat_saves_less():
         _, backward = jax.eval_shape(total, make_params(config))
         return sum(leaf.size for leaf in jax.tree.leaves(backward))
 
-    sizes = [saved(dataclasses.replace(CONFIG, remat=name)) for name in ("full", "dots", "none")]
+    sizes = [saved(replace(CONFIG, remat=name)) for name in ("full", "dots", "none")]
     assert sizes[0] < sizes[1] < sizes[2], sizes
 
 

@@ -11,6 +11,7 @@ from data.loader import lm_batch
 from data.shards import pack_documents
 from model import sharding
 from tests.alignment.test_dpo import CONFIG, DPO, SEQ_LEN, make_pairs, make_params
+from tests.tiny import replace
 from train import heldout
 from train.heldout import heldout_loss
 from train.lm import lm_loss
@@ -37,7 +38,7 @@ def text_rows():
 def given(kind):
     """Loss, rows, and what makes a batch of them."""
     if kind == "lm":
-        return lm_loss(CONFIG, 0.1, 16), text_rows(), lm_batch
+        return lm_loss(replace(CONFIG, chunk_tokens=16), 0.1), text_rows(), lm_batch
     rows, _ = pair_rows(make_pairs(7), SEQ_LEN, 0)
     if kind == "reward":
         return reward.pair_loss(reward.scalar_config(CONFIG), 0.01), rows, dict

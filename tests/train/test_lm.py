@@ -14,6 +14,7 @@ from model.attention import Places
 from model.config import MoEConfig, TransformerConfig
 from model.sharding import MeshConfig
 from model.transformer import declare, features
+from tests.tiny import replace
 from train.lm import lm_loss
 from train.step import init_state, make_step, state_shardings
 
@@ -102,7 +103,7 @@ def test_loss_and_gradients_are_the_formula(name):
     params = make_params(config)
 
     def by_chunks(params):
-        sums = lm_loss(config, Z_LOSS, 10)(params, batch)
+        sums = lm_loss(replace(config, chunk_tokens=10), Z_LOSS)(params, batch)
         return sums.objective, sums
 
     run = functools.partial(jax.jit, compiler_options=FAST_COMPILE)
@@ -133,6 +134,6 @@ def test_a_step_of_sgd_follows_the_mean_gradient():
     with jax.set_mesh(mesh):
         shardings = state_shardings(optimizer, config, params, mesh)
         state = init_state(jax.device_put(params, shardings.params), optimizer, shardings)
-        step = make_step(lm_loss(config, Z_LOSS, 10), optimizer, 2, shardings)
+        step = make_step(lm_loss(replace(config, chunk_tokens=10), Z_LOSS), optimizer, 2, shardings)
         state, _ = step(state, batch)
     assert_near(state.params, wanted)

@@ -15,6 +15,7 @@ from data.loader import Loader
 from model import sharding
 from model.config import TransformerConfig
 from model.transformer import declare
+from tests.tiny import replace
 from train import loop
 from train.checkpoint import Checkpointer, params_hash
 from train.lm import lm_loss
@@ -37,8 +38,6 @@ SHAPE = TransformerConfig(
     scale_embedding=True,
     norm_eps=1e-6,
     dtype="float32",
-    remat="none",
-    scan_layers=True,
 )
 OPTIMIZER = OptimizerConfig(
     schedule="cosine",
@@ -97,7 +96,7 @@ def compile_step():
     shardings = state_shardings(optimizer, SHAPE, params, mesh)
 
     def loss_fn(params, batch):
-        sums = lm_loss(SHAPE, 1e-4, 64)(params, batch)
+        sums = lm_loss(replace(SHAPE, chunk_tokens=64), 1e-4)(params, batch)
         poison = jnp.where(jnp.any(batch["tokens"] == 0), jnp.inf, 1.0)
         return Sums(sums.objective * poison, sums.weight, {"tokens": sums.weight})
 

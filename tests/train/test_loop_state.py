@@ -11,6 +11,7 @@ import pytest
 from data.loader import Loader
 from model import flop, sharding
 from model.transformer import declare
+from tests.tiny import replace
 from tests.train.test_loop import (
     CONFIG,
     OPTIMIZER,
@@ -82,7 +83,7 @@ def fit(directory, optimizer=OPTIMIZER, num_steps=10, save_every=10, watch_step=
             return loop.fit(
                 config,
                 optimizer,
-                lm_loss(SHAPE, 1e-4, 64),
+                lm_loss(replace(SHAPE, chunk_tokens=64), 1e-4),
                 SHAPE,
                 params,
                 loader,
