@@ -12,7 +12,7 @@ Source: arXiv 1707.06347; details as in arXiv 2403.17031.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from alignment import gae, losses, rollout
 from alignment.reward import scalar_config, score
 from data import chat
+from data.conversations import OwnSet
 from data.loader import fixed_batches
 from data.tokenizers.tokenizer import Tokenizer
 from model import decode
@@ -54,6 +55,8 @@ class PPOConfig:
     num_epochs: int = 2  # passes over a rollout
     num_minibatches: int = 2  # updates a pass
     missing_eos_score: float = -1.0  # replaces the score of an answer without end token
+    # Prompts of the user's own, by name; instruct.num_train=0 leaves the built-in ones out.
+    data: Mapping[str, OwnSet] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         ranges = {

@@ -23,7 +23,7 @@ from eval.dialog import Response
 class PreferenceConfig:
     """How pairs are made and labelled."""
 
-    num_prompts: int = 1500  # training prompts answered
+    num_prompts: int = 1500  # training prompts answered; 0: no pairs are made
     samples_per_prompt: int = 3  # answers each; best and worst by the gold rater are paired
     max_new_tokens: int = 48  # longest of those answers, tokens
     temperature: float = 1.0  # of those answers
@@ -33,7 +33,7 @@ class PreferenceConfig:
 
     def __post_init__(self):
         ranges = {
-            "num_prompts": (self.num_prompts >= 2, "at least 2"),
+            "num_prompts": (self.num_prompts == 0 or self.num_prompts >= 2, "0, or at least 2"),
             "samples_per_prompt": (self.samples_per_prompt >= 2, "at least 2"),
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
             "temperature": (self.temperature > 0, "above 0"),

@@ -7,7 +7,7 @@ Source: Bradley-Terry loss as in arXiv 2203.02155, equation 1.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 
 from alignment import losses
 from alignment.preference import PreferenceConfig
+from data.conversations import OwnSet
 from model.config import TransformerConfig
 from model.transformer import Params, forward, init
 from train.loop import LoopConfig
@@ -31,6 +32,8 @@ class RewardConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     centering: float = 0.01  # weight of (chosen + rejected)^2
     pairs: PreferenceConfig = PreferenceConfig()
+    # Preference pairs of the user's own, by name; pairs.num_prompts=0 leaves out those made here.
+    data: Mapping[str, OwnSet] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.centering < 0:

@@ -5,15 +5,26 @@
 The training itself is `train.lm.lm_loss`: the mask in the rows is all that differs.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from data import chat
+from data.conversations import OwnSet
 from data.errors import BadInput
 from data.instruct import Example
 from data.shards import Record, pack_examples
 from data.tokenizers.tokenizer import Tokenizer
+from train.lm import LMConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTConfig(LMConfig):
+    """Fine-tuning: next-token training, and whose conversations beside the built-in ones."""
+
+    # Conversations of the user's own, by name; instruct.num_train=0 leaves the built-in ones out.
+    data: Mapping[str, OwnSet] = dataclasses.field(default_factory=dict)
 
 
 def pack_demonstrations(

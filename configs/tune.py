@@ -1,4 +1,4 @@
-"""Goes on training an imported model, on the quickstart's text or any other.
+"""Goes on training an imported model, or one that was trained here.
 
     seedbed import --hf=DIR --out=runs/NAME
     seedbed run --config=configs/tune.py:runs/NAME
@@ -17,17 +17,15 @@ from configs import quickstart
 
 
 def get_config(run: str) -> ConfigDict:
-    """The quickstart's pretraining, from an imported run's parameters."""
+    """The quickstart's pretraining, from the parameters of a run: RUN[:STAGE[:STEP]]."""
     config = quickstart.get_config()
     config.name = "tune"
     config.start = run
     config.stages = ("curate", "tokenizer", "pretrain", "eval", "report")
-    path = Path(run) / "config.json"
+    path = Path(run.partition(":")[0]) / "config.json"
     if not path.is_file():
-        raise ValueError(f"{run}: holds no config.json; it must be a run of `seedbed import`")
+        raise ValueError(f"{run}: holds no config.json; it must be a run, RUN or RUN:STAGE:STEP")
     described = json.loads(path.read_text())["config"]
-    if "model_type" not in described:
-        raise ValueError(f"{run}: was trained here; it must be a run of `seedbed import`")
     config.model = ConfigDict(described["model"])
     config.layout.scan_layers = True
     config.mesh = dict(data=1, fsdp=-1)  # all devices share the weights

@@ -1,4 +1,4 @@
-"""Instruction data made from the Python installation at hand, or read from the user's own file.
+"""Instruction data made from the Python installation at hand.
 
 Two splits, disjoint by construction:
 - verifiable tasks and made-up names: an instance belongs to the held-out split if a hash of its
@@ -15,17 +15,13 @@ plain errors, is what preference learning has to gain.
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import datetime
 import hashlib
-import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from data import instruct_facts, instruct_refusals, instruct_tasks
-from data.errors import BadInput
 from data.instruct_tasks import TASKS, Instance
 
 Message = dict[str, str]
@@ -39,7 +35,6 @@ CHECKS = {
 }
 KINDS = tuple(CHECKS)
 FACT_KINDS = ("signature", "module_of", "summary")
-USER_KIND = "user"
 
 OPENERS = ("Sure! ", "Of course! ", "Great question! ", "Happy to help! ")
 CLOSERS = (" Hope this helps!", " Have a nice day!", " Let me know if you need more.")
@@ -55,7 +50,7 @@ class Example:
 
     Attributes:
         id: unique within a build.
-        kind: one of KINDS, or 'user' for the user's own data.
+        kind: one of KINDS, or the name of a set of the user's own.
         messages: {"role", "content"} each; the last one is the user's.
         reference: the gold answer.
         check: how an answer is graded: 'exact', 'refusal', 'unknown' or 'overlap'.
@@ -82,7 +77,6 @@ class InstructConfig:
     filler_rate: float = 0.3  # share of demonstrations wrapped in filler, as careless people do
     # Relative weight of each kind; 1 for a kind that is not named, 0 leaves it out.
     mix: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    path: str = ""  # JSONL of {"messages": [...]} to fine-tune on besides; "" for none
     date: str = "2026-01-01"  # that an imported chat template prints as today's
 
     def __post_init__(self):
@@ -134,44 +128,6 @@ def build(config: InstructConfig) -> dict[str, list[Example]]:
             heldout += [_example(config, kind, "heldout", i, x) for i, x in enumerate(instances)]
     random.Random(f"{config.seed} order").shuffle(train)
     return {"train": train, "heldout": heldout}
-
-
-def load(path: Path) -> tuple[list[Example], list[dict]]:
-    """Reads the user's own conversations, one JSON object {"messages": [...]} a line.
-
-    The last message must be the assistant's: it is reference and demonstration alike, and answers
-    are checked by overlap.
-
-    Args:
-        path: a .jsonl file.
-
-    Returns:
-        (examples, broken): a malformed line is left out and described as {"file", "record", "why"},
-        where record is its line number from 1.
-
-    Raises:
-        BadInput: the file is missing, or holds no usable conversation.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise BadInput(f"instruction data {path}: no such file; a .jsonl file is needed")
-    examples, broken = [], []
-    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            *messages, answer = _read_messages(line)
-        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested too deep
-            broken.append({"file": str(path), "record": number, "why": str(error)})
-            continue
-        name = f"{USER_KIND}-{path.name}-{number}"
-        text = answer["content"]
-        examples.append(Example(name, USER_KIND, tuple(messages), text, "overlap", text))
-    if not examples:
-        why = broken[0]["why"] if broken else "the file is empty"
-        raise BadInput(f"instruction data {path}: no usable conversation, line 1: {why}")
-    return examples, broken
 
 
 def wrap_filler(text: str, draw: Callable[[], float], *, opening: bool) -> str:
@@ -305,25 +261,6 @@ def _share(total: int, mix: Mapping[str, float]) -> dict[str, int]:
     for kind in by_remainder[: total - sum(counts.values())]:
         counts[kind] += 1
     return counts
-
-
-def _read_messages(line: bytes) -> list[Message]:
-    """The conversation on one line; ValueError says what is wrong with it."""
-    record = json.loads(line.decode("utf-8"))
-    if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
-        raise ValueError('not an object with a list "messages"')
-    messages = record["messages"]
-    for message in messages:
-        if not isinstance(message, dict) or sorted(message) != ["content", "role"]:
-            raise ValueError('a message is not an object with "role" and "content" alone')
-        if not isinstance(message["content"], str) or not message["content"].strip():
-            raise ValueError("a message has no text")
-        message["content"].encode()  # a lone surrogate is no Unicode text
-    roles = [message["role"] for message in messages]
-    turns = roles[1:] if roles[:1] == ["system"] else roles
-    if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
-        raise ValueError(f"roles {roles}: an optional system, then user and assistant in turn")
-    return messages
 
 
 def _digest(text: str) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 from data import files, instruct
 from eval import sets
+from launch import own_sets
 from launch.schema import to_dict
 from launch.settings import Settings
 from launch.store.rundir import digest
@@ -18,7 +19,10 @@ def texts(settings: Settings, note: Callable[[str], None]) -> Iterator[tuple[str
     if not _is_wanted(settings):
         return
     if "sft" in settings.stages and "eval" in settings.stages:
-        for example in instruct.build(settings.instruct)["heldout"]:
+        examples = list(instruct.build(settings.instruct)["heldout"])
+        for made in own_sets.read(settings, "sft", note).values():
+            examples += made.heldout
+        for example in examples:
             yield "instruct", example.reference
             yield from (("instruct", message["content"]) for message in example.messages)
     yield from sets.texts(settings.eval.sets, note)
@@ -37,4 +41,5 @@ def fingerprint(settings: Settings) -> str:
     found = settings.eval.sets
     hashes = files.fingerprint("eval.sets", found) if found else []
     dialog = "sft" in settings.stages and "eval" in settings.stages
-    return digest([hashes, to_dict(settings.instruct) if dialog else None])
+    held_out = [to_dict(settings.instruct), own_sets.fingerprint(settings, "sft")]
+    return digest([hashes, held_out if dialog else None])

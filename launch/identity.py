@@ -12,11 +12,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data import curate, files
+from data import curate
 from data.engine import hash_code
 from data.errors import BadInput
 from data.tokenizers import tokenizer_source
-from launch import decontamination, shard_plan
+from launch import decontamination, load, own_sets, shard_plan
 from launch.schema import identity, to_dict
 from launch.settings import Settings
 from launch.stages.stage import STAGES, Stage
@@ -61,27 +61,28 @@ def describe_files(settings: Settings, name: str) -> dict:
     if name == "curate":
         found = {"files": curate.fingerprint(settings.data)}
         return found | {"evaluation": decontamination.fingerprint(settings)}
-    if name in ("tokenizer", "pretrain") and settings.start:
-        return _describe_start(RunDir(Path(settings.start), "start"), name)
+    if name == "tokenizer" and settings.start:
+        run, stage, _ = load.find_start(settings.start)
+        found = {"start_tokenizer": tokenizer_source.fingerprint("start", run.stage("tokenizer"))}
+        if stage == load.IMPORTED:
+            described = run.read_config()
+            found["start_origin"] = {key: described[key] for key in ORIGIN_KEYS}
+        return found
     if name == "tokenizer" and (path := settings.tokenizer.path):
         return {"files": tokenizer_source.fingerprint("tokenizer.path", Path(path))}
-    if name == "sft" and (path := settings.instruct.path):
-        return {"own": files.fingerprint("instruct.path", path)}
-    return {}
+    content = own_sets.fingerprint(settings, name)
+    found = {"content": content} if content else {}
+    if reads_start(settings, name):
+        found["start_weights"] = load.weights_hash(load.find_start(settings.start))
+    return found
 
 
-def _describe_start(start: RunDir, name: str) -> dict:
-    """What the tokenizer stage or pretraining takes of an imported run."""
-    origin = start.read_config()
-    if missing := {*ORIGIN_KEYS, "weights_sha256"} - origin.keys():
-        raise BadInput(
-            f"start={start.path}: config.json has no {min(missing)!r}; it must be a run that "
-            "`seedbed import` made, with this version"
-        )
-    if name == "pretrain":
-        return {"start_weights": origin["weights_sha256"]}
-    taken = tokenizer_source.fingerprint("start", start.stage("tokenizer"))
-    return {"start_tokenizer": taken, "start_origin": {key: origin[key] for key in ORIGIN_KEYS}}
+def reads_start(settings: Settings, name: str) -> bool:
+    """Whether a stage starts from, or measures, the model that `start` names."""
+    row = STAGES[name]
+    is_first = name == "pretrain" or (row.starts and not row.parent(settings.stages))
+    is_measured = name == "eval" and "pretrain" not in settings.stages
+    return bool(settings.start and (is_first or is_measured))
 
 
 def survey(
@@ -149,6 +150,8 @@ def find_changes(
             continue
         if section == "upstream":
             found.append(f"another result of stage {stage!r} than there is now")
+        elif section == "content":
+            found.append(f"other content of {stage} than there is now")
         else:
             found.append(f"{key} = {before!r}, this configuration has {after!r}")
     return found

@@ -14,13 +14,13 @@ from data.errors import BadInput
 from data.loader import Batch, Loader, lm_batch
 from data.tokenizers.pretrained import Pretrained
 from data.tokenizers.tokenizer import Tokenizer
-from launch import load
+from launch import load, start
 from launch.console import Progress
-from launch.identity import describe_files
+from launch.identity import describe_files, reads_start
 from launch.schema import to_dict
 from launch.settings import Settings
 from launch.stages.stage import STAGES
-from launch.store.rundir import MetricsWriter, RunDir, remove
+from launch.store.rundir import MetricsWriter, RunDir, flatten, remove
 from model import ring, sharding
 from model.config import TransformerConfig
 from model.transformer import Params
@@ -65,9 +65,14 @@ class Job:
         return getattr(self.settings, self.stage)
 
     @property
-    def parent(self) -> str:
-        """The stage whose model this one starts from."""
+    def parent(self) -> str | None:
+        """The stage of this run whose model this one starts from; None for that of `start`."""
         return STAGES[self.stage].parent(self.settings.stages)
+
+    @functools.cached_property
+    def start(self) -> load.Start:
+        """The model that the configuration names to start from."""
+        return load.find_start(self.settings.start)
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -95,8 +100,8 @@ class Job:
         Raises:
           BadInput: one has changed since the stage began, so that its recorded hash is wrong.
         """
-        now = describe_files(self.settings, self.stage)
-        changed = [key for key in now if now[key] != self.inputs.get(key)]
+        now, was = flatten(describe_files(self.settings, self.stage)), flatten(self.inputs)
+        changed = [key.removeprefix("content.") for key in now if now[key] != was.get(key)]
         if changed:
             remove(self.run.stage(self.stage) / "started.json")
             raise BadInput(
@@ -110,7 +115,11 @@ class Job:
 
     def start_params(self) -> Params:
         """Parameters of the model that the stage starts from."""
-        return self.params(self.parent)
+        if self.parent:
+            return self.params(self.parent)
+        params = start.load_params(self.start, self.model, self.mesh)
+        self.refuse_changed_files()
+        return params
 
     def loader(
         self,
@@ -135,14 +144,21 @@ class Job:
         )
 
     def heldout(
-        self, loss: LossFn, rows: Sequence[Batch], transform: Callable[[Batch], Batch] = dict
+        self,
+        loss: LossFn,
+        rows: Mapping[str, Sequence[Batch]],
+        transform: Callable[[Batch], Batch] = dict,
     ) -> dict:
-        """The evaluator of the stage's own loss on held-out rows; none where there are no rows."""
-        if not rows:
-            return {}
+        """Evaluators of the stage's own loss on held-out rows, by set; '' is the built-in set."""
         config = self.section.loop
         batch_size = config.batch_size // config.num_microbatches  # what a step has in memory
-        return {"heldout": heldout_loss(loss, rows, batch_size, transform, self.mesh)}
+        return {
+            f"heldout_{name}".rstrip("_"): heldout_loss(
+                loss, found, batch_size, transform, self.mesh
+            )
+            for name, found in rows.items()
+            if found
+        }
 
     def train(
         self,
@@ -171,7 +187,14 @@ class Job:
                 step_tokens=step_tokens,
                 seq_len=seq_len,
                 evaluators=evaluators,
+                moments=self._moments(),
             )
+
+    def _moments(self) -> Callable[[Any], Any] | None:
+        """What gives the moments of the optimizer to go on with, if not fresh ones."""
+        is_first = reads_start(self.settings, self.stage)
+        is_wanted = self.settings.start_optimizer and is_first
+        return functools.partial(start.load_moments, self.start) if is_wanted else None
 
     @contextlib.contextmanager
     def keeping(self, model: TransformerConfig) -> Iterator[tuple[Checkpointer, loop.Watch]]:

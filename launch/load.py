@@ -2,9 +2,10 @@
 
 import datetime
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -14,14 +15,81 @@ from data.tokenizers import pretrained, tokenizer
 from data.tokenizers.pretrained import Pretrained
 from data.tokenizers.tokenizer import Tokenizer
 from launch.schema import to_dataclass
+from launch.stages.stage import MODELS
 from launch.store.rundir import ORIGIN, RunDir, digest, hash_file
 from model import sharding
 from model.config import TransformerConfig
+from model.sharding import MeshConfig
 from model.transformer import Params, declare
 from train import checkpoint
 
+# RUN[:STAGE[:STEP]]
+START = re.compile(r"(?P<run>.+?)(?::(?P<stage>[a-z]+)(?::(?P<step>\d+))?)?")
+IMPORTED = "import"
+
 # In what a checkpoint says of its parameters: hash of the tokenizer they were trained with.
 TOKENIZER = "tokenizer_sha256"
+
+
+class Start(NamedTuple):
+    """A model to start from: the stage that made it, and the step if one is named."""
+
+    run: RunDir
+    stage: str
+    step: int | None
+
+
+def find_start(start: str) -> Start:
+    """The model that `start` names: RUN, RUN:STAGE or RUN:STAGE:STEP.
+
+    Raises:
+      BadInput: there is no such run, or it has no such model.
+    """
+    found = START.fullmatch(start)
+    run, step = RunDir(Path(found["run"]), "start"), found["step"]
+    run.read_config()
+    stages = (IMPORTED, *MODELS)
+    stage = found["stage"] or next((s for s in reversed(stages) if run.read_done(s)), "")
+    if stage not in stages or not run.checkpoints(stage).is_dir():
+        made = [name for name in stages if run.checkpoints(name).is_dir()]
+        raise BadInput(f"start={start}: no model of stage {stage!r} is there; it has {made}")
+    if step is None and run.read_done(stage) is None:
+        raise BadInput(f"start={start}: {stage} is not finished; name a step, as in RUN:STAGE:STEP")
+    return Start(run, stage, None if step is None else int(step))
+
+
+def weights_hash(start: Start) -> str:
+    """What the weights of a model to start from hash to."""
+    if start.stage == IMPORTED:
+        config = start.run.read_config()
+        if "weights_sha256" not in config:
+            raise BadInput(
+                f"start={start.run.path}: config.json has no 'weights_sha256'; import it again, "
+                "with this version"
+            )
+        return config["weights_sha256"]
+    if start.step is None:
+        return start.run.read_done(start.stage)["summary"]["params_sha256"]
+    return digest(start.run.hash_files(f"checkpoints/{start.stage}/{start.step}/params"))
+
+
+def load_run(path: Path | str, stage: str = "") -> tuple[TransformerConfig, Params, Any]:
+    """Loads a model with its tokenizer, onto the first device.
+
+    Args:
+      path: a run directory.
+      stage: whose model; '' for that of the last stage that is finished.
+
+    Returns:
+      (config, params, tokenizer), for `model.transformer.forward` and `model.decode.generate`.
+
+    Raises:
+      BadInput: there is no such run, it has no such model, or a file of it is damaged.
+    """
+    found = find_start(f"{path}:{stage}" if stage else str(path))
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    config, params = load_model(found.run, found.stage, mesh)
+    return config, params, load_tokenizer(found.run)
 
 
 def load_tokenizer(run: RunDir) -> Tokenizer | Pretrained:
@@ -53,7 +121,7 @@ def make_loader(
     folder: Path, start: str, path: str, rows: int, control: Sequence[str]
 ) -> Callable[[], Tokenizer | Pretrained]:
     """What gives the tokenizer of a folder: trained here, or imported for so many rows."""
-    if not start and (not path or is_own(folder)):
+    if not (start or path) or is_own(folder):
         return functools.partial(tokenizer.load, folder)
     return functools.partial(pretrained.load_for_training, folder, rows, tuple(control))
 

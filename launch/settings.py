@@ -9,6 +9,7 @@ import jax
 from alignment.dpo import DPOConfig
 from alignment.ppo import PPOConfig
 from alignment.reward import RewardConfig
+from alignment.sft import SFTConfig
 from data.curate import CurateConfig
 from data.errors import BadInput
 from data.instruct import InstructConfig
@@ -69,7 +70,10 @@ class Settings:
     name: str  # the run directory is runs/<name> unless --run says otherwise
     stages: tuple[str, ...]  # in order
     seed: int = 0  # of initialisation, shuffling and sampling
-    start: str = ""  # a run of `seedbed import` to start from
+    start: str = ""  # RUN[:STAGE[:STEP]]: a model to start from, imported or trained here
+    start_optimizer: bool = (
+        False  # go on with its optimizer's moments too; the schedule begins anew
+    )
     eval: EvalConfig = EvalConfig()
     cost: CostConfig = CostConfig()
     mesh: MeshConfig = dataclasses.field(default=MeshConfig(data=-1), metadata=LAYOUT)
@@ -80,7 +84,7 @@ class Settings:
     instruct: InstructConfig | None = None
     model: TransformerConfig | None = None
     pretrain: LMConfig | None = None
-    sft: LMConfig | None = None
+    sft: SFTConfig | None = None
     reward: RewardConfig | None = None
     dpo: DPOConfig | None = None
     ppo: PPOConfig | None = None
@@ -160,8 +164,11 @@ def _check_stages(given: Mapping) -> tuple[str, ...]:
     for name in stages:
         if name not in STAGES:
             raise BadInput(f"stages has {name!r}; allowed: {', '.join(STAGES)}")
-        row = STAGES[name]
-        wanted = [*row.needs, *([row.starts[0]] if row.starts and not row.parent(stages) else [])]
+        row, wanted = STAGES[name], list(STAGES[name].needs)
+        if row.starts and not row.parent(stages) and not given.get("start"):
+            wanted.append(row.starts[0])
+        if name == "tokenizer" and "pretrain" not in stages and _is_taken(given):
+            wanted.remove("curate")  # one is taken as it is, and no text is packed
         for need in wanted:
             if need not in stages:
                 raise BadInput(f"stages has {name!r}; it needs {need!r} too")
@@ -172,6 +179,13 @@ def _check_stages(given: Mapping) -> tuple[str, ...]:
             f"stages is {stages}; it must be some of {allowed}, each once, in this order"
         )
     return in_order
+
+
+def _is_taken(given: Mapping) -> bool:
+    """Whether the tokenizer is one that is there already."""
+    section = given.get("tokenizer", {})
+    path = section.get("path", "") if hasattr(section, "items") else ""
+    return bool(given.get("start") or path)
 
 
 def _with_vocabulary(given: Mapping) -> Any:
@@ -187,8 +201,7 @@ def _with_vocabulary(given: Mapping) -> Any:
     rows = model.get("vocab_size", 0)
     if type(ids) is not int or type(rows) is not int:
         return model | {"vocab_size": rows or 1}  # refused by the type of the other
-    is_trained = not given.get("start") and not tokenizer.get("path")
-    if is_trained and 0 < rows < ids:
+    if not _is_taken(given) and 0 < rows < ids:
         raise BadInput(
             f"model.vocab_size is {rows}; it must be 0 or at least the tokenizer's {ids}"
         )
@@ -221,7 +234,7 @@ def _check_sets(settings: Settings) -> None:
 
 def _check_mixture(settings: Settings) -> None:
     """Refuses domains that no source has, where the configuration names its sources."""
-    if settings.mixture is None or isinstance(settings.data.sources, str):
+    if settings.data is None or isinstance(settings.data.sources, str) or not settings.mixture:
         return
     named = {"mixture.domain_max_epochs": settings.mixture.domain_max_epochs}
     named |= {

@@ -87,7 +87,7 @@ def plan(
 
 def source_weights(settings: Settings) -> dict[str, float]:
     """Weight of each domain that the configuration names; {} where they follow from a path."""
-    sources = settings.data.sources
+    sources = settings.data.sources if settings.data else ""
     if isinstance(sources, str):
         return {}
     return {domain: source.weight for domain, source in sources.items()}

@@ -99,13 +99,16 @@ class Checkpointer:
         self._manager.close()
 
 
-def load(directory: Path, abstract: Callable[[dict], Any]) -> tuple[dict, Any]:
-    """Reads the newest checkpoint's configuration and parameters.
+def load(
+    directory: Path, abstract: Callable[[dict], Any], step: int | None = None
+) -> tuple[dict, Any]:
+    """Reads a checkpoint's configuration and parameters.
 
     Args:
       directory: a stage's checkpoint directory.
       abstract: given the saved configuration, the tree of jax.ShapeDtypeStruct with shardings
         that the parameters are read into.
+      step: which one; None for the newest.
 
     Returns:
       (configuration, parameters).
@@ -114,12 +117,30 @@ def load(directory: Path, abstract: Callable[[dict], Any]) -> tuple[dict, Any]:
       BadInput: there is no finished checkpoint, it is damaged, it holds other parameters, or
         `abstract` finds that it cannot be read so.
     """
-    with _newest(directory) as (config, manager, step):
+    with _newest(directory, step) as (config, manager, step):
         params = _ask(abstract, config, directory / str(step))
         with _as_damage(directory / str(step)):
             _refuse_other_shapes(manager, step, {"params": params})
             wanted = ocp.args.Composite(params=ocp.args.StandardRestore(params))
             return config, manager.restore(step, args=wanted).params
+
+
+def load_rest(directory: Path, step: int | None, like: Any) -> Any:
+    """Reads what a checkpoint has beside parameters into arrays placed like those given.
+
+    Args:
+      directory: a stage's checkpoint directory.
+      step: which one; None for the newest.
+      like: {"step", "opt_state"} of a training state of the same shapes.
+
+    Raises:
+      BadInput: there is none, it is damaged, or its state has other shapes.
+    """
+    with _newest(directory, step) as (_, manager, step), _as_damage(directory / str(step)):
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        _refuse_other_shapes(manager, step, {"rest": abstract})
+        wanted = ocp.args.Composite(rest=ocp.args.StandardRestore(abstract))
+        return manager.restore(step, args=wanted).rest
 
 
 def open_params(directory: Path, declare: Callable[[dict], Any]) -> tuple[dict, Any]:
@@ -152,14 +173,18 @@ def open_params(directory: Path, declare: Callable[[dict], Any]) -> tuple[dict, 
 
 
 @contextlib.contextmanager
-def _newest(directory: Path) -> Iterator[tuple[dict, ocp.CheckpointManager, int]]:
-    """(configuration, manager, step) of the newest checkpoint."""
+def _newest(
+    directory: Path, step: int | None = None
+) -> Iterator[tuple[dict, ocp.CheckpointManager, int]]:
+    """(configuration, manager, step) of a checkpoint: the newest unless a step is named."""
     quiet_orbax()
-    steps = [path for path in directory.glob("*") if path.name.isdigit()]
+    steps = [int(path.name) for path in directory.glob("*") if path.name.isdigit()]
+    if step is not None and step not in steps:
+        raise BadInput(f"{directory}: no checkpoint of step {step}; there are {sorted(steps)}")
     if not steps:
         raise BadInput(f"{directory}: no finished checkpoint here; run the stage that writes it")
     with ocp.CheckpointManager(directory.resolve(), item_handlers=_handlers()) as manager:
-        step = manager.latest_step()
+        step = manager.latest_step() if step is None else step
         with _as_damage(directory / str(step)):
             wanted = ocp.args.Composite(config=ocp.args.JsonRestore())
             config = manager.restore(step, args=wanted).config

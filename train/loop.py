@@ -78,6 +78,7 @@ def fit(
     step_tokens: int,
     seq_len: int,
     evaluators: Mapping[str, Callable[[Any], dict]],
+    moments: Callable[[Any], Any] | None = None,
 ) -> TrainState:
     """Trains one model on one loss: optimizer, state and step, and then `run`.
 
@@ -87,11 +88,14 @@ def fit(
       model_config: shape of the model.
       params: where to start; they are donated, so that no second copy stays alive.
       seq_len: tokens a row, for the FLOPs of attention.
+      moments: gives an optimizer state in the place of a fresh one, of its shapes and placement.
       The others are as in `run`.
     """
     optimizer = make_optimizer(optimizer_config, model_config, config.num_steps)
     shardings = state_shardings(optimizer, model_config, params, mesh)
     state = init_state(params, optimizer, shardings)
+    if moments is not None and checkpointer.is_empty():
+        state = state._replace(opt_state=moments(state.opt_state))
     step = make_step(loss_fn, optimizer, config.num_microbatches, shardings)
     step_flops = step_tokens * flop.train_flops(model_config, seq_len)
     peak_flops, source = flop.peak_flops(model_config.dtype, model_config.quantized)

@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -19,13 +20,13 @@ from launch.identity import find_faults
 from launch.report import funnel as funnel_rows
 from launch.report import plot
 from launch.settings import CostConfig
-from launch.stages.stage import MODELS, STAGES
+from launch.stages.stage import MODELS, STAGES, START
 from launch.store import rundir
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 SHOWN = tuple(name for name in STAGES if name != "report")
-LABELS = {name: STAGES[name].model for name in MODELS}
+LABELS = {START: "Start"} | {name: STAGES[name].model for name in MODELS}
 SYSTEMS = {"model": "the first model", "ngram": "byte n-gram", "xz": "xz", "gzip": "gzip"}
 # What code and template raise on values of another kind than they were written for.
 SHAPE_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -261,8 +262,8 @@ def _cell(values: Mapping[str, float], stage: str, form: str, change_form: str, 
     if stage not in values:
         return {"value": "", "change": "", "tone": ""}
     cell = {"value": form.format(values[stage]), "change": "", "tone": ""}
-    parent = STAGES[stage].parent(values) if stage in STAGES else None
-    if parent:
+    parent = STAGES[stage].parent(values) or START if stage in STAGES else None
+    if parent in values:
         change = values[stage] - values[parent]
         cell["change"] = change_form.format(change)
         if float(cell["change"]):
@@ -359,8 +360,11 @@ def _curves(stage: str, rows: Mapping[int, Mapping]) -> dict:
 
 
 def _metric_title(metric: str) -> str:
-    name = metric.removeprefix("heldout/")
-    return PANELS.get(name, name) + ", held out" * (name != metric)
+    found = re.fullmatch(r"heldout(?:_(\w+))?/(\w+)", metric)
+    if not found or metric.startswith("heldout_bits_per_byte/"):
+        return PANELS.get(metric, metric)
+    of_set = f" ({found[1]})" if found[1] else ""
+    return f"{PANELS.get(found[2], found[2])}, held out{of_set}"
 
 
 def _percent(fraction: float) -> str:

@@ -1,19 +1,47 @@
-"""The conversations of a run: what is measured while training, and a model's answers to them."""
+"""The conversations of a stage, built in and of the user's own, and a model's answers to them."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from data import instruct
 from data.instruct import Example
 from eval import dialog
+from launch import own_sets
 from launch.job import Job
 from model.transformer import Params
 
+BUILT_IN = "instruct"
 
-def heldout(job: Job) -> list[Example]:
-    """The first held-out conversations of each kind, which are measured while training."""
-    count, seen, chosen = job.settings.eval.num_heldout, collections.Counter(), []
-    for example in instruct.build(job.settings.instruct)["heldout"]:
+
+class Sets(NamedTuple):
+    """Conversations by the name of their set, and each set's weight in training."""
+
+    train: dict[str, list[Example]]
+    heldout: dict[str, list[Example]]
+    weights: dict[str, float]
+
+
+def read(job: Job) -> Sets:
+    """The built-in conversations and the sets of the stage's own section."""
+    built = instruct.build(job.settings.instruct)
+    found = own_sets.read(job.settings, job.stage, job.progress.note)
+    if found:
+        job.refuse_changed_files()
+    train = {BUILT_IN: built["train"]} | {name: made.train for name, made in found.items()}
+    heldout = {BUILT_IN: built["heldout"]} | {name: made.heldout for name, made in found.items()}
+    weights = {name: job.section.data[name].weight for name in found}
+    return Sets(
+        {name: examples for name, examples in train.items() if examples},
+        heldout,
+        {BUILT_IN: 1.0} | weights,
+    )
+
+
+def first(examples: Iterable[Example], count: int) -> list[Example]:
+    """The first so many conversations of each kind."""
+    seen, chosen = collections.Counter(), []
+    for example in examples:
         seen[example.kind] += 1
         if seen[example.kind] <= count:
             chosen.append(example)

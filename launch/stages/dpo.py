@@ -1,5 +1,7 @@
 """Preference pairs straight to a policy."""
 
+import functools
+
 from alignment import dpo
 from launch.job import Job
 from launch.stages import pairs
@@ -9,23 +11,19 @@ from train.checkpoint import params_hash
 def run(job: Job) -> dict:
     """Trains the policy on the pairs, against the model that it starts from."""
     config, seq_len, reference = job.section, job.settings.reward.seq_len, job.start_params()
-    made, batch_size = pairs.make(job, reference), job.settings.eval.batch_size
-    rows, num_long = pairs.to_rows(job, made["train"])
-    heldout, _ = pairs.to_rows(job, made["heldout"])
-    rows, heldout = (
-        dpo.with_reference(job.model, reference, x, batch_size) for x in (rows, heldout)
+    found = pairs.load(job, reference)
+    refer = functools.partial(
+        dpo.with_reference, job.model, reference, batch_size=job.settings.eval.batch_size
     )
+    sources = {name: (refer(rows), weight) for name, (rows, weight) in found.sources.items()}
+    heldout = {name: refer(rows) for name, rows in found.heldout.items()}
     loss = dpo.dpo_loss(job.model, config)
     state = job.train(
         loss,
         reference,
-        job.loader({"pairs": (rows, 1.0)}),
+        job.loader(sources),
         step_tokens=config.loop.batch_size * 2 * seq_len,
         seq_len=seq_len,
         evaluators=job.heldout(loss, heldout),
     )
-    return {
-        "train_pairs": len(rows),
-        "too_long_pairs": num_long,
-        "params_sha256": params_hash(state.params),
-    }
+    return {**found.counts, "params_sha256": params_hash(state.params)}

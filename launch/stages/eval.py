@@ -9,13 +9,16 @@ import numpy as np
 
 from alignment import rollout
 from data import chat, instruct
+from data.instruct import Example
 from data.loader import fixed_batches
 from eval import baseline, dialog, rater
 from eval.dialog import Response
 from eval.text import bits_per_byte
+from launch import own_sets, start
+from launch.identity import reads_start
 from launch.job import Job
 from launch.stages import conversations
-from launch.stages.stage import MODELS, STAGES
+from launch.stages.stage import CHATS, MODELS, STAGES, START
 from launch.stages.texts import read_sample
 from launch.store.rundir import write_json
 from model.transformer import Params
@@ -28,10 +31,14 @@ MAX_NGRAM_BYTES = 1 << 25
 
 def run(job: Job) -> dict:
     """Measures every language model of the run; writes eval/results.json."""
-    models = {stage: job.params(stage) for stage in MODELS if stage in job.settings.stages}
-    results: dict[str, Any] = {"mixture": _mixture(job)}
-    results |= _measure_text(job, models)
-    if any(STAGES[stage].chats for stage in models):
+    stages = job.settings.stages
+    models = {stage: job.params(stage) for stage in MODELS if stage in stages}
+    if reads_start(job.settings, "eval"):
+        models = {START: start.load_params(job.start, job.model, job.mesh)} | models
+    results: dict[str, Any] = {"mixture": _mixture(job)} if "pretrain" in stages else {}
+    if "curate" in stages:
+        results |= _measure_text(job, models)
+    if any(name in CHATS for name in models):
         results |= _measure_dialog(job, models)
     if "reward" in job.settings.stages:
         accuracy = job.run.read_done("reward")["summary"]["heldout_accuracy"]
@@ -125,7 +132,7 @@ def _fit_ngram(train: Sequence[str], heldout: Sequence[str], order: int) -> dict
 def _measure_dialog(job: Job, models: dict[str, Params]) -> dict:
     """Greedy answers by kind, and sampled answers beside those of the model it started from."""
     config = job.settings.eval
-    examples = instruct.build(job.settings.instruct)["heldout"]
+    examples = _examples(job)
     respond = functools.partial(
         conversations.answer, job, max_new_tokens=config.max_new_tokens, seed=job.settings.seed
     )
@@ -135,8 +142,12 @@ def _measure_dialog(job: Job, models: dict[str, Params]) -> dict:
         greedy[name] = respond(params, examples, temperature=0.0)
     # Every k-th, so that all kinds take part.
     compared = examples[:: max(1, len(examples) // config.num_comparisons)]
-    parents = {name: STAGES[name].parent(models) for name in models}
-    parents = {name: parent for name, parent in parents.items() if parent and STAGES[parent].chats}
+    parents = {name: STAGES[name].parent(models) or START for name in models if name != START}
+    parents = {
+        name: parent
+        for name, parent in parents.items()
+        if parent in CHATS or (parent == START and START in models)
+    }
     scores, kl = {}, {}
     for name in dict.fromkeys((*parents.values(), *parents)):
         job.progress.log(f"sampled answers: {name}")
@@ -156,6 +167,20 @@ def _measure_dialog(job: Job, models: dict[str, Params]) -> dict:
         },
         "samples": _samples(examples, greedy, config.num_samples),
     }
+
+
+def _examples(job: Job) -> list[Example]:
+    """Held-out conversations: the built-in ones, and some of each own set of fine-tuning."""
+    config = job.settings.instruct
+    own = own_sets.read(job.settings, "sft", job.progress.note)
+    if own:
+        job.refuse_changed_files()
+    kept = [
+        example
+        for made in own.values()
+        for example in conversations.first(made.heldout, config.num_heldout_per_kind)
+    ]
+    return instruct.build(config)["heldout"] + kept
 
 
 def _kl_spent(job: Job, params, reference, examples, answers) -> float:

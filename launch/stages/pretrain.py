@@ -1,24 +1,13 @@
 """Shards to a base model."""
 
-from pathlib import Path
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 
-from data.errors import BadInput
 from data.shards import pack_documents
 from eval.text import bits_per_byte
-from launch import load, shard_plan
+from launch import shard_plan
 from launch.job import Job, lm_rows
-from launch.schema import to_dict
 from launch.stages.texts import read_first
-from launch.store.rundir import RunDir
-from model import sharding
-from model.config import TransformerConfig
-from model.interop.hf_config import COMPUTED, TRAINED
-from model.transformer import Params, declare, init
-from train import checkpoint
+from model.transformer import Params, init
 from train.checkpoint import params_hash
 from train.lm import lm_loss
 from train.step import LossFn
@@ -33,10 +22,10 @@ def run(job: Job) -> dict:
         lm_rows(job.settings.mesh, config.seq_len),
         planned.stage_rows(config.seq_len, num_rows),
     )
-    loss = lm_loss(job.model, config.z_loss)
+    loss, seed = lm_loss(job.model, config.z_loss), jax.random.key(job.settings.seed)
     state = job.train(
         loss,
-        _first_params(job),
+        job.start_params() if job.settings.start else init(job.model, seed, job.mesh),
         loader,
         step_tokens=config.loop.batch_size * config.seq_len,
         seq_len=config.seq_len,
@@ -46,13 +35,6 @@ def run(job: Job) -> dict:
         "mixture": planned.table(loader.realised_rows()),
         "params_sha256": params_hash(state.params),
     }
-
-
-def _first_params(job: Job) -> Params:
-    """Fresh parameters, or those of the imported run that `start` names."""
-    if job.settings.start:
-        return load_start(job)
-    return init(job.model, jax.random.key(job.settings.seed), job.mesh)
 
 
 def _text_evaluators(job: Job, loss: LossFn) -> dict:
@@ -76,50 +58,5 @@ def _text_evaluators(job: Job, loss: LossFn) -> dict:
         )
         return {domain: row["bits_per_byte"] for domain, row in bits.items()}
 
-    heldout = job.heldout(loss, rows, lm_rows(job.settings.mesh, config.seq_len))
+    heldout = job.heldout(loss, {"": rows}, lm_rows(job.settings.mesh, config.seq_len))
     return {**heldout, "heldout_bits_per_byte": evaluate}
-
-
-def load_start(job: Job) -> Params:
-    """Parameters of the run that `start` names, with the vocabulary padded as this run's is.
-
-    Raises:
-      BadInput: its model is another function than this run's.
-    """
-    config, mesh, start = job.model, job.mesh, RunDir(Path(job.settings.start))
-
-    def abstract(saved: dict) -> Any:
-        found = load.saved_config(saved)
-        _refuse_other_model(found, config, start.path)
-        # Its vocabulary may not divide by the mesh's axes: such a dim is read whole, then padded.
-        return load.abstract_params(
-            found, sharding.weight_shardings(declare(found), mesh, strict=False)
-        )
-
-    _, params = checkpoint.load(start.checkpoints("import"), abstract)
-    job.refuse_changed_files()
-
-    def pad(x: jax.Array, place: Any, weight: tuple) -> jax.Array:
-        more = [(0, now - was) for was, now in zip(x.shape, weight[1], strict=True)]
-        return jax.device_put(jnp.pad(x, more), place) if x.shape != weight[1] else x
-
-    wanted = declare(config)
-    return jax.tree.map(pad, params, sharding.weight_shardings(wanted, mesh), wanted)
-
-
-def _refuse_other_model(found: TransformerConfig, wanted: TransformerConfig, start: Path) -> None:
-    free = {*COMPUTED, *(f"moe.{name}" for name in TRAINED)}
-    was, now = (
-        {
-            jax.tree_util.keystr(path, simple=True, separator="."): value
-            for path, value in jax.tree.leaves_with_path(
-                to_dict(config), is_leaf=lambda x: not isinstance(x, dict)
-            )
-        }
-        for config in (found, wanted)
-    )
-    for key in was:
-        if key not in free and was[key] != now[key]:
-            raise BadInput(
-                f"model.{key} is {now[key]!r}; it must be {was[key]!r}, as in start={start}"
-            )

@@ -15,9 +15,7 @@ from train.checkpoint import params_hash
 def run(job: Job) -> dict:
     """Trains a reward model on pairs of the starting model's answers."""
     config, policy = job.section, job.start_params()
-    made = pairs.make(job, policy)
-    rows, num_long = pairs.to_rows(job, made["train"])
-    heldout, _ = pairs.to_rows(job, made["heldout"])
+    found = pairs.load(job, policy)
     scalar, seed = reward.scalar_config(job.model), job.settings.seed
     references = _reference_rows(job)
     start = reward.start_from(job.model, policy, jax.random.fold_in(jax.random.key(seed), 1))
@@ -26,19 +24,24 @@ def run(job: Job) -> dict:
     state = job.train(
         loss,
         start,
-        job.loader({"pairs": (rows, 1.0)}),
+        job.loader(found.sources),
         step_tokens=config.loop.batch_size * 2 * config.seq_len,
         seq_len=config.seq_len,
-        evaluators=job.heldout(loss, heldout),
+        evaluators=job.heldout(loss, found.heldout),
         model=scalar,
     )
     batch_size = job.settings.eval.batch_size
-    hits = reward.accuracy(scalar, state.params, heldout, batch_size)
+    hits = {
+        name: reward.accuracy(scalar, state.params, rows, batch_size).tolist()
+        for name, rows in found.heldout.items()
+    }
     scores = reward.score_rows(scalar, state.params, *references, batch_size)
     return {
-        "train_pairs": len(rows),
-        "too_long_pairs": num_long,
-        "heldout_accuracy": tasks.summarise(hits.tolist()),
+        **found.counts,
+        "heldout_accuracy": tasks.summarise([hit for found in hits.values() for hit in found]),
+        "heldout_accuracy_by_set": {
+            name or pairs.MADE: tasks.summarise(found) for name, found in hits.items()
+        },
         # The rewards of reference answers: they then score 0 on average.
         "normalizer": {"mean": float(scores.mean()), "std": float(scores.std())},
         "params_sha256": params_hash(state.params),

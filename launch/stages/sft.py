@@ -1,52 +1,45 @@
 """Demonstrations to a model that answers."""
 
-from pathlib import Path
+import collections
 
 from alignment import sft
-from data import instruct
+from data.errors import BadInput
+from launch import own_sets
 from launch.job import Job, lm_rows
 from launch.stages import conversations
+from launch.stages.conversations import BUILT_IN
 from train.checkpoint import params_hash
 from train.lm import lm_loss
 
 
 def run(job: Job) -> dict:
     """Trains on demonstrations; the loss is on the assistant's tokens alone."""
-    config = job.section
-    examples = instruct.build(job.settings.instruct)["train"]
-    own, broken = _own_examples(job)
-    rows, counts = sft.pack_demonstrations(examples + own, job.tokenizer, config.seq_len)
-    job.progress.log(f"{counts['num_examples']} conversations in {counts['num_rows']} rows")
-    heldout = conversations.heldout(job)
-    heldout_rows = (
-        sft.pack_demonstrations(heldout, job.tokenizer, config.seq_len)[0] if heldout else []
-    )
+    config, sets = job.section, conversations.read(job)
+    if not sets.train:
+        raise BadInput("sft.data is empty and instruct.num_train is 0: nothing to train on")
+    sources, totals = {}, collections.Counter()
+    for name, examples in sets.train.items():
+        rows, counts = sft.pack_demonstrations(examples, job.tokenizer, config.seq_len)
+        sources[name] = (rows, sets.weights[name])
+        totals.update(counts)
+        dropped = own_sets.share(counts["num_dropped"], len(examples))
+        job.progress.note(
+            f"{name}: {counts['num_examples']} conversations in {counts['num_rows']} rows; "
+            f"{dropped} longer than sft.seq_len = {config.seq_len} and left out"
+        )
+    heldout = {
+        name.removeprefix(BUILT_IN): sft.pack_demonstrations(few, job.tokenizer, config.seq_len)[0]
+        for name, examples in sets.heldout.items()
+        if (few := conversations.first(examples, job.settings.eval.num_heldout))
+    }
     transform = lm_rows(job.settings.mesh, config.seq_len)
     loss = lm_loss(job.model, config.z_loss)
     state = job.train(
         loss,
         job.start_params(),
-        job.loader({"instruct": (rows, 1.0)}, transform),
+        job.loader(sources, transform),
         step_tokens=config.loop.batch_size * config.seq_len,
         seq_len=config.seq_len,
-        evaluators=job.heldout(loss, heldout_rows, transform),
+        evaluators=job.heldout(loss, heldout, transform),
     )
-    return {
-        **counts,
-        "own_examples": len(own),
-        "broken_lines": len(broken),
-        "params_sha256": params_hash(state.params),
-    }
-
-
-def _own_examples(job: Job) -> tuple[list[instruct.Example], list[dict]]:
-    """The user's own conversations, and the lines of them that could not be read."""
-    path = job.settings.instruct.path
-    if not path:
-        return [], []
-    own, broken = instruct.load(Path(path))
-    job.refuse_changed_files()
-    job.progress.note(f"{path}: {len(own)} conversations, {len(broken)} broken lines")
-    for line in broken[:3]:
-        job.progress.note(f"{path}: {line}")
-    return own, broken
+    return {**totals, "params_sha256": params_hash(state.params)}

@@ -17,8 +17,8 @@ class Stage:
       name: its verb, its folder in a run, the section of its own keys, and the module of its body.
       about: what it does, for --help.
       needs: stages that a config must name before it.
-      starts: stages whose model it may start from, of which a config must name one; the last one
-        that it names is taken.
+      starts: stages whose model it may start from; the last one that a config names is taken, and
+        if it names none, the model that `start` names.
       uses: further stages whose results it reads where the config names them.
       reads: dotted keys and sections that its result depends on; '' for all of them.
       code: files and packages that compute it.
@@ -57,22 +57,26 @@ class Stage:
 
 
 _GGUF = ("model/interop/gguf.py", "model/interop/safetensors.py")
-_TRAIN = ("model", "train", "data", "eval", "launch/job.py", "launch/load.py")
-_ALIGN = (*_TRAIN, "alignment", "launch/stages/conversations.py")
-_POLICY = ("seed", "model")
+_OWN = "launch/own_sets.py"
+_TRAIN = ("model", "train", "data", "eval", "launch/job.py", "launch/load.py", "launch/start.py")
+_ALIGN = (*_TRAIN, "alignment", _OWN, "launch/stages/conversations.py")
+_POLICY = ("seed", "model", "start_optimizer")
 
 _ROWS = (
     Stage(
         "curate",
         "sources to clean, distinct documents",
         reads=("data",),
-        code=("data", "eval/sets.py", "launch/decontamination.py", "launch/stages/curate.py"),
+        code=(
+            *("data", "eval/sets.py", _OWN),
+            *("launch/decontamination.py", "launch/stages/curate.py"),
+        ),
     ),
     Stage(
         "tokenizer",
         "documents to a tokenizer and packed shards",
         needs=("curate",),
-        reads=("tokenizer", "start", "model.vocab_size", "mixture", "pretrain.seq_len"),
+        reads=("tokenizer", "model.vocab_size", "mixture", "pretrain.seq_len"),
         code=(
             *("data", *_GGUF, "launch/load.py"),
             *("launch/shard_plan.py", "launch/stages/tokenizer.py"),
@@ -82,7 +86,7 @@ _ROWS = (
         "pretrain",
         "shards to a base model",
         needs=("tokenizer",),
-        reads=(*_POLICY, "start", "mixture", "pretrain"),
+        reads=(*_POLICY, "mixture", "pretrain"),
         code=(
             *(*_TRAIN, "launch/shard_plan.py"),
             *("launch/stages/texts.py", "launch/stages/pretrain.py"),
@@ -116,7 +120,7 @@ _ROWS = (
         "preference pairs straight to a policy",
         needs=("tokenizer", "reward"),
         starts=("sft",),
-        reads=(*_POLICY, "dpo", "reward.seq_len", "reward.pairs", "instruct", "eval.batch_size"),
+        reads=(*_POLICY, "dpo", "reward.seq_len", "reward.pairs", "reward.data", "instruct"),
         code=(*_ALIGN, "launch/stages/pairs.py", "launch/stages/dpo.py"),
         trains=True,
         model="DPO",
@@ -141,7 +145,7 @@ _ROWS = (
         starts=("pretrain", "sft", "dpo", "ppo"),
         uses=("curate", "pretrain", "sft", "reward", "dpo", "ppo"),
         reads=(
-            *_POLICY,
+            *("seed", "model"),
             *("eval.batch_size", "eval.max_new_tokens", "eval.temperature"),
             *("eval.num_comparisons", "eval.num_samples", "eval.ngram_order"),
             *("instruct", "pretrain.seq_len"),
@@ -151,13 +155,14 @@ _ROWS = (
     Stage(
         "report",
         "the page to look at: RUN/report.html",
-        needs=("curate",),
-        uses=("tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "eval"),
+        uses=("curate", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "eval"),
         reads=("",),
         code=("launch", "data", "eval"),
     ),
 )
 STAGES: Mapping[str, Stage] = {row.name: row for row in _ROWS}
+# In tables: the model that the configuration's `start` names, where no stage here makes its parent.
+START = "start"
 TRAINED = tuple(row.name for row in _ROWS if row.trains)
 # Those that make a language model, and of these the ones that answer in turns.
 MODELS = tuple(row.name for row in _ROWS if row.model)

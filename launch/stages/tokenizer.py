@@ -6,47 +6,54 @@ from pathlib import Path
 from typing import Any
 
 from alignment import sft
-from data import chat, engine, instruct, packing
+from data import chat, engine, packing
 from data.errors import BadInput
 from data.tokenizers import pretrained, tokenizer, tokenizer_source
-from data.tokenizers.tokenizer_files import copy_tokenizer
-from launch import load, shard_plan
+from launch import load, own_sets, shard_plan
 from launch.job import Job
 from launch.settings import Settings
-from launch.store.rundir import ORIGIN, ORIGIN_KEYS, RunDir, write_json
+from launch.stages.stage import CHATS
+from launch.store.rundir import ORIGIN, ORIGIN_KEYS, read_json, write_json
 from model.interop import gguf
 
 
 def run(job: Job) -> dict:
     """Documents to a tokenizer (or one that is there) and a folder of packed shards a group."""
-    settings, out = job.settings, job.run.stage("tokenizer")
-    documents, cache = job.run.stage("curate") / "documents", job.run.cache("tokenizer")
-    with engine.start(job.runner) as workers:
-        if settings.start or settings.tokenizer.path:
-            take_tokenizer(settings, out)
-            job.refuse_changed_files()
-        else:
-            packing.learn(documents, out, cache, workers, settings.tokenizer, job.progress.log)
-        made = packing.make_shards(
-            documents,
-            out / "shards",
-            cache,
-            workers,
-            load.tokenizer_loader(job.run),
-            load.tokenizer_hash(job.run),
-            settings.pretrain.seq_len,
-            settings.mixture.by_language,
-            job.progress.log,
-        )
-    # One epoch of all, unless the section says how much.
-    total = sum(group["tokens"] for group in made["groups"].values())
-    planned = shard_plan.plan(settings, made["groups"], total, job.progress.note)
-    write_json(out / shard_plan.SHARDS, {**made, "mixture": planned.table()})
+    settings, out, cache = job.settings, job.run.stage("tokenizer"), job.run.cache("tokenizer")
+    documents, packed = job.run.stage("curate") / "documents", {}
+    if settings.start or settings.tokenizer.path:
+        take_tokenizer(settings, out)
+        job.refuse_changed_files()
+    if "curate" in settings.stages:
+        with engine.start(job.runner) as workers:
+            if not (settings.start or settings.tokenizer.path):
+                packing.learn(documents, out, cache, workers, settings.tokenizer, job.progress.log)
+            packed = _pack(job, workers)
     return {
         "vocab_size": job.tokenizer.vocab_size,
         load.TOKENIZER: load.tokenizer_hash(job.run),
-        **_fertility(made),
+        **packed,
     }
+
+
+def _pack(job: Job, workers: engine.Engine) -> dict:
+    """Packs all documents; what one epoch of them would be, unless `mixture` says how much."""
+    settings, out = job.settings, job.run.stage("tokenizer")
+    made = packing.make_shards(
+        job.run.stage("curate") / "documents",
+        out / "shards",
+        job.run.cache("tokenizer"),
+        workers,
+        load.tokenizer_loader(job.run),
+        load.tokenizer_hash(job.run),
+        settings.pretrain.seq_len,
+        settings.mixture.by_language,
+        job.progress.log,
+    )
+    total = sum(group["tokens"] for group in made["groups"].values())
+    planned = shard_plan.plan(settings, made["groups"], total, job.progress.note)
+    write_json(out / shard_plan.SHARDS, {**made, "mixture": planned.table()})
+    return _fertility(made)
 
 
 def _fertility(made: Mapping) -> dict:
@@ -74,10 +81,14 @@ def take_tokenizer(chosen: Settings, folder: Path) -> None:
     """
     config, rows = chosen.tokenizer, chosen.model.vocab_size
     if chosen.start:
-        start = RunDir(Path(chosen.start))
-        copy_tokenizer(start.stage("tokenizer"), folder)
-        described = start.read_config()
-        write_json(folder / ORIGIN, {key: described[key] for key in ORIGIN_KEYS})
+        start = load.find_start(chosen.start)
+        source = start.run.stage("tokenizer")
+        tokenizer_source.take(source, folder, _read_gguf)
+        if start.stage == load.IMPORTED:
+            described = start.run.read_config()
+            write_json(folder / ORIGIN, {key: described[key] for key in ORIGIN_KEYS})
+        elif (source / ORIGIN).exists():
+            write_json(folder / ORIGIN, read_json(source / ORIGIN))
     else:
         tokenizer_source.take(Path(config.path), folder, _read_gguf)
     if not load.is_own(folder):
@@ -94,22 +105,27 @@ def check_chat(chosen: Settings) -> None:
         conversations cannot be read, or are refused by its template (one of each order of roles is
         tried).
     """
-    if "sft" not in chosen.stages:
+    chatting = [name for name in (*CHATS, "reward") if name in chosen.stages]
+    if not chatting:
         return
-    own = instruct.load(Path(chosen.instruct.path))[0] if chosen.instruct.path else []
+    own = own_sets.read(chosen, "sft", lambda _: None).values() if "sft" in chatting else ()
     if not (chosen.start or chosen.tokenizer.path):
         return
     with tempfile.TemporaryDirectory() as folder:
         take_tokenizer(chosen, Path(folder))
         rows, config = chosen.model.vocab_size, chosen.tokenizer
         taken = load.make_loader(Path(folder), chosen.start, config.path, rows, config.control)()
-    tried = {tuple(message["role"] for message in example.messages): example for example in own}
+    tried = {
+        tuple(message["role"] for message in example.messages): example
+        for made in own
+        for example in (*made.train, *made.heldout)
+    }
     try:
         chat.check(taken)
         for example in tried.values():
             sft.render(taken, example)
     except BadInput as error:
-        raise BadInput(f"stages has 'sft': {error}") from error
+        raise BadInput(f"stages has {chatting[0]!r}: {error}") from error
 
 
 def _read_gguf(path: Path) -> dict[str, Any]:

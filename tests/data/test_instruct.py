@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from data import chat, instruct, instruct_facts, instruct_refusals, instruct_tasks
-from data.errors import BadInput
 
 MOST_WORDS = 40  # of a conversation; well under 60 tokens
 FILLER_TOLERANCE = 0.03
@@ -29,7 +28,6 @@ CONFIG = instruct.InstructConfig(
     num_functions=80,
     filler_rate=0.25,
     mix=dict.fromkeys(instruct.KINDS, 1.0),
-    path="",
     date="2026-01-01",
 )
 
@@ -322,49 +320,3 @@ def test_config_names_the_bad_key(change, named):
 def test_more_words_than_the_manual_has():
     with pytest.raises(ValueError, match="num_words: 1000000"):
         instruct.build(dataclasses.replace(CONFIG, num_words=10**6))
-
-
-def conversation(*roles):
-    return json.dumps({"messages": [{"role": role, "content": f"{role}!"} for role in roles]})
-
-
-def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    lines = (json.dumps({"messages": messages}) + "\n") * 2
-    (tmp_path / "own.jsonl").write_text(lines, encoding="utf-8-sig")
-    examples, broken = instruct.load(tmp_path / "own.jsonl")
-    assert [len(examples), broken] == [2, []]
-
-
-def test_load_keeps_good_lines_and_reports_broken_ones(tmp_path):
-    path = tmp_path / "own.jsonl"
-    lines = [
-        conversation("user", "assistant").encode(),
-        b"{not json",
-        b"",
-        b"\xff\xfe",
-        conversation("system", "user", "assistant", "user", "assistant").encode(),
-        conversation("user").encode(),
-        conversation("assistant", "user", "assistant").encode(),
-        b'{"messages": [{"role": "user", "content": ""}]}',
-        b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
-        b'["messages"]',
-        b"[" * 100_000,
-    ]
-    path.write_bytes(b"\n".join(lines))
-    examples, broken = instruct.load(path)
-    assert [len(example.messages) for example in examples] == [1, 4]
-    assert [entry["record"] for entry in broken] == [2, 4, 6, 7, 8, 9, 10, 11]
-    assert all(entry["file"] == str(path) and entry["why"] for entry in broken)
-    for example in examples:
-        assert example.messages[-1]["role"] == "user"
-        assert example.reference == example.demonstration == "assistant!"
-        assert (example.kind, example.check) == ("user", "overlap")
-
-
-def test_load_refuses_what_holds_nothing(tmp_path):
-    with pytest.raises(BadInput, match="no such file"):
-        instruct.load(tmp_path / "none.jsonl")
-    (tmp_path / "bad.jsonl").write_text("{\n")
-    with pytest.raises(BadInput, match="no usable conversation"):
-        instruct.load(tmp_path / "bad.jsonl")

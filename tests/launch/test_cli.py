@@ -227,8 +227,9 @@ def test_a_vocabulary_larger_than_the_corpus_is_refused(small, tmp_path):
 
 def test_missing_conversations_are_refused(small, tmp_path):
     write_corpus(tmp_path / "text")
-    line = refusal(*small("run", f"--config.instruct.path={tmp_path}/own.jsonl"))
-    assert "own.jsonl: no such file" in line
+    own = f"--config.sft.data.mine.path={tmp_path}/own.jsonl"
+    line = refusal(*small("run", "--config.stages=('curate','tokenizer','pretrain','sft')", own))
+    assert f"sft.data.mine.path: {tmp_path}/own.jsonl" in line
 
 
 def test_a_finished_stage_answers_the_same_again(small, tmp_path):

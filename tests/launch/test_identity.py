@@ -227,7 +227,7 @@ def own_conversations(pipeline, edit, at):
         return body(name, inputs)
 
     pipeline.body = spy
-    return own, {"instruct.path": str(own)}
+    return own, {"sft.data": {"mine": {"path": str(own)}}}
 
 
 def test_a_file_that_changes_before_its_stage_counts_as_it_is_then(pipeline):
@@ -236,18 +236,18 @@ def test_a_file_that_changes_before_its_stage_counts_as_it_is_then(pipeline):
     pipeline.body = None  # nothing is called
     assert pipeline(changes) == []
     own.write_text("first")
-    with pytest.raises(BadInput, match="checkpoints/sft: written with own"):
+    with pytest.raises(BadInput, match="sft: written with other content of sft.data.mine"):
         pipeline(changes)
 
 
 def test_a_file_that_changes_while_it_is_read_leaves_nothing_to_go_on_from(pipeline):
     own, changes = own_conversations(pipeline, "second", "sft")
-    with pytest.raises(BadInput, match=r"sft: files that it reads changed meanwhile \(own\)"):
+    with pytest.raises(BadInput, match=r"files that it reads changed meanwhile \(sft.data.mine\)"):
         pipeline(changes)
     assert pipeline.run.read_done("pretrain") and not pipeline.run.read_started("sft")
     assert pipeline(changes)[0] == "sft"
     own.write_text("first")
-    with pytest.raises(BadInput, match="checkpoints/sft: written with own"):
+    with pytest.raises(BadInput, match="sft: written with other content of sft.data.mine"):
         pipeline(changes)
 
 

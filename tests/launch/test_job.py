@@ -12,14 +12,14 @@ import pytest
 from alignment.preference import Pair
 from data import instruct
 from data.errors import BadInput
-from launch import load, settings
+from launch import load, start
 from launch.job import Job
-from launch.stages import conversations, pairs, pretrain
+from launch.stages import conversations, pairs
 from launch.store.rundir import RunDir, write_json
 from model.config import MoEConfig, TransformerConfig
 from model.sharding import MeshConfig
 from tests import chat_oracle
-from tests.tiny import replace, whole_config
+from tests.tiny import replace
 
 
 def job(size=60, **loop):
@@ -74,7 +74,7 @@ def test_pairs_that_fit_no_row_or_no_model_are_refused(seq_len, size, words):
     made = job(size)
     made.section.seq_len, made.tokenizer = seq_len, SimpleNamespace(pad_id=0)
     with pytest.raises(BadInput, match=words):
-        pairs.to_rows(made, [pair, pair])
+        pairs._to_rows(made, "pairs", [pair, pair])
 
 
 def test_heldout_rows_go_through_the_model_as_many_at_once_as_in_training(monkeypatch):
@@ -82,16 +82,15 @@ def test_heldout_rows_go_through_the_model_as_many_at_once_as_in_training(monkey
     monkeypatch.setattr("launch.job.heldout_loss", lambda *given: seen.append(given))
     made = job(batch_size=8, num_microbatches=4)
     made.mesh = None
-    assert made.heldout(None, ["row"]).keys() == {"heldout"} and made.heldout(None, []) == {}
-    assert [given[2] for given in seen] == [2]
+    found = made.heldout(None, {"": ["row"], "mine": ["row"], "none": []})
+    assert found.keys() == {"heldout", "heldout_mine"}
+    assert [given[2] for given in seen] == [2, 2]
 
 
 def test_conversations_of_every_kind_are_measured_while_training():
-    config = whole_config()
-    config["instruct"] |= {"num_train": 10, "num_heldout_per_kind": 3, "num_words": 60}
+    built = instruct.InstructConfig(num_train=10, num_heldout_per_kind=3, num_words=60)
     for count, wanted in ((0, 0), (2, 2), (9, 3)):
-        config["eval"]["num_heldout"] = count
-        chosen = conversations.heldout(SimpleNamespace(settings=settings.parse(config)))
+        chosen = conversations.first(instruct.build(built)["heldout"], count)
         found = collections.Counter(example.kind for example in chosen)
         assert found == {kind: wanted for kind in instruct.KINDS if wanted}
 
@@ -100,9 +99,9 @@ def test_tuning_may_change_how_a_model_is_trained_and_not_which_it_is():
     moe = MoEConfig(num_experts=4, top_k=2, d_ff=8)
     found = TransformerConfig(60, 2, 16, 4, 2, 4, 32, moe=moe)
     free = dataclasses.replace(moe, aux_loss=0.1, z_loss=0.1, dispatch="capacity")
-    pretrain._refuse_other_model(
+    start.refuse_other_model(
         found, replace(found, moe=free, vocab_multiple=8, remat="full"), Path("RUN")
     )
     other = dataclasses.replace(found, moe=dataclasses.replace(moe, top_k=1))
     with pytest.raises(BadInput, match="model.moe.top_k is 1; it must be 2, as in start=RUN"):
-        pretrain._refuse_other_model(found, other, Path("RUN"))
+        start.refuse_other_model(found, other, Path("RUN"))

@@ -178,10 +178,12 @@ def test_an_edit_beside_a_changed_file_does_not_hide_it(pipeline, tmp_path, monk
 def test_a_changed_file_of_conversations_reruns_from_fine_tuning(pipeline):
     own = pipeline.corpus.parent / "own.jsonl"
     own.write_text("{}")
-    pipeline({"instruct.path": str(own)})
+    pipeline({"sft.data": {"mine": {"path": str(own)}}})
     own.write_text("{} ")
-    with pytest.raises(BadInput, match="checkpoints/sft: written with own = "):
-        pipeline({"instruct.path": str(own)})
+    with pytest.raises(
+        BadInput, match="checkpoints/sft: written with other content of sft.data.mine"
+    ):
+        pipeline({"sft.data": {"mine": {"path": str(own)}}})
     assert pipeline.called == []
 
 

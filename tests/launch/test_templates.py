@@ -12,7 +12,7 @@ from configs import tune as tune_config
 from data import chat, instruct
 from data.tokenizers import pretrained
 from launch import load as loading
-from launch import schema, settings
+from launch import own_sets, schema, settings
 from launch.identity import describe_inputs
 from launch.job import Job
 from launch.schema import to_dict
@@ -74,7 +74,7 @@ def test_every_stage_speaks_by_the_template(tmp_path, stages):
     ]
     lines = [json.dumps({"messages": messages}) + "\n" for messages in talks]
     own.write_text("\ufeff" + "".join(lines), encoding="utf-8")
-    code, out, err = tune(tmp_path, stages, **{"instruct.path": own})
+    code, out, err = tune(tmp_path, stages, **{"sft.data.mine.path": own})
     assert code == 0, err
     summary = json.loads(out)["stages"]
     tokenizer = pretrained.load(imported / "tokenizer")
@@ -85,7 +85,6 @@ def test_every_stage_speaks_by_the_template(tmp_path, stages):
     rendered = [chat.render(tokenizer, messages) for messages in taught + talks]
     kept = [mask for ids, mask in rendered if len(ids) <= SIZES["sft.seq_len"] + 1]
     assert summary["sft"]["num_tokens"] == sum(int(mask.sum()) for mask in kept)
-    assert summary["sft"]["own_examples"] == 2 and summary["sft"]["broken_lines"] == 0
     if "reward" in stages:
         check_pairs(run, tokenizer, examples)
     assert ask(run.path, "What is 2 + 3?")["stage"] == ("ppo" if "ppo" in stages else "sft")
@@ -100,10 +99,10 @@ def test_every_stage_looks_again_at_the_files_that_it_has_read(tmp_path, monkeyp
     bring_in(tmp_path, "qwen2.5")
     own, loaded, asked = tmp_path / "own.jsonl", [], []
     own.write_text(json.dumps({"messages": chat_oracle.talk("Hi.", "Hello.")}) + "\n")
-    load, refuse = instruct.load, Job.refuse_changed_files
+    load, refuse = own_sets.read, Job.refuse_changed_files
 
-    def edit(path):
-        loaded.append(load(path))
+    def edit(*given):
+        loaded.append(load(*given))
         if len(loaded) == 2:  # the first is the check before all stages
             own.write_text(own.read_text() * 2)
         return loaded[-1]
@@ -112,17 +111,18 @@ def test_every_stage_looks_again_at_the_files_that_it_has_read(tmp_path, monkeyp
         asked.append(job.stage)
         refuse(job)
 
-    monkeypatch.setattr(instruct, "load", edit)
+    monkeypatch.setattr(own_sets, "read", edit)
     monkeypatch.setattr(Job, "refuse_changed_files", note)
-    code, _, err = tune(tmp_path, STAGES[:4], **{"instruct.path": own})
-    assert code == 2 and "seedbed: sft: files that it reads changed meanwhile (own)" in err
+    code, _, err = tune(tmp_path, STAGES[:4], **{"sft.data.mine.path": own})
+    assert code == 2 and "sft: files that it reads changed meanwhile (sft.data.mine)" in err
     assert asked == ["curate", "tokenizer", "pretrain", "sft"]
     assert not (tmp_path / "run" / "checkpoints" / "sft").exists()
 
 
 def check_pairs(run, tokenizer, examples):
     prompts = {tuple(chat.render_prompt(tokenizer, x.messages).tolist()) for x in examples}
-    pairs = (run.stage("reward") / "train_pairs.jsonl").read_text().splitlines()
+    (path,) = run.cache("pairs").glob("*/train.jsonl")
+    pairs = path.read_text().splitlines()
     assert pairs and {tuple(json.loads(line)["prompt"]) for line in pairs} <= prompts
 
 
@@ -151,9 +151,9 @@ def test_own_conversations_that_the_template_refuses_are_refused_first(tmp_path)
     own = tmp_path / "own.jsonl"
     talks = [chat_oracle.talk("Hi.", "Hello."), chat_oracle.talk("Hi.", "Ho.", system="Be kind.")]
     own.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
-    code, _, err = tune(tmp_path, STAGES[:4], **{"instruct.path": own})
+    code, _, err = tune(tmp_path, STAGES[:4], **{"sft.data.mine.path": own})
     assert code == 2 and err.count("\n") == 1 and not (tmp_path / "run").exists()
-    assert "stages has 'sft': conversation user-own.jsonl-2: message 0, role 'system'" in err
+    assert "stages has 'sft': conversation sft.data.mine-own.jsonl-2: message 0, role " in err
     assert "no system here" in err
 
 
