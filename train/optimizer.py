@@ -1,12 +1,14 @@
-"""AdamW with a weight-decay mask, gradient clipping, and the two learning-rate schedules."""
+"""AdamW and Muon with a weight-decay mask, gradient clipping, and learning-rate schedules."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from model.config import TransformerConfig
 from model.layer import is_matrix
@@ -14,12 +16,22 @@ from model.transformer import declare
 
 BALANCE = "balance_bias"  # the one weight whose gradient is none: see make_optimizer
 SCHEDULES = ("cosine", "wsd")
+KINDS = ("adamw", "muon")
+# Matrices that map token ids to vectors, or vectors to ids: AdamW's under Muon too.
+TABLES = ("embedding", "position_table", "head")
+# Root mean square of Muon's updates, which is about AdamW's: one learning rate fits both.
+MUON_RMS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (arXiv 1711.05101) after clipping by the global norm."""
+    """Clipping by the global norm, then AdamW (arXiv 1711.05101) or Muon (arXiv 2502.16982).
 
+    Muon moves matrices between activations by its momentum (`beta1`, Nesterov) made orthogonal, at
+    the root mean square of AdamW's updates; token tables, head, norms and biases stay AdamW's.
+    """
+
+    kind: str = "adamw"  # adamw or muon
     peak_lr: float = 3e-4  # highest learning rate
     warmup_steps: int = 0  # steps
     schedule: str = "cosine"  # cosine or wsd (warmup, stable, decay)
@@ -33,6 +45,7 @@ class OptimizerConfig:
 
     def __post_init__(self):
         ranges = {
+            "kind": (self.kind in KINDS, f"one of {KINDS}"),
             "schedule": (self.schedule in SCHEDULES, f"one of {SCHEDULES}"),
             "peak_lr": (self.peak_lr > 0, "above 0"),
             "warmup_steps": (self.warmup_steps >= 0, "0 or more"),
@@ -95,7 +108,7 @@ def decay_mask(model_config: TransformerConfig) -> Any:
 def make_optimizer(
     config: OptimizerConfig, model_config: TransformerConfig, num_steps: int
 ) -> optax.GradientTransformation:
-    """Clip, AdamW, schedule; a router's balancing bias moves by its own rule.
+    """Clip, AdamW or Muon, schedule; a router's balancing bias moves by its own rule.
 
     Its gradient is the surplus of each expert's load (model/moe.py), and it takes a step of
     `moe.bias_rate` against the sign. Source: arXiv 2408.15664, algorithm 1.
@@ -105,31 +118,75 @@ def make_optimizer(
       model_config: tells which weights are matrices, and bias_rate.
       num_steps: length of the schedule in optimizer steps.
     """
-    adamw = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            make_schedule(config, num_steps),
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=decay_mask(model_config),
-        ),
+    schedule = make_schedule(config, num_steps)
+    optimizer = optax.adamw(
+        schedule,
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=decay_mask(model_config),
     )
+    if config.kind == "muon":
+        optimizer = _add_muon(optimizer, config, model_config, schedule)
+    optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     if not model_config.moe.balance_bias:
-        return adamw
+        return optimizer
     is_balance = _by_leaf(model_config, lambda name, _: name == BALANCE)
 
     def update(grads, state, params):
         still = jax.tree.map(lambda g, other: jnp.zeros_like(g) if other else g, grads, is_balance)
-        updates, state = adamw.update(still, state, params)
+        updates, state = optimizer.update(still, state, params)
         rate = model_config.moe.bias_rate
         moved = jax.tree.map(
             lambda u, g, other: -rate * jnp.sign(g) if other else u, updates, grads, is_balance
         )
         return moved, state
 
-    return optax.GradientTransformation(adamw.init, update)
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def muon_dims(name: str, letters: Sequence[str]) -> optax.contrib.MuonDimensionNumbers | None:
+    """Which dims of a weight are a matrix's rows and columns for Muon; None for AdamW's weights.
+
+    All heads together are one matrix; stacked layers, and experts, are matrices of their own.
+
+    Args:
+      name: of the weight.
+      letters: its dims. Those that a product sums over come first.
+    """
+    if name in TABLES or not is_matrix(name, letters):
+        return None
+    places = [place for place, letter in enumerate(letters) if letter != "X"]
+    if letters[places[0]] == "E":
+        places = places[1:]
+    # Back to the residual stream all but D is summed over; into it, the first dim.
+    cut = len(places) - 1 if letters[places[-1]] == "D" else 1
+    return optax.contrib.MuonDimensionNumbers(tuple(places[:cut]), tuple(places[cut:]))
+
+
+def _add_muon(
+    adamw: optax.GradientTransformation,
+    config: OptimizerConfig,
+    model_config: TransformerConfig,
+    schedule: optax.Schedule,
+) -> optax.GradientTransformation:
+    """Muon for matrices between activations, and `adamw` for the rest."""
+    dims = _by_leaf(model_config, lambda *weight: muon_dims(*weight) or optax.MaskedNode())
+    labels = _by_leaf(model_config, lambda *weight: "muon" if muon_dims(*weight) else "adamw")
+
+    def scale(update: jax.Array, dims: optax.contrib.MuonDimensionNumbers) -> jax.Array:
+        """An orthogonal matrix has a root mean square of max(rows, columns)^-1/2."""
+        rows, columns = (math.prod(update.shape[dim] for dim in side) for side in dims)
+        return MUON_RMS * math.sqrt(max(rows, columns)) * update
+
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(beta=config.beta1, weight_dimension_numbers=dims),
+        optax.stateless(lambda updates, _: jax.tree.map(scale, updates, dims)),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(schedule),
+    )
+    return optax.partition({"adamw": adamw, "muon": muon}, labels)
 
 
 def _by_leaf(model_config: TransformerConfig, fn: Callable[[str, tuple[str, ...]], Any]) -> Any:

@@ -70,12 +70,17 @@ def state_shardings(
     """A TrainState of shardings: moments lie where their weights lie, counters everywhere."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     weights = sharding.weight_shardings(declare(config), mesh)
+
+    def is_masked(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)  # of weights that are another optimizer's
+
     moments = optax.tree_map_params(
         optimizer,
-        lambda _, place: place,
+        lambda moment, place: moment if is_masked(moment) else place,
         jax.eval_shape(optimizer.init, params),
         weights,
         transform_non_params=lambda _: everywhere,
+        is_leaf=is_masked,
     )
     return TrainState(everywhere, weights, moments)
 
