@@ -1,4 +1,8 @@
-"""Generation with a key-value cache: prefill and the token loop in one compiled program."""
+"""Generation with a key-value cache: `prefill` reads prompts, `step` one token of each row.
+
+`generate` is these two in one compiled program. The others are for programs that keep a batch going
+while rows end and begin: such a program jits them itself, so that it can donate its cache.
+"""
 
 import functools
 from typing import NamedTuple
@@ -6,10 +10,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from model import transformer
-from model.attention import Places, attend, visible
-from model.config import DTYPES, TransformerConfig, stacks
-from model.mixer import cache_dims
+from model import sampling, transformer
+from model.attention import attend, visible
+from model.cache import Cache, KeysValues, empty_cache, places, write
+from model.config import TransformerConfig
+
+Cycles = list[list[transformer.Cycle]] | None
 
 
 class Generation(NamedTuple):
@@ -24,19 +30,7 @@ class Generation(NamedTuple):
     logprobs_BR: jax.Array
 
 
-class Cache(NamedTuple):
-    """Keys and values of one place in a stack, written at one index in all rows (left padding).
-
-    The values of latent attention are the first dims of its keys: v has none of its own.
-    """
-
-    k_XBKMH: jax.Array
-    v_XBKMH: jax.Array
-
-
-@functools.partial(
-    jax.jit, static_argnames=("config", "max_new_tokens", "temperature", "end_id", "pad_id")
-)
+@functools.partial(jax.jit, static_argnames=("config", "max_new_tokens", "end_id", "pad_id"))
 def generate(
     config: TransformerConfig,
     params: transformer.Params,
@@ -45,7 +39,8 @@ def generate(
     rng: jax.Array,
     *,
     max_new_tokens: int,
-    temperature: float,
+    temperature: float | jax.Array,
+    top_p: float | jax.Array = 1.0,
     end_id: int,
     pad_id: int,
 ) -> Generation:
@@ -61,78 +56,111 @@ def generate(
       prompt_mask_BP: 1 on real tokens; each row has at least one, the last column.
       rng: a jax key.
       max_new_tokens: R, at least 1.
-      temperature: divides the logits; 0 takes the most likely token.
+      temperature: as of `sampling.draw`, of all rows or one of each; new values compile nothing.
+      top_p: likewise.
       end_id: a row stops after this token.
       pad_id: fills tokens_BR after the end.
     """
     B, P = prompt_BP.shape
     R = max_new_tokens
-    model = transformer.build(config, params)
-    extend = functools.partial(_extend, model, model.unstack(), _slots(prompt_mask_BP, R))
+    cycles = transformer.build(config, params).unstack()
     keys_B = jax.random.split(rng, B)
-
+    temperature_B, top_p_B = (jnp.broadcast_to(x, (B,)) for x in (temperature, top_p))
     num_real_B = prompt_mask_BP.sum(-1)
     most = config.max_positions if config.positions == "learned" else P + R
 
-    def emit(step, out, cache, logits_BV, done_B):
-        token_B, logprob_B = _draw(keys_B, step, logits_BV, temperature)
+    def emit(number, out, cache, logits_BV, done_B):
+        counts_B = jnp.broadcast_to(number, (B,))
+        token_B, logprob_B = sampling.draw(keys_B, counts_B, logits_BV, temperature_B, top_p_B)
         now = (jnp.where(done_B, pad_id, token_B), ~done_B, jnp.where(done_B, 0.0, logprob_B))
-        out = jax.tree.map(lambda x, y: x.at[:, step].set(y), out, Generation(*now))
-        done_B = done_B | (token_B == end_id) | (num_real_B + step >= most)
-        return step + 1, out, cache, token_B, done_B
+        out = jax.tree.map(lambda x, y: x.at[:, number].set(y), out, Generation(*now))
+        done_B = done_B | (token_B == end_id) | (num_real_B + number >= most)
+        return number + 1, out, cache, token_B, done_B
 
     def advance(carry):
-        step, out, cache, token_B, done_B = carry
-        logits_BV, cache = extend(cache, token_B[:, None], P + step - 1)
-        return emit(step, out, cache, logits_BV, done_B)
+        number, out, cache, token_B, done_B = carry
+        logits_BV, cache = step(config, params, cache, token_B, cycles, True)
+        return emit(number, out, cache, logits_BV, done_B)
 
     def unfinished(carry):
         return (carry[0] < R) & ~carry[-1].all()
 
-    logits_BV, cache = extend(_empty_caches(config, B, P + R), prompt_BP, 0)
+    cache = empty_cache(config, B, P + R)
+    logits_BV, cache = prefill(config, params, cache, prompt_BP, prompt_mask_BP, cycles, True)
     first = emit(0, _empty_generation(B, R, pad_id), cache, logits_BV, num_real_B > most)
     out = jax.lax.while_loop(unfinished, advance, first)[1]
     return out._replace(mask_BR=out.mask_BR.astype(jnp.int32))
 
 
-def _draw(keys_B, step, logits_BV, temperature: float) -> tuple[jax.Array, jax.Array]:
-    """One token a row, and its log-probability under the distribution it is drawn from."""
-    if temperature:
-        logits_BV = logits_BV / temperature
-        step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
-        token_B = jax.vmap(jax.random.categorical)(step_keys_B, logits_BV)
-    else:
-        token_B = jnp.argmax(logits_BV, -1)
-    chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], -1)[:, 0]
-    return token_B, chosen_B - jax.nn.logsumexp(logits_BV, -1)
+def prefill(
+    config: TransformerConfig,
+    params: transformer.Params,
+    cache: Cache,
+    tokens_BP: jax.Array,
+    mask_BP: jax.Array,
+    cycles: Cycles = None,
+    aligned: bool = False,
+) -> tuple[jax.Array, Cache]:
+    """Reads a prompt, or the next part of one, into each row.
 
+    Args:
+      config: shape of the model.
+      params: its parameters.
+      cache: each row has P slots left.
+      tokens_BP: token ids, padded on the right; in empty rows, on the left too.
+      mask_BP: 1 on real tokens, which stand side by side. A row without any is left as it is; its
+        logits mean nothing.
+      cycles: from `Transformer.unstack`, by a caller with a loop of its own.
+      aligned: all rows have one index_B, as after prompts that end in one column: this is faster.
 
-def _slots(prompt_mask_BP: jax.Array, R: int) -> Places:
-    """Where the tokens stand that the cache's slots hold, or will hold.
-
-    Those to be written have later positions than any query before them: none sees them.
+    Returns:
+      logits_BV after each row's last token, float32; the cache.
     """
-    real_BP = prompt_mask_BP.astype(jnp.int32)
-    later_BR = real_BP.sum(-1, keepdims=True) + jnp.arange(R, dtype=jnp.int32)[None]
-    positions_BM = jnp.concatenate([jnp.maximum(jnp.cumsum(real_BP, -1) - 1, 0), later_BR], 1)
-    return Places(positions_BM, jnp.pad(real_BP, ((0, 0), (0, R)), constant_values=1))
+    real_BP = mask_BP.astype(jnp.int32)
+    before_B = jnp.argmax(real_BP, -1).astype(jnp.int32)
+    cache = cache._replace(first_B=cache.first_B + before_B)
+    num_new_B = before_B + real_BP.sum(-1)
+    return _extend(config, params, cache, tokens_BP, real_BP, num_new_B, cycles, aligned)
 
 
-def _extend(model, cycles, keys: Places, caches, tokens_BL, start):
-    """Runs tokens at slots start.. of the caches; returns the last one's logits and the caches."""
-    config, length = model.config, tokens_BL.shape[1]
-    queries = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length, 1), keys)
+def step(
+    config: TransformerConfig,
+    params: transformer.Params,
+    cache: Cache,
+    tokens_B: jax.Array,
+    cycles: Cycles = None,
+    aligned: bool = False,
+) -> tuple[jax.Array, Cache]:
+    """Reads one token of each row, wherever the row stands.
+
+    Args:
+      config: shape of the model.
+      params: its parameters.
+      cache: a row that has no slot left, or no learned position, gives logits that mean nothing.
+      tokens_B: token ids.
+      cycles, aligned: as of `prefill`.
+
+    Returns:
+      logits_BV after the token, float32; the cache.
+    """
+    one_B = jnp.ones_like(cache.index_B)
+    return _extend(config, params, cache, tokens_B[:, None], one_B[:, None], one_B, cycles, aligned)
+
+
+def _extend(config, params, cache: Cache, tokens_BL, real_BL, num_new_B, cycles, aligned):
+    """Writes tokens to slots index_B.. of the cache; the first num_new_B of a row stay."""
+    model = transformer.build(config, params)
+    queries, keys = places(cache, real_BL, num_new_B)
 
     def body(block, where, layer, carry):
-        x_BLD, caches = carry
+        x_BLD, layers = carry
         written = []
 
         def mix(q_BLNH, k_BKLH, v_BKLH):
-            cache, at = caches[where], (layer, 0, 0, start, 0)
-            put = jax.lax.dynamic_update_slice
-            written.append(put(cache.k_XBKMH, k_BKLH[None], at))
-            latent = cache.v_XBKMH.shape[-1] == 0
-            written.append(cache.v_XBKMH if latent else put(cache.v_XBKMH, v_BKLH[None], at))
+            old, at = layers[where], (layer, cache.index_B, aligned)
+            written.append(write(old.k_XBKMH, k_BKLH, *at))
+            latent = old.v_XBKMH.shape[-1] == 0
+            written.append(old.v_XBKMH if latent else write(old.v_XBKMH, v_BKLH, *at))
             k_BKMH = written[0][layer]
             v_BKMH = k_BKMH[..., : v_BKLH.shape[-1]] if latent else written[1][layer]
             sink_N = None if block.attention.sink is None else block.attention.sink[...]
@@ -141,28 +169,15 @@ def _extend(model, cycles, keys: Places, caches, tokens_BL, start):
             return attend(q_BLNH, k_BKMH, v_BKMH, mask_BLM, block.scale, cap, sink_N)
 
         x_BLD, _ = block(x_BLD, queries, mix, cached=True)
-        return x_BLD, {**caches, where: Cache(*written)}
+        return x_BLD, {**layers, where: KeysValues(*written)}
 
     x_BLD = model.embed(tokens_BL, queries.positions_BL)
-    x_BLD, caches = model.layers(body, (x_BLD, caches), cycles)
-    return model.project(x_BLD[:, -1:])[:, 0], caches
+    x_BLD, layers = model.layers(body, (x_BLD, cache.layers), cycles)
+    last_B = jnp.maximum(num_new_B - 1, 0)
+    logits_BV = model.project(jnp.take_along_axis(x_BLD, last_B[:, None, None], 1))[:, 0]
+    return logits_BV, Cache(layers, cache.first_B, cache.index_B + num_new_B)
 
 
 def _empty_generation(B: int, R: int, pad_id: int) -> Generation:
     tokens_BR = jnp.full((B, R), pad_id, jnp.int32)
     return Generation(tokens_BR, jnp.zeros((B, R), bool), jnp.zeros((B, R)))
-
-
-def _empty_caches(config: TransformerConfig, B: int, M: int) -> dict[tuple[int, int], Cache]:
-    """By stack and place in it."""
-    num_heads, *sizes = cache_dims(config)
-    return {
-        (number, place): Cache(
-            *(
-                jnp.zeros((stack.repeats, B, num_heads, M, size), DTYPES[config.dtype])
-                for size in sizes
-            )
-        )
-        for number, stack in enumerate(stacks(config))
-        for place in range(len(stack.layers))
-    }

@@ -38,6 +38,7 @@ MAX_FUNCTION_LINES = 60
 ARGUED_LENGTHS: dict[str, str] = {}
 # Public functions that only users of the rooms call, and who they are: {"room.module.name": who}.
 LIBRARY_FACE: dict[str, str] = {
+    "model.cache.insert": "programs that keep a batch going, in which a prompt takes an ended row",
     "model.interop.huggingface.load": "README's three lines: loads a checkpoint onto any mesh",
     "launch.load.load_run": "README: a run's model and tokenizer from Python",
     "model.loss.head_loss": "the scalar that oracles differentiate; training needs its parts too",

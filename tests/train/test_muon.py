@@ -76,8 +76,8 @@ def orthogonalise(g):
 
 def expected_update(gradients, weight, shape):
     """Of the last of two steps, for one matrix."""
-    beta, momentum = MUON.beta1, np.zeros(shape)
-    for step, gradient in enumerate(gradients, start=1):
+    beta, momentum, step = MUON.beta1, np.zeros(shape), len(gradients)
+    for gradient in gradients:
         gradient = np.asarray(gradient, np.float64).reshape(shape)
         momentum = beta * momentum + (1 - beta) * gradient
     nesterov = beta * momentum / (1 - beta ** (step + 1)) + (1 - beta) * gradient / (1 - beta**step)
