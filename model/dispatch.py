@@ -204,8 +204,9 @@ def dropless(config: TransformerConfig, x_BLD, experts_BLJ, weights_BLJ, kernels
     Returns:
       y_BLD without the last bias, and kept_BLJ: 1.0 where a choice was computed.
     """
-    spec = sharding.activation_spec("BLD", x_BLD.shape)
-    specs = {name: sharding.activation_spec(LETTERS[name], w.shape) for name, w in kernels.items()}
+    spec = sharding.activation_spec("BL_", x_BLD.shape)
+    letters = {name: LETTERS[name].replace("D", sharding.UNSPLIT) for name in kernels}
+    specs = {name: sharding.activation_spec(letters[name], w.shape) for name, w in kernels.items()}
     axis, tokens = specs["up"][0], set(sharding.axes_of(spec))
     # Along these each device has a part of every output: of F, or, if tokens are not split along
     # `axis` (one row decodes on many devices), of the experts.
@@ -328,20 +329,20 @@ def limited(config: TransformerConfig, x_BLD, experts_BLJ, weights_BLJ, kernels,
     order_BL = jnp.lexsort((where.positions_BL, where.segments_BL))
     ranks_BL = jnp.argsort(order_BL)
     place_BJL, token_BP, item_BP = places(jnp.swapaxes(experts_BLJ, 1, 2), ranks_BL)
-    whole_BMD = sharding.constrain(x_BLD, "BMD")
-    rows_BPD = jax.vmap(take_rows)(whole_BMD, token_BP, place_BJL)
+    # Every token of a row may go to any place.
+    rows_BPD = jax.vmap(take_rows)(sharding.constrain(x_BLD, "B_D"), token_BP, place_BJL)
     rows_BECD = rows_BPD.reshape(len(x_BLD), moe.num_experts, C, -1)
-    # The all-to-all: E takes the axis from B. Places are split like the tokens of a row, L.
-    rows_EBCD = jnp.swapaxes(sharding.constrain(rows_BECD, "BELD"), 0, 1)
-    rows_EBCD = sharding.constrain(rows_EBCD, "EBLD")
+    # The all-to-all: the first of B and E takes the axis that both are split over.
+    rows_EBCD = jnp.swapaxes(sharding.constrain(rows_BECD, "BECD"), 0, 1)
+    rows_EBCD = sharding.constrain(rows_EBCD, "EBCD")
     kernels = {name: sharding.constrain(w, LETTERS[name]) for name, w in kernels.items()}
 
     def multiply(rows_EBCD, w, bias):
         rows = jnp.einsum("EBCD,EDF->EBCF", rows_EBCD, w)
         return rows if bias is None else rows + bias[:, None, None]
 
-    rows_EBCD = sharding.constrain(feed(config.mlp, kernels, rows_EBCD, multiply), "EBLD")
-    rows_BECD = sharding.constrain(jnp.swapaxes(rows_EBCD, 0, 1), "BELD")
+    rows_EBCD = sharding.constrain(feed(config.mlp, kernels, rows_EBCD, multiply), "EBCD")
+    rows_BECD = sharding.constrain(jnp.swapaxes(rows_EBCD, 0, 1), "BECD")
     rows_BPD = rows_BECD.reshape(rows_BPD.shape)
     z_BJLD = jax.vmap(take_rows)(rows_BPD, place_BJL, item_BP)
     kept_BLJ = jnp.swapaxes(place_BJL < rows_BPD.shape[1], 1, 2).astype(jnp.float32)

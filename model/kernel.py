@@ -239,8 +239,8 @@ def _on_each_device(kernel, q_BLNH, k_BKMH, v_BKMH, places: Places, sink_N) -> j
         # Queries of one kv head are on several devices: each gets a copy of it.
         copies = math.lcm(K, num_tensor) // K
         k_BKMH, v_BKMH = (jnp.repeat(x, copies, axis=1) for x in (k_BKMH, v_BKMH))
-    queries = sharding.activation_spec("BLNH", q_BLNH.shape)
-    keys = sharding.activation_spec("BKMH", k_BKMH.shape)
+    queries = sharding.activation_spec("BLN_", q_BLNH.shape)
+    keys = sharding.activation_spec("BK__", k_BKMH.shape)
     spec = jax.sharding.PartitionSpec
     rows, whole_rows = spec(*queries[:2]), spec(queries[0])
     heads = None if sink_N is None else spec(queries[2])

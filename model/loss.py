@@ -113,8 +113,8 @@ def _head_sums(config, z_loss, with_grads, x_BLD, head_DV, targets_BL, weights_B
     local = functools.partial(_local_head_sums, config, z_loss, with_grads)
     if jax.sharding.get_abstract_mesh().empty:
         return local((), (), x_BLD, head_DV, targets_BL, weights_BL)
-    x_spec = sharding.activation_spec("BLD", x_BLD.shape)
-    head_spec = sharding.activation_spec("DV", head_DV.shape)
+    x_spec = sharding.activation_spec("BL_", x_BLD.shape)
+    head_spec = sharding.activation_spec("_V", head_DV.shape)
     rows = jax.sharding.PartitionSpec(*x_spec[:2])
     shared = (sharding.axes_of(rows), sharding.axes_of(head_spec))
     return jax.shard_map(

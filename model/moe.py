@@ -55,7 +55,7 @@ class Experts(nnx.Module):
         moe, real_BL = self.config.moe, places.segments_BL > 0
         logits_BLE = self._logits(x_BLD)
         scores_BLE = score(moe, logits_BLE)
-        bias_E = None if self.balance_bias is None else _whole(self.balance_bias[...])
+        bias_E = None if self.balance_bias is None else sharding.replicate(self.balance_bias[...])
         choices_BLJ = _choose_locally(moe, scores_BLE, bias_E)
         weights_BLJ = weigh(moe, scores_BLE, choices_BLJ)
         stats = measure(moe, logits_BLE, scores_BLE, choices_BLJ, real_BL)
@@ -76,12 +76,16 @@ class Experts(nnx.Module):
         return self._add_shared(x_BLD, sharding.constrain(y_BLD, "BLD")), stats
 
     def _logits(self, x_BLD: jax.Array) -> jax.Array:
-        """Float32 all the way: a TPU would by default multiply float32 in bfloat16."""
+        """Float32 all the way: a TPU would by default multiply float32 in bfloat16.
+
+        Small weights are gathered, lest their split of E spreads to the tokens' scores.
+        """
         x_BLD, highest = x_BLD.astype(jnp.float32), lax.Precision.HIGHEST
-        logits_BLE = jnp.einsum("BLD,DE->BLE", x_BLD, _whole(self.router[...]), precision=highest)
+        router_DE = sharding.replicate(self.router[...])
+        logits_BLE = jnp.einsum("BLD,DE->BLE", x_BLD, router_DE, precision=highest)
         if self.router_bias is not None:
-            logits_BLE = logits_BLE + _whole(self.router_bias[...])[None, None]
-        return sharding.constrain(logits_BLE, "BLD")  # as the tokens: E is whole
+            logits_BLE = logits_BLE + sharding.replicate(self.router_bias[...])[None, None]
+        return sharding.constrain(logits_BLE, "BL_")
 
     def _add_shared(self, x_BLD: jax.Array, y_BLD: jax.Array) -> jax.Array:
         if self.shared is None:
@@ -122,14 +126,9 @@ def choose(moe: MoEConfig, scores_BLE: jax.Array, bias_E: jax.Array | None) -> j
 
 def _choose_locally(moe: MoEConfig, scores_BLE: jax.Array, bias_E: jax.Array | None) -> jax.Array:
     """`choose`, told that tokens are independent: XLA would gather them all for a top_k."""
-    spec = sharding.activation_spec("BLD", scores_BLE.shape)
+    spec = sharding.activation_spec("BL_", scores_BLE.shape)
     run = functools.partial(choose, moe)
     return on_each_device(run, (spec, PartitionSpec()), spec)(scores_BLE, bias_E)
-
-
-def _whole(x: jax.Array) -> jax.Array:
-    """Gathers a small weight, lest its split of E spreads to the tokens' scores."""
-    return sharding.constrain(x, "D" * x.ndim)
 
 
 # Both recompute what they multiply with: stored for the gradient it would outweigh the layer.

@@ -25,6 +25,8 @@ FILL = -1
 # Weights are stored split over every axis that does not already split them otherwise.
 _STORED = ("fsdp", "expert", "context", "stage")
 
+# Stands in the place of a letter for a dim that must be whole on each device.
+UNSPLIT = "_"
 # letter: (mesh axes of a weight's dim, mesh axes of an activation's dim). Two columns, because
 # one map would shard x_BLD over fsdp twice: weights are stored split along D, activations along B.
 # An axis splits an array once: the first of its letters takes it.
@@ -39,10 +41,11 @@ TABLE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "F": (("tensor",), ("tensor",)),
     "V": (("tensor",), ("tensor",)),
     "E": (("expert",), ("expert",)),
-    "C": ((), ()),
+    "C": ((), ("context",)),  # as the tokens of a row
     "R": (_STORED, ()),
     "T": ((), ()),
     "X": (("stage",), ()),
+    UNSPLIT: ((), ()),
 }
 # Splits that may be left out where the numbers do not allow them: weights are then stored more
 # than once, and `replicated` counts it. Any other clash is refused.
@@ -202,10 +205,20 @@ def _spec(letters, shape, axis_sizes, column: int) -> PartitionSpec:
 
 
 def constrain(x: jax.Array, letters: str) -> jax.Array:
-    """Pins an activation to the table's second column; without a mesh in context, does nothing."""
+    """Splits an activation as the table's second column says; without a mesh, does nothing.
+
+    Args:
+      x: an activation.
+      letters: of its dims; `_` for one that must be whole on each device.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, activation_spec(letters, x.shape))
+
+
+def replicate(x: jax.Array) -> jax.Array:
+    """Makes an array whole on each device; without a mesh in context, does nothing."""
+    return constrain(x, UNSPLIT * x.ndim)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -122,12 +122,12 @@ class Transformer(nnx.Module):
     def embed(self, tokens_BL: jax.Array, positions_BL: jax.Array) -> jax.Array:
         """Token vectors, with those of their positions where they are learned."""
         # Gathered along D first: a lookup in a table that is split both ways would replicate it.
-        table_VD = sharding.constrain(self.embedding[...], "VD")
+        table_VD = sharding.constrain(self.embedding[...], "V_")
         x_BLD = table_VD[tokens_BL].astype(DTYPES[self.config.dtype])
         if self.config.scale_embedding:
             x_BLD = x_BLD * jnp.asarray(math.sqrt(self.config.d_model), x_BLD.dtype)
         if self.position_table is not None:
-            table_TD = sharding.constrain(cast(x_BLD, self.position_table), "TD")
+            table_TD = sharding.constrain(cast(x_BLD, self.position_table), "T_")
             # Beyond the table there is nothing: not its last row, which indexing would give.
             x_BLD = x_BLD + table_TD.at[positions_BL].get(mode="fill", fill_value=jnp.nan)
         return sharding.constrain(x_BLD, "BLD")

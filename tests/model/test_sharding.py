@@ -1,7 +1,10 @@
 """The sharding table, and eight devices against one: same loss, same gradients, on any mesh."""
 
+import ast
 import dataclasses
 import functools
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -204,6 +207,45 @@ def test_constrain_pins_an_activation_only_within_a_mesh():
     with jax.set_mesh(mesh):
         pinned = jax.jit(lambda x: sharding.constrain(x, "BLD"))(x_BLD)
     assert pinned.sharding.shard_shape(pinned.shape) == (2, 3, 16)
+
+
+def test_what_is_marked_as_unsplit_is_whole_on_each_device():
+    x_BLV, mesh = jnp.ones((8, 3, 16)), make_mesh((2, 2, 2))
+    with jax.set_mesh(mesh):
+        split, row, whole = jax.jit(
+            lambda x: (
+                sharding.constrain(x, "BLV"),
+                sharding.constrain(x, "BL_"),
+                sharding.replicate(x),
+            )
+        )(x_BLV)
+    shapes = [x.sharding.shard_shape(x.shape) for x in (split, row, whole)]
+    assert shapes == [(2, 3, 8), (2, 3, 16), (8, 3, 16)]
+    assert sharding.replicate(x_BLV) is x_BLV
+
+
+def name_letters(source):
+    """(x_BLD, BLD) of constrain(x_BLD, "BLD") and of activation_spec("BLD", x_BLD.shape)."""
+    name = r"(\w+_[A-Z]+)"
+    for node in ast.walk(ast.parse(source)):
+        call = ast.unparse(node) if isinstance(node, ast.Call) else ""
+        if found := re.fullmatch(rf"sharding.constrain\({name}, '(\w+)'\)", call):
+            yield found.groups()
+        if found := re.fullmatch(rf"sharding.activation_spec\('(\w+)', {name}.shape\)", call):
+            yield found.groups()[::-1]
+
+
+def test_letters_handed_to_the_table_are_those_of_the_name():
+    """`_` may stand for any of them."""
+    calls = [
+        (path.name, name, letters)
+        for path in sorted(Path(sharding.__file__).parent.glob("*.py"))
+        for name, letters in name_letters(path.read_text(encoding="utf-8"))
+    ]
+    assert len(calls) > 12
+    for path, name, letters in calls:
+        suffix = name.rpartition("_")[2]
+        assert re.fullmatch(letters.replace("_", "."), suffix), (path, name, letters)
 
 
 def test_mesh_of_some_devices():
