@@ -71,9 +71,9 @@ def with_reference(
         _answer_logprob(config, params, *_sides(batch))
         for batch in fixed_batches(rows, batch_size, filler=rows[0])
     ]
-    reference_N2 = np.concatenate(jax.device_get(found)).reshape(-1, 2)[: len(rows)]
+    reference_B2 = np.concatenate(jax.device_get(found)).reshape(-1, 2)[: len(rows)]
     return [
-        {**row, "reference": logprob_2} for row, logprob_2 in zip(rows, reference_N2, strict=True)
+        {**row, "reference": logprob_2} for row, logprob_2 in zip(rows, reference_B2, strict=True)
     ]
 
 

@@ -313,7 +313,7 @@ def _judge(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(normalised score_B, log-probabilities_BR of the policy, and of the reference)."""
     raw_B = score(
-        scalar_config(model_config), judges["reward"], sequences.tokens_BT, sequences.real_BT
+        scalar_config(model_config), judges["reward"], sequences.tokens_BL, sequences.real_BL
     )
     score_B = (raw_B - judges["mean"]) / judges["std"]
     score_B = gae.missing_eos_score(score_B, finished_B, config.missing_eos_score)
@@ -333,7 +333,7 @@ def policy_loss(config: PPOConfig, model_config: TransformerConfig) -> LossFn:
     def loss(params: Params, part: Experience):
         mask_BR = part.sequences.mask_BR
         logits_BRV = rollout.answer_logits(model_config, params, part.sequences)
-        answer_BR = part.sequences.tokens_BT[:, -mask_BR.shape[1] :]
+        answer_BR = part.sequences.tokens_BL[:, -mask_BR.shape[1] :]
         logp_BR = token_logprobs(logits_BRV, answer_BR, config.temperature)
         entropy_BR = losses.entropy(jax.lax.stop_gradient(logits_BRV), config.temperature)
         loss_BR, clipped_BR = losses.ppo_policy_loss(

@@ -1,4 +1,7 @@
-"""Attention on arrays: rotary positions, who sees whom, and the float32 reference product."""
+"""Attention on arrays: rotary positions, who sees whom, and the float32 reference product.
+
+Beside README's letters: Y = G L, the queries of all heads that share keys.
+"""
 
 import dataclasses
 import functools
@@ -137,12 +140,11 @@ def attend(
     return jnp.moveaxis(mixed_BKGLH, 3, 1).reshape(B, L, N, v_BKMH.shape[-1])
 
 
-def _product(x_BKGLI: jax.Array, y_BKMH: jax.Array, equation: str, dtype) -> jax.Array:
-    """A batched product in which all queries of one kv head make one matrix, G * L rows high."""
+def _product(x: jax.Array, y_BKMH: jax.Array, equation: str, dtype) -> jax.Array:
+    """A batched product in which all queries of one kv head make one matrix of Y = G L rows."""
     if sharding.axis_size("context") > 1:  # L is split over devices: it cannot be merged with G
-        return jnp.einsum(equation, x_BKGLI, y_BKMH, preferred_element_type=dtype)
-    B, K, G, L, inner = x_BKGLI.shape
-    flat = "BKSH,BKMH->BKSM" if equation.startswith("BKGLH") else "BKSM,BKMH->BKSH"
-    x_BKSI = x_BKGLI.reshape(B, K, G * L, inner)
-    out = jnp.einsum(flat, x_BKSI, y_BKMH, preferred_element_type=dtype)
-    return out.reshape(B, K, G, L, -1)
+        return jnp.einsum(equation, x, y_BKMH, preferred_element_type=dtype)
+    flat = equation.replace("GL", "Y")
+    merged = x.reshape(*x.shape[:2], -1, x.shape[-1])
+    out = jnp.einsum(flat, merged, y_BKMH, preferred_element_type=dtype)
+    return out.reshape(*x.shape[:4], -1)

@@ -279,7 +279,7 @@ class TransformerConfig:
         return self.max_positions if self.positions == "learned" else 1 << 24
 
     def sizes(self) -> dict[str, int]:
-        """Length of each lettered dim of the weights; F and R differ from module to module."""
+        """Length of each lettered dim of the weights; F and Z differ from module to module."""
         multiple = self.vocab_multiple
         return {
             "V": -(-self.vocab_size // multiple) * multiple,

@@ -1,7 +1,7 @@
 """How tokens travel to the experts that their router chose, and back.
 
-Beside README's letters: J a token's choices (best first), I the choices of many tokens in one
-list, all first choices before all second ones, P the rows that experts compute.
+Beside README's letters: Q tokens of a device, I the choices of many tokens in one list, all first
+choices before all second ones, A the rows that experts compute, O the devices that rows come from.
 Inside `on_each_device` a letter is the local part of its dim.
 
 'dropless' sorts choices by expert and multiplies group by group (`jax.lax.ragged_dot`). Where the
@@ -68,15 +68,15 @@ take_rows.defvjp(lambda x, *plan: (take_rows(x, *plan), plan), _untake_rows)
 
 
 @jax.custom_vjp
-def multiply_groups(rows_PD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+def multiply_groups(rows_AD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """Rows sorted by expert, each times its expert's matrix; zeros past the last expert's."""
-    return _multiply(rows_PD, w_EDF, sizes_E)
+    return _multiply(rows_AD, w_EDF, sizes_E)
 
 
-def _multiply_back(residuals, gradient_PF: jax.Array):
-    rows_PD, w_EDF, sizes_E = residuals
-    rows_gradient_PD = _multiply(gradient_PF, jnp.swapaxes(w_EDF, 1, 2), sizes_E)
-    return rows_gradient_PD, _contract(rows_PD, gradient_PF, sizes_E), None
+def _multiply_back(residuals, gradient_AF: jax.Array):
+    rows_AD, w_EDF, sizes_E = residuals
+    rows_gradient_AD = _multiply(gradient_AF, jnp.swapaxes(w_EDF, 1, 2), sizes_E)
+    return rows_gradient_AD, _contract(rows_AD, gradient_AF, sizes_E), None
 
 
 multiply_groups.defvjp(lambda *args: (_multiply(*args), args), _multiply_back)
@@ -85,48 +85,48 @@ multiply_groups.defvjp(lambda *args: (_multiply(*args), args), _multiply_back)
 # One by one under vmap: the pipeline's vmap has one stage on a device, and the compilers' kernels
 # know no batches.
 @sequential_vmap
-def _multiply(rows_PD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    rows_PF = lax.platform_dependent(
-        rows_PD, w_EDF, sizes_E, cpu=multiply_in_turn, default=lax.ragged_dot
+def _multiply(rows_AD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    rows_AF = lax.platform_dependent(
+        rows_AD, w_EDF, sizes_E, cpu=multiply_in_turn, default=lax.ragged_dot
     )
-    used_P1 = jnp.arange(len(rows_PD))[:, None] < jnp.sum(sizes_E)
-    return jnp.where(used_P1, rows_PF, 0)  # the others may never have been written
+    used_A1 = jnp.arange(len(rows_AD))[:, None] < jnp.sum(sizes_E)
+    return jnp.where(used_A1, rows_AF, 0)  # the others may never have been written
 
 
 @sequential_vmap
-def _contract(rows_PD: jax.Array, gradient_PF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+def _contract(rows_AD: jax.Array, gradient_AF: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """Sum over each group's rows of their outer products with gradients: that of w_EDF."""
-    block = math.gcd(len(rows_PD), MAX_BLOCK)
+    block = math.gcd(len(rows_AD), MAX_BLOCK)
     kernel = functools.partial(contract_blocks, block) if block >= MIN_BLOCK else contract_plainly
     return lax.platform_dependent(
-        rows_PD, gradient_PF, sizes_E, cpu=contract_in_turn, tpu=kernel, default=contract_plainly
+        rows_AD, gradient_AF, sizes_E, cpu=contract_in_turn, tpu=kernel, default=contract_plainly
     )
 
 
-def multiply_in_turn(rows_PD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+def multiply_in_turn(rows_AD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """lax.ragged_dot for CPUs."""
-    padded = _pad(rows_PD)
+    padded = _pad(rows_AD)
 
     def step(e, start, _, rows):
         # What reaches into the rows of the next expert is overwritten by its own, later block.
         w_DF = lax.dynamic_index_in_dim(w_EDF, e, keepdims=False)
         return lax.dynamic_update_slice_in_dim(rows, _block(padded, start) @ w_DF, start, 0)
 
-    start = jnp.zeros((len(padded), w_EDF.shape[-1]), rows_PD.dtype)
-    return _in_turn(sizes_E, step, start)[: len(rows_PD)]
+    start = jnp.zeros((len(padded), w_EDF.shape[-1]), rows_AD.dtype)
+    return _in_turn(sizes_E, step, start)[: len(rows_AD)]
 
 
-def contract_in_turn(rows_PD: jax.Array, gradient_PF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+def contract_in_turn(rows_AD: jax.Array, gradient_AF: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """`_contract` for CPUs."""
-    padded_D, padded_F = _pad(rows_PD), _pad(gradient_PF)
+    padded_D, padded_F = _pad(rows_AD), _pad(gradient_AF)
 
     def step(e, start, end, sums_EDF):
         inside = (start + jnp.arange(CPU_BLOCK) < end)[:, None]
         rows = jnp.where(inside, _block(padded_D, start), 0)
         return sums_EDF.at[e].add(rows.T @ _block(padded_F, start))
 
-    shape = (len(sizes_E), rows_PD.shape[1], gradient_PF.shape[1])
-    return _in_turn(sizes_E, step, jnp.zeros(shape)).astype(rows_PD.dtype)
+    shape = (len(sizes_E), rows_AD.shape[1], gradient_AF.shape[1])
+    return _in_turn(sizes_E, step, jnp.zeros(shape)).astype(rows_AD.dtype)
 
 
 def _pad(rows: jax.Array) -> jax.Array:
@@ -150,19 +150,19 @@ def _in_turn(sizes_E: jax.Array, step: Callable, carry: jax.Array) -> jax.Array:
     return lax.fori_loop(0, done_E[-1], run, carry)
 
 
-def contract_plainly(rows_PD: jax.Array, gradient_PF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+def contract_plainly(rows_AD: jax.Array, gradient_AF: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """`_contract` as XLA does it."""
     ragged = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
-    return lax.ragged_dot_general(rows_PD, gradient_PF, sizes_E, ragged)
+    return lax.ragged_dot_general(rows_AD, gradient_AF, sizes_E, ragged)
 
 
-def contract_blocks(block: int, rows_PD, gradient_PF, sizes_E, interpret: bool = False):
+def contract_blocks(block: int, rows_AD, gradient_AF, sizes_E, interpret: bool = False):
     """The same by a Pallas kernel (megablox) over square blocks; `interpret` runs it anywhere."""
     tiles = (block, block, block)
     # Late: Pallas takes long to import, and only TPUs need it.
     from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
-    return tgmm(rows_PD.T, gradient_PF, sizes_E, rows_PD.dtype, tiling=tiles, interpret=interpret)
+    return tgmm(rows_AD.T, gradient_AF, sizes_E, rows_AD.dtype, tiling=tiles, interpret=interpret)
 
 
 def feed(mlp: str, kernels: dict[str, jax.Array], rows: jax.Array, multiply: Callable) -> jax.Array:
@@ -174,21 +174,21 @@ def feed(mlp: str, kernels: dict[str, jax.Array], rows: jax.Array, multiply: Cal
     return multiply(activate(mlp, gate, up), kernels["down"], None)
 
 
-def feed_groups(mlp: str, kernels: dict[str, jax.Array], rows_PD, sizes_E) -> jax.Array:
+def feed_groups(mlp: str, kernels: dict[str, jax.Array], rows_AD, sizes_E) -> jax.Array:
     """`feed` for rows sorted by expert, of which the first sum(sizes_E) belong to one."""
-    row_P1, end_1E = jnp.arange(len(rows_PD))[:, None], jnp.cumsum(sizes_E)[None]
-    member_PE = (row_P1 < end_1E) & (row_P1 >= end_1E - sizes_E[None])
+    row_A1, end_1E = jnp.arange(len(rows_AD))[:, None], jnp.cumsum(sizes_E)[None]
+    member_AE = (row_A1 < end_1E) & (row_A1 >= end_1E - sizes_E[None])
 
     def multiply(rows, w, bias):
         rows = multiply_groups(rows, w, sizes_E)
-        return rows if bias is None else rows + member_PE.astype(rows.dtype) @ bias
+        return rows if bias is None else rows + member_AE.astype(rows.dtype) @ bias
 
-    return feed(mlp, kernels, rows_PD, multiply)
+    return feed(mlp, kernels, rows_AD, multiply)
 
 
-def combine(z_JTD: jax.Array, weights_TJ: jax.Array) -> jax.Array:
+def combine(z_JQD: jax.Array, weights_QJ: jax.Array) -> jax.Array:
     """Weighted sum over choices, in float32."""
-    return jnp.sum(z_JTD * weights_TJ.T[..., None], 0).astype(z_JTD.dtype)
+    return jnp.sum(z_JQD * weights_QJ.T[..., None], 0).astype(z_JQD.dtype)
 
 
 def dropless(config: TransformerConfig, x_BLD, experts_BLJ, weights_BLJ, kernels):
@@ -223,25 +223,25 @@ def dropless(config: TransformerConfig, x_BLD, experts_BLJ, weights_BLJ, kernels
 def _run_local(config, axis, travels, x_BLD, experts_BLJ, weights_BLJ, kernels):
     """One device's part of `dropless`; `axis` splits the experts, and if `travels` the tokens."""
     moe, num_local = config.moe, kernels["up"].shape[0]
-    x_TD, num_tokens = x_BLD.reshape(-1, x_BLD.shape[-1]), math.prod(x_BLD.shape[:2])
+    x_QD, num_tokens = x_BLD.reshape(-1, x_BLD.shape[-1]), math.prod(x_BLD.shape[:2])
     experts_I, num_groups = experts_BLJ.reshape(num_tokens, -1).T.reshape(-1), moe.num_experts
     if axis and not travels:
         num_groups, local_I = num_local, experts_I - lax.axis_index(axis) * num_local
         experts_I = jnp.where((local_I >= 0) & (local_I < num_local), local_I, num_local)
     order_I = jnp.argsort(experts_I)
-    place_JT = jnp.argsort(order_I).reshape(-1, num_tokens)
+    place_JQ = jnp.argsort(order_I).reshape(-1, num_tokens)
     sizes_E = jnp.sum(jax.nn.one_hot(experts_I, num_groups, dtype=jnp.int32), 0)
-    rows_ID = take_rows(x_TD, order_I % num_tokens, place_JT)
+    rows_ID = take_rows(x_QD, order_I % num_tokens, place_JQ)
     if travels:
         there, back, owned_E = plan_travel(sizes_E, num_local, axis)
         num_rows = moe.num_experts // num_local * num_tokens * min(moe.top_k, num_local)
-        rows_PD = travel(axis, num_rows, rows_ID, there, back)
-        rows_PD = feed_groups(config.mlp, kernels, rows_PD, owned_E)
-        rows_ID = travel(axis, len(rows_ID), rows_PD, back, there)
+        rows_AD = travel(axis, num_rows, rows_ID, there, back)
+        rows_AD = feed_groups(config.mlp, kernels, rows_AD, owned_E)
+        rows_ID = travel(axis, len(rows_ID), rows_AD, back, there)
     else:
         rows_ID = feed_groups(config.mlp, kernels, rows_ID, sizes_E)
-    z_JTD = take_rows(rows_ID, place_JT, order_I)
-    return combine(z_JTD, weights_BLJ.reshape(num_tokens, -1)).reshape(1, *x_BLD.shape)
+    z_JQD = take_rows(rows_ID, place_JQ, order_I)
+    return combine(z_JQD, weights_BLJ.reshape(num_tokens, -1)).reshape(1, *x_BLD.shape)
 
 
 def plan_travel(sizes_E: jax.Array, num_local: int, axis: str):
@@ -257,17 +257,17 @@ def plan_travel(sizes_E: jax.Array, num_local: int, axis: str):
       each (peer, expert): (starts here, sizes, starts at the peer, sizes that arrive here);
       and the number of rows that arrive for each of this device's experts.
     """
-    me, counts_SE = lax.axis_index(axis), lax.all_gather(sizes_E, axis)  # S: senders
-    starts_SE = jnp.cumsum(counts_SE, 1) - counts_SE
-    totals = jnp.sum(counts_SE, 0).reshape(-1, num_local)
+    me, counts_OE = lax.axis_index(axis), lax.all_gather(sizes_E, axis)
+    starts_OE = jnp.cumsum(counts_OE, 1) - counts_OE
+    totals = jnp.sum(counts_OE, 0).reshape(-1, num_local)
     starts_E = (jnp.cumsum(totals, 1) - totals).reshape(-1)
-    landings_SE = starts_E[None] + jnp.cumsum(counts_SE, 0) - counts_SE
+    landings_OE = starts_E[None] + jnp.cumsum(counts_OE, 0) - counts_OE
 
-    def owned(x_SE):
-        return lax.dynamic_slice_in_dim(x_SE, me * num_local, num_local, 1).reshape(-1)
+    def owned(x_OE):
+        return lax.dynamic_slice_in_dim(x_OE, me * num_local, num_local, 1).reshape(-1)
 
-    there = (starts_SE[me], counts_SE[me], landings_SE[me], owned(counts_SE))
-    back = (owned(landings_SE), owned(counts_SE), owned(starts_SE), counts_SE[me])
+    there = (starts_OE[me], counts_OE[me], landings_OE[me], owned(counts_OE))
+    back = (owned(landings_OE), owned(counts_OE), owned(starts_OE), counts_OE[me])
     return there, back, totals[me]
 
 
@@ -298,14 +298,14 @@ def _travel_back(axis, _, residuals, gradient):
 travel.defvjp(_travel_forth, _travel_back)
 
 
-def _emulate(axis, rows, start, starts_C, sizes_C, landings_C, _):
-    """ragged_all_to_all (C: its chunks), which XLA's CPU backend lacks: all rows go everywhere."""
-    me, per_peer = lax.axis_index(axis), len(starts_C) // lax.axis_size(axis)
-    plan_S3C = lax.all_gather(jnp.stack([starts_C, sizes_C, landings_C]), axis)
-    plan_S3C = lax.dynamic_slice_in_dim(plan_S3C, me * per_peer, per_peer, 2)
-    sender_SC = jnp.arange(len(plan_S3C))[:, None] * len(rows)
+def _emulate(axis, rows, start, starts, sizes, landings, _):
+    """ragged_all_to_all, which XLA's CPU backend lacks: all rows go everywhere."""
+    me, per_peer = lax.axis_index(axis), len(starts) // lax.axis_size(axis)
+    plan = lax.all_gather(jnp.stack([starts, sizes, landings]), axis)  # (O, 3, chunks)
+    plan = lax.dynamic_slice_in_dim(plan, me * per_peer, per_peer, 2)
+    first_O1 = jnp.arange(len(plan))[:, None] * len(rows)
     origins, sizes, landings = (
-        x.reshape(-1, 1) for x in (plan_S3C[:, 0] + sender_SC, plan_S3C[:, 1], plan_S3C[:, 2])
+        x.reshape(-1, 1) for x in (plan[:, 0] + first_O1, plan[:, 1], plan[:, 2])
     )
     offset = jnp.arange(len(start))[None] - landings
     inside = (offset >= 0) & (offset < sizes)
@@ -328,10 +328,10 @@ def limited(config: TransformerConfig, x_BLD, experts_BLJ, weights_BLJ, kernels,
     places = jax.vmap(functools.partial(_places, moe.num_experts, C))
     order_BL = jnp.lexsort((where.positions_BL, where.segments_BL))
     ranks_BL = jnp.argsort(order_BL)
-    place_BJL, token_BP, item_BP = places(jnp.swapaxes(experts_BLJ, 1, 2), ranks_BL)
+    place_BJL, token_BA, item_BA = places(jnp.swapaxes(experts_BLJ, 1, 2), ranks_BL)
     # Every token of a row may go to any place.
-    rows_BPD = jax.vmap(take_rows)(sharding.constrain(x_BLD, "B_D"), token_BP, place_BJL)
-    rows_BECD = rows_BPD.reshape(len(x_BLD), moe.num_experts, C, -1)
+    rows_BAD = jax.vmap(take_rows)(sharding.constrain(x_BLD, "B_D"), token_BA, place_BJL)
+    rows_BECD = rows_BAD.reshape(len(x_BLD), moe.num_experts, C, -1)
     # The all-to-all: the first of B and E takes the axis that both are split over.
     rows_EBCD = jnp.swapaxes(sharding.constrain(rows_BECD, "BECD"), 0, 1)
     rows_EBCD = sharding.constrain(rows_EBCD, "EBCD")
@@ -343,9 +343,9 @@ def limited(config: TransformerConfig, x_BLD, experts_BLJ, weights_BLJ, kernels,
 
     rows_EBCD = sharding.constrain(feed(config.mlp, kernels, rows_EBCD, multiply), "EBCD")
     rows_BECD = sharding.constrain(jnp.swapaxes(rows_EBCD, 0, 1), "BECD")
-    rows_BPD = rows_BECD.reshape(rows_BPD.shape)
-    z_BJLD = jax.vmap(take_rows)(rows_BPD, place_BJL, item_BP)
-    kept_BLJ = jnp.swapaxes(place_BJL < rows_BPD.shape[1], 1, 2).astype(jnp.float32)
+    rows_BAD = rows_BECD.reshape(rows_BAD.shape)
+    z_BJLD = jax.vmap(take_rows)(rows_BAD, place_BJL, item_BA)
+    kept_BLJ = jnp.swapaxes(place_BJL < rows_BAD.shape[1], 1, 2).astype(jnp.float32)
     return jax.vmap(combine)(z_BJLD, weights_BLJ), kept_BLJ
 
 

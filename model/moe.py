@@ -1,7 +1,7 @@
 """Mixture of experts: a router chooses a few feed-forwards for each token.
 
-Beside README's letters: J a token's choices (top_k, best first). Routing and its statistics are
-written for whole arrays, which XLA splits like their tokens; model/dispatch.py moves the tokens.
+Routing and its statistics are written for whole arrays, which XLA splits like their tokens;
+model/dispatch.py moves the tokens. A token's choices J are in order, the best first.
 """
 
 import functools

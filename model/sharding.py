@@ -1,7 +1,7 @@
 """Letters to mesh axes: the one table that says where every dim of every array lives.
 
-Legend (README repeats it): B batch, L query length, M key length, D model, N query heads,
-K kv heads, G = N/K, H head size, F feed-forward, V vocabulary, E experts, C capacity, R latent
+Legend (README has the rest): B batch, L row or query length, M key length, D model, N query heads,
+K kv heads, H head size, F feed-forward, V vocabulary, E experts, C places at an expert, Z latent
 rank, T learned positions, X stacked layers.
 A *dim* is a letter of a tensor; an *axis* is a side of the device mesh.
 """
@@ -42,15 +42,15 @@ TABLE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "V": (("tensor",), ("tensor",)),
     "E": (("expert",), ("expert",)),
     "C": ((), ("context",)),  # as the tokens of a row
-    "R": (_STORED, ()),
+    "Z": (_STORED, ()),
     "T": ((), ()),
     "X": (("stage",), ()),
     UNSPLIT: ((), ()),
 }
 # Splits that may be left out where the numbers do not allow them: weights are then stored more
 # than once, and `replicated` counts it. Any other clash is refused.
-OPTIONAL = {("K", "tensor"), *((letter, axis) for letter in "DR" for axis in _STORED[1:])}
-OPTIONAL |= {("R", "fsdp"), ("X", "stage")}
+OPTIONAL = {("K", "tensor"), *((letter, axis) for letter in "DZ" for axis in _STORED[1:])}
+OPTIONAL |= {("Z", "fsdp"), ("X", "stage")}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,6 +52,6 @@ def make(job: Job, policy: Params) -> dict[str, list[preference.Pair]]:
 def to_rows(job: Job, pairs: Sequence[preference.Pair]) -> tuple[list[Batch], int]:
     """Arrays of pairs, and the number of those that are too long and left out."""
     rows, num_long = preference.pair_rows(pairs, job.settings.reward.seq_len, job.tokenizer.pad_id)
-    tokens_N2L = np.stack([row["tokens"] for row in rows])
-    refuse_unknown_ids(tokens_N2L, job.model.vocab_size, ["pairs"])
+    tokens_B2L = np.stack([row["tokens"] for row in rows])
+    refuse_unknown_ids(tokens_B2L, job.model.vocab_size, ["pairs"])
     return rows, num_long

@@ -166,9 +166,9 @@ def measure_one(tokens, prompt_length, finished):
 def by_hand(rolled):
     sequences = rolled[0]
     rows = []
-    for b, tokens_T in enumerate(sequences.tokens_BT):
-        tokens = tokens_T[sequences.real_BT[b] == 1]
-        rows.append(measure_one(tokens, sequences.real_BT[b, :4].sum(), finished=b > 0))
+    for b, tokens_L in enumerate(sequences.tokens_BL):
+        tokens = tokens_L[sequences.real_BL[b] == 1]
+        rows.append(measure_one(tokens, sequences.real_BL[b, :4].sum(), finished=b > 0))
     return list(zip(*rows, strict=True))
 
 
