@@ -1,6 +1,7 @@
 """The settings of a run: one frozen dataclass, and what must hold between its sections."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -283,7 +284,8 @@ def _check_rows(settings: Settings, model: TransformerConfig, sizes: Mapping[str
     What must fit is what passes through the model at once: a part of the batch where
     `num_microbatches` or PPO's `num_minibatches` cut it, and two rows for each pair of answers.
     """
-    ways = sizes["data"] * sizes["fsdp"] * sizes["expert"]
+    axes = sharding.table_of(sizes)["B"][1]
+    ways = math.prod(sizes[axis] for axis in axes)
     longest = max(stack.repeats for stack in stacks(model))
 
     def check_pipeline(name: str, rows: int) -> None:
@@ -303,7 +305,7 @@ def _check_rows(settings: Settings, model: TransformerConfig, sizes: Mapping[str
             cut = f", {rows} in each of {parts} parts" if parts > 1 else ""
             raise ValueError(
                 f"{name}.loop.batch_size is {section.loop.batch_size}{cut}; it must divide by "
-                f"mesh.data x mesh.fsdp x mesh.expert, which is {ways}"
+                f"{' x '.join(f'mesh.{axis}' for axis in axes)}, which is {ways}"
             )
         check_pipeline(name, rows * STAGES[name].sides)
         if name in ("pretrain", "sft"):

@@ -4,9 +4,14 @@ Legend (README has the rest): B batch, L row or query length, M key length, D mo
 K kv heads, H head size, F feed-forward, V vocabulary, E experts, C places at an expert, Z latent
 rank, T learned positions, X stacked layers.
 A *dim* is a letter of a tensor; an *axis* is a side of the device mesh.
+
+A configuration may replace entries of the table. A mesh carries them in the name of an axis of
+length 1: whatever needs the table has a mesh, and jax.jit, which tells meshes apart by the names of
+their axes, never takes a program that was traced with other entries.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -51,6 +56,11 @@ TABLE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 # than once, and `replicated` counts it. Any other clash is refused.
 OPTIONAL = {("K", "tensor"), *((letter, axis) for letter in "DZ" for axis in _STORED[1:])}
 OPTIONAL |= {("Z", "fsdp"), ("X", "stage")}
+# What a configuration may split activations over. L and M are fixed: kernels and the ring count on
+# queries that are split over the context axis. So are dims that are summed over on one device.
+CHOICES = {letter: axes for letter, (_, axes) in TABLE.items() if axes and letter != "L"}
+CHOICES["D"] = ("tensor",)
+RULES = "rules"  # how the name of the axis that carries replaced entries begins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +80,10 @@ class MeshConfig:
     # Slices (on GPUs processes) along an axis; 1 for an axis that is not named.
     slices: Mapping[str, int] = dataclasses.field(default_factory=dict)
     max_replicated: float = 0.02  # share of weight bytes that may be stored more than planned
+    # Mesh axes that dims of weights are split over, by letter, in place of TABLE's.
+    weight_rules: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    # Mesh axes that dims of activations are split over, by letter, in place of TABLE's.
+    activation_rules: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         for axis, size in zip(AXES, self.sizes(), strict=True):
@@ -88,6 +102,15 @@ class MeshConfig:
             raise ValueError(f"more than one axis is {FILL}: {filled}; allowed: one")
         if not 0 <= self.max_replicated <= 1:
             raise ValueError(f"max_replicated is {self.max_replicated}; it must be in [0, 1]")
+        weights = dict.fromkeys(TABLE.keys() - {UNSPLIT}, AXES)
+        _check_rules("weight_rules", self.weight_rules, weights)
+        _check_rules("activation_rules", self.activation_rules, CHOICES)
+        query_axes, key_axes = (self.activation_rules.get(x, TABLE[x][1]) for x in "NK")
+        if query_axes != key_axes:
+            raise ValueError(
+                f"activation_rules.N is {query_axes!r}; it must be that of K, {key_axes!r}: a "
+                "device attends with its own heads"
+            )
 
     def sizes(self) -> tuple[int, ...]:
         """Devices along each axis inside a slice, in the order of AXES."""
@@ -115,11 +138,44 @@ class MeshConfig:
         return dataclasses.replace(self, **{axis: num_devices // others})
 
     def axis_sizes(self) -> dict[str, int]:
-        """Length of each mesh axis, slices included; none of them may be FILL."""
+        """Length of each mesh axis, slices included; none of them may be FILL.
+
+        Rules, if there are any, add an axis of length 1 that carries them.
+        """
         if FILL in self.sizes():
             raise ValueError(f"mesh.{AXES[self.sizes().index(FILL)]} is {FILL}; fill() it first")
         pairs = zip(self.sizes(), self.across(), strict=True)
-        return dict(zip(AXES, (inside * across for inside, across in pairs), strict=True))
+        sizes = dict(zip(AXES, (inside * across for inside, across in pairs), strict=True))
+        rules = [
+            f"{column}:{letter}:{','.join(rows[letter])}"
+            for column, rows in enumerate((self.weight_rules, self.activation_rules))
+            for letter in sorted(rows)
+        ]
+        return sizes | ({" ".join([RULES, *rules]): 1} if rules else {})
+
+
+def _check_rules(key: str, rules: Mapping, choices: Mapping[str, tuple[str, ...]]) -> None:
+    for letter, axes in rules.items():
+        if letter not in choices:
+            raise ValueError(f"{key} has {letter!r}; allowed: {', '.join(sorted(choices))}")
+        if len(set(axes)) < len(axes) or not set(axes) <= set(choices[letter]):
+            raise ValueError(
+                f"{key}.{letter} is {axes!r}; it must be some of {choices[letter]}, each once"
+            )
+
+
+def table_of(axis_sizes: Mapping[str, int]) -> Mapping[str, tuple[tuple[str, ...], ...]]:
+    """The table of a mesh, given the lengths of its axes: TABLE, with the entries it replaces."""
+    return _table_of(next((axis for axis in axis_sizes if axis.startswith(RULES)), RULES))
+
+
+@functools.cache
+def _table_of(rules: str) -> Mapping[str, tuple[tuple[str, ...], ...]]:
+    table = {letter: list(row) for letter, row in TABLE.items()}
+    for rule in rules.split()[1:]:
+        column, letter, axes = rule.split(":")
+        table[letter][int(column)] = tuple(axes.split(",")) if axes else ()
+    return {letter: tuple(row) for letter, row in table.items()}
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -137,7 +193,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     config = config.fill(len(devices))
     asked = math.prod(config.axis_sizes().values())
     if asked != len(devices):
-        sizes = " x ".join(f"{axis} {size}" for axis, size in config.axis_sizes().items())
+        sizes = " x ".join(f"{axis} {config.axis_sizes()[axis]}" for axis in AXES)
         raise ValueError(
             f"mesh: {sizes} = {asked} devices asked, {len(devices)} present; "
             "the product must equal the number present"
@@ -156,7 +212,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     grid = np.stack(laid).reshape(across + inside)
     num = len(AXES)
     grid = grid.transpose([place for axis in range(num) for place in (axis, num + axis)])
-    return Mesh(grid.reshape(tuple(config.axis_sizes().values())), AXES)
+    return Mesh(grid.reshape(tuple(config.axis_sizes().values())), tuple(config.axis_sizes()))
 
 
 def _slices(devices: list) -> list[list]:
@@ -191,10 +247,10 @@ def activation_spec(letters: str, shape: Sequence[int] | None = None) -> Partiti
 
 
 def _spec(letters, shape, axis_sizes, column: int) -> PartitionSpec:
-    taken, dims = set(), []
+    table, taken, dims = table_of(axis_sizes), set(), []
     for letter, size in zip(letters, shape, strict=True):
         chosen, parts = [], 1
-        for axis in TABLE[letter][column]:
+        for axis in table[letter][column]:
             ways = axis_sizes.get(axis, 1)
             if ways > 1 and axis not in taken and size % (parts * ways) == 0:
                 chosen.append(axis)
@@ -223,7 +279,7 @@ def replicate(x: jax.Array) -> jax.Array:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of an array whose first dim is B."""
-    return NamedSharding(mesh, PartitionSpec(TABLE["B"][1]))
+    return NamedSharding(mesh, PartitionSpec(table_of(mesh.shape)["B"][1]))
 
 
 def weight_shardings(declared: Any, mesh: Mesh, strict: bool = True) -> Any:
@@ -254,7 +310,7 @@ def check_splits(declared: Any, axis_sizes: Mapping[str, int]) -> None:
     for path, (letters, shape) in jax.tree.leaves_with_path(declared, is_leaf=_is_declared):
         taken = axes_of(weight_spec(letters, shape, axis_sizes))
         for letter, size in zip(letters, shape, strict=True):
-            for axis in TABLE[letter][0]:
+            for axis in table_of(axis_sizes)[letter][0]:
                 ways = axis_sizes.get(axis, 1)
                 if ways > 1 and axis not in taken and (letter, axis) not in OPTIONAL:
                     hint = "; model.vocab_multiple pads it" if letter == "V" else ""
@@ -273,7 +329,7 @@ def replicated(declared: Any, axis_sizes: Mapping[str, int]) -> float:
     """
     total, extra = 0, 0.0
     for letters, shape in jax.tree.leaves(declared, is_leaf=_is_declared):
-        planned = {axis for letter in letters for axis in TABLE[letter][0]}
+        planned = {axis for letter in letters for axis in table_of(axis_sizes)[letter][0]}
         done = set(axes_of(weight_spec(letters, shape, axis_sizes)))
         missing = math.prod(axis_sizes.get(axis, 1) for axis in planned - done)
         total += math.prod(shape)

@@ -258,6 +258,24 @@ def test_mesh_is_one_device(sizes, dispatch):
     assert_close(on_mesh(mesh, config, params, x_BLD, segments_BL, target(x_BLD)), wanted, MESH_TOL)
 
 
+@pytest.mark.parametrize(
+    ("dispatch", "rules"),
+    [
+        ("dropless", {"E": (), "D": ("tensor",)}),
+        ("dropless", {"B": ("data",)}),
+        ("capacity", {"E": ()}),
+    ],
+    ids=str,
+)
+def test_other_rules_for_tokens_and_experts_are_one_device(dispatch, rules):
+    """Experts' weights that are gathered, and tokens that several devices have."""
+    config = make_config(FULL, dispatch=dispatch, capacity_factor=0.7)
+    params, (x_BLD, segments_BL) = make_params(config), make_batch()
+    wanted = run(config, params, x_BLD, segments_BL, target(x_BLD))
+    mesh = sharding.make_mesh(MeshConfig(data=2, expert=2, tensor=2, activation_rules=rules))
+    assert_close(on_mesh(mesh, config, params, x_BLD, segments_BL, target(x_BLD)), wanted, MESH_TOL)
+
+
 @pytest.mark.parametrize("shape", by_default([((1, 1),), ((4, 3),)], 0))
 @pytest.mark.parametrize("dispatch", by_default(["dropless", "capacity"], 0))
 def test_mesh_is_one_device_for_few_tokens(dispatch, shape):

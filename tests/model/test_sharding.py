@@ -127,6 +127,75 @@ def test_eight_devices_give_the_loss_and_gradients_of_one(sizes, head, on_one_de
     assert_trees_close(grads, expected_grads)
 
 
+RULES = {
+    "weights over data too": ({"D": ("fsdp", "data"), "F": (), "V": ()}, {}),
+    "activations along D": ({}, {"D": ("tensor",), "F": ()}),
+    "heads and vocabulary whole": ({"V": ("fsdp",)}, {"N": (), "K": (), "V": ()}),
+    "rows over data alone": ({"D": ("tensor",)}, {"B": ("data",), "F": ()}),
+}
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_other_rules_give_the_loss_and_gradients_of_one_device(rules, on_one_device):
+    """And the program of other rules is not used again, though all else is alike."""
+    weights, activations = RULES[rules]
+    plain = MeshConfig(data=2, fsdp=2, tensor=2)
+    other = dataclasses.replace(plain, weight_rules=weights, activation_rules=activations)
+    expected_loss, expected_grads = on_one_device("tied")
+    placed, programs = [], []
+    for mesh in map(sharding.make_mesh, (plain, other)):
+        shardings = sharding.weight_shardings(declare(CONFIG), mesh)
+        params = jax.device_put(make_params(CONFIG), shardings)
+        batch = jax.device_put(make_batch(), sharding.batch_sharding(mesh))
+        placed.append([x.sharding.spec for x in jax.tree.leaves((params, batch))])
+        with jax.set_mesh(mesh):
+            programs.append(loss_and_grad.lower(CONFIG, params, batch).as_text())
+            loss, grads = loss_and_grad(CONFIG, params, batch)
+        np.testing.assert_allclose(loss, expected_loss, MESH_RTOL)
+        assert_trees_close(grads, expected_grads)
+    assert (placed[0] != placed[1]) == bool(weights or "B" in activations)
+    assert programs[0] != programs[1]
+
+
+def test_rules_replace_entries_of_the_table_for_one_mesh():
+    x_BLV = np.ones((8, 3, 16), np.float32)
+    pin = jax.jit(lambda x: sharding.constrain(x, "BLV"))
+    shapes = []
+    for rules in ({}, {"V": ()}, {}, {"B": ("fsdp",)}):
+        with jax.set_mesh(
+            sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2, activation_rules=rules))
+        ):
+            shapes.append(pin(x_BLV).sharding.shard_shape(x_BLV.shape))
+    assert shapes == [(2, 3, 8), (2, 3, 16), (2, 3, 8), (4, 3, 8)]
+    sizes = MeshConfig(data=1, fsdp=2, tensor=2, weight_rules={"F": ("fsdp",)}).axis_sizes()
+    assert sharding.weight_spec("FH", (24, 8), sizes) == PartitionSpec("fsdp", None)
+    assert sharding.weight_spec("FH", (24, 8), {"fsdp": 2, "tensor": 2})[0] == "tensor"
+    declared = {"up": (("F", "H"), (25, 8))}
+    with pytest.raises(ValueError, match="mesh.fsdp is 2, but dim F of weight up is 25"):
+        sharding.check_splits(declared, sizes)
+
+
+@pytest.mark.parametrize(
+    ("key", "rules", "complaint"),
+    [
+        ("weight_rules", {"Q": ("fsdp",)}, "weight_rules has 'Q'; allowed: B, C, D, E"),
+        ("weight_rules", {"_": ("fsdp",)}, "weight_rules has '_'; allowed"),
+        ("weight_rules", {"F": ("model",)}, r"weight_rules.F is \('model',\); it must be some of"),
+        ("weight_rules", {"F": ("fsdp", "fsdp")}, "it must be some of .* each once"),
+        (
+            "activation_rules",
+            {"L": ()},
+            "activation_rules has 'L'; allowed: B, C, D, E, F, K, N, V",
+        ),
+        ("activation_rules", {"F": ("data",)}, r"F is \('data',\); .* some of \('tensor',\)"),
+        ("activation_rules", {"K": ()}, r"N is \('tensor',\); it must be that of K, \(\)"),
+    ],
+)
+def test_rules_that_cannot_be_followed_are_refused(key, rules, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        MeshConfig(**{key: rules})
+
+
 def test_generation_on_a_mesh_is_generation_on_one_device():
     mesh, params = make_mesh((2, 2, 2)), make_params(CONFIG)
     prompt_BP = np.random.default_rng(1).integers(8, 64, (8, 5))
