@@ -26,7 +26,7 @@ from data import chat
 from data.loader import fixed_batches
 from data.tokenizers.tokenizer import Tokenizer
 from model import decode
-from model.config import TransformerConfig
+from model.config import TransformerConfig, require
 from model.loss import token_logprobs
 from model.transformer import Params
 from train.loop import LoopConfig, place
@@ -56,28 +56,26 @@ class PPOConfig:
     missing_eos_score: float = -1.0  # replaces the score of an answer without end token
 
     def __post_init__(self):
-        ranges = {
-            "max_prompt_tokens": (self.max_prompt_tokens >= 1, "at least 1"),
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (self.temperature > 0, "above 0"),
-            "kl_coef": (self.kl_coef >= 0, "0 or more"),
-            "gamma": (0 <= self.gamma <= 1, "in [0, 1]"),
-            "gae_lambda": (0 <= self.gae_lambda <= 1, "in [0, 1]"),
-            "clip_low": (0 < self.clip_low < 1, "in (0, 1)"),
-            "clip_high": (self.clip_high > 0, "above 0"),
-            "dual_clip": (self.dual_clip > 1, "above 1 (inf for none)"),
-            "value_clip": (self.value_clip > 0, "above 0 (inf for none)"),
-            "num_epochs": (self.num_epochs >= 1, "at least 1"),
-            "num_minibatches": (
+        require(
+            self,
+            max_prompt_tokens=(self.max_prompt_tokens >= 1, "at least 1"),
+            max_new_tokens=(self.max_new_tokens >= 1, "at least 1"),
+            temperature=(self.temperature > 0, "above 0"),
+            kl_coef=(self.kl_coef >= 0, "0 or more"),
+            gamma=(0 <= self.gamma <= 1, "in [0, 1]"),
+            gae_lambda=(0 <= self.gae_lambda <= 1, "in [0, 1]"),
+            clip_low=(0 < self.clip_low < 1, "in (0, 1)"),
+            clip_high=(self.clip_high > 0, "above 0"),
+            dual_clip=(self.dual_clip > 1, "above 1 (inf for none)"),
+            value_clip=(self.value_clip > 0, "above 0 (inf for none)"),
+            num_epochs=(self.num_epochs >= 1, "at least 1"),
+            num_minibatches=(
                 self.num_minibatches >= 1
                 and self.loop.batch_size % (self.num_minibatches * self.loop.num_microbatches) == 0,
                 f"a divisor of loop.batch_size = {self.loop.batch_size} also when multiplied by "
                 f"loop.num_microbatches = {self.loop.num_microbatches}",
             ),
-        }
-        for key, (fits, allowed) in ranges.items():
-            if not fits:
-                raise ValueError(f"{key} is {getattr(self, key)!r}; it must be {allowed}")
+        )
 
 
 @dataclasses.dataclass(frozen=True)

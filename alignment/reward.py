@@ -15,7 +15,7 @@ import numpy as np
 
 from alignment import losses
 from alignment.preference import PreferenceConfig
-from model.config import TransformerConfig
+from model.config import TransformerConfig, require
 from model.transformer import Params, forward, init
 from train.loop import LoopConfig
 from train.optimizer import OptimizerConfig
@@ -33,8 +33,7 @@ class RewardConfig:
     pairs: PreferenceConfig = PreferenceConfig()
 
     def __post_init__(self):
-        if self.centering < 0:
-            raise ValueError(f"centering is {self.centering}; it must be 0 or more")
+        require(self, centering=(self.centering >= 0, "0 or more"))
         longest = self.pairs.max_new_tokens
         if longest >= self.seq_len:
             raise ValueError(

@@ -18,7 +18,7 @@ from data.tokenizers.tokenizer import TokenizerConfig
 from launch.schema import check_keys, hint_of, keys_of, to_dataclass
 from launch.stages.stage import STAGES, TRAINED, sections_of
 from model import pipeline, ring, sharding
-from model.config import LAYOUT, Layout, TransformerConfig, stacks
+from model.config import LAYOUT, Layout, TransformerConfig, require, stacks
 from model.sharding import MeshConfig
 from model.transformer import declare
 from train.lm import LMConfig
@@ -33,8 +33,7 @@ class CostConfig:
     machine_watts: float = 30.0  # W under load, an estimate
 
     def __post_init__(self):
-        if self.machine_watts <= 0:
-            raise ValueError(f"machine_watts is {self.machine_watts}; it must be above 0")
+        require(self, machine_watts=(self.machine_watts > 0, "above 0"))
 
     def energy_wh(self, secs: float) -> float:
         """Watt-hours of so many seconds."""
@@ -56,11 +55,9 @@ class EvalConfig:
 
     def __post_init__(self):
         for key in ("batch_size", "max_new_tokens", "num_comparisons", "ngram_order"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} is {getattr(self, key)}; it must be at least 1")
+            require(self, **{key: (getattr(self, key) >= 1, "at least 1")})
         for key in ("temperature", "num_samples", "num_heldout"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"{key} is {getattr(self, key)}; it must be 0 or more")
+            require(self, **{key: (getattr(self, key) >= 0, "0 or more")})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +84,7 @@ class Settings:
     ppo: PPOConfig | None = None
 
     def __post_init__(self):
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed is {self.seed}; it must be in [0, 2**31)")
+        require(self, seed=(0 <= self.seed < 2**31, "in [0, 2**31)"))
 
 
 # Sections whose keys are the defaults of every training stage; its own section overrides them.

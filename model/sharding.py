@@ -21,6 +21,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from model.config import require
+
 # Slowest links first: what crosses slices stands before what stays inside one.
 AXES = ("data", "stage", "fsdp", "expert", "context", "tensor")
 
@@ -35,7 +37,8 @@ UNSPLIT = "_"
 # letter: (mesh axes of a weight's dim, mesh axes of an activation's dim). Two columns, because
 # one map would shard x_BLD over fsdp twice: weights are stored split along D, activations along B.
 # An axis splits an array once: the first of its letters takes it.
-TABLE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+Table = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+TABLE: Table = {
     "B": ((), ("data", "fsdp", "expert")),
     "L": ((), ("context",)),
     "M": ((), ()),
@@ -64,6 +67,14 @@ RULES = "rules"  # how the name of the axis that carries replaced entries begins
 
 
 @dataclasses.dataclass(frozen=True)
+class Weight:
+    """Letters and shape of a declared weight; a leaf of a tree."""
+
+    letters: str
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Devices along each axis inside a slice (a pod's fast links), and slices along each axis.
 
@@ -86,12 +97,10 @@ class MeshConfig:
     activation_rules: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
+        allowed = f"at least 1, or {FILL} for the devices that the other axes leave"
         for axis, size in zip(AXES, self.sizes(), strict=True):
-            if size < 1 and size != FILL:
-                raise ValueError(
-                    f"{axis} is {size}; it must be at least 1, or {FILL} for the devices that the "
-                    "other axes leave"
-                )
+            require(self, **{axis: (size >= 1 or size == FILL, allowed)})
+        require(self, max_replicated=(0 <= self.max_replicated <= 1, "in [0, 1]"))
         for axis, size in self.slices.items():
             if axis not in AXES or size < 1:
                 raise ValueError(
@@ -100,17 +109,12 @@ class MeshConfig:
         if self.sizes().count(FILL) > 1:
             filled = ", ".join(axis for axis in AXES if getattr(self, axis) == FILL)
             raise ValueError(f"more than one axis is {FILL}: {filled}; allowed: one")
-        if not 0 <= self.max_replicated <= 1:
-            raise ValueError(f"max_replicated is {self.max_replicated}; it must be in [0, 1]")
         weights = dict.fromkeys(TABLE.keys() - {UNSPLIT}, AXES)
         _check_rules("weight_rules", self.weight_rules, weights)
         _check_rules("activation_rules", self.activation_rules, CHOICES)
-        query_axes, key_axes = (self.activation_rules.get(x, TABLE[x][1]) for x in "NK")
-        if query_axes != key_axes:
-            raise ValueError(
-                f"activation_rules.N is {query_axes!r}; it must be that of K, {key_axes!r}: a "
-                "device attends with its own heads"
-            )
+        of_n, of_k = (self.activation_rules.get(letter, TABLE[letter][1]) for letter in "NK")
+        if of_n != of_k:  # a device attends with its own heads
+            raise ValueError(f"activation_rules.N is {of_n!r}; it must be that of K, {of_k!r}")
 
     def sizes(self) -> tuple[int, ...]:
         """Devices along each axis inside a slice, in the order of AXES."""
@@ -164,18 +168,20 @@ def _check_rules(key: str, rules: Mapping, choices: Mapping[str, tuple[str, ...]
             )
 
 
-def table_of(axis_sizes: Mapping[str, int]) -> Mapping[str, tuple[tuple[str, ...], ...]]:
+def table_of(axis_sizes: Mapping[str, int]) -> Table:
     """The table of a mesh, given the lengths of its axes: TABLE, with the entries it replaces."""
     return _table_of(next((axis for axis in axis_sizes if axis.startswith(RULES)), RULES))
 
 
 @functools.cache
-def _table_of(rules: str) -> Mapping[str, tuple[tuple[str, ...], ...]]:
-    table = {letter: list(row) for letter, row in TABLE.items()}
+def _table_of(rules: str) -> Table:
+    table = dict(TABLE)
     for rule in rules.split()[1:]:
         column, letter, axes = rule.split(":")
-        table[letter][int(column)] = tuple(axes.split(",")) if axes else ()
-    return {letter: tuple(row) for letter, row in table.items()}
+        row = [*table[letter]]
+        row[int(column)] = tuple(axes.split(",")) if axes else ()
+        table[letter] = tuple(row)
+    return table
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -230,11 +236,9 @@ def axis_size(axis: str) -> int:
     return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
 
 
-def weight_spec(
-    letters: Sequence[str], shape: Sequence[int], axis_sizes: Mapping[str, int]
-) -> PartitionSpec:
-    """PartitionSpec of a weight declared with these letters."""
-    return _spec(letters, shape, axis_sizes, 0)
+def weight_spec(weight: Weight, axis_sizes: Mapping[str, int]) -> PartitionSpec:
+    """PartitionSpec of a weight on a mesh with these lengths of its axes."""
+    return _spec(weight.letters, weight.shape, axis_sizes, 0)
 
 
 def activation_spec(letters: str, shape: Sequence[int] | None = None) -> PartitionSpec:
@@ -286,7 +290,7 @@ def weight_shardings(declared: Any, mesh: Mesh, strict: bool = True) -> Any:
     """Shardings of every weight.
 
     Args:
-      declared: tree of (letters, shape), from `transformer.declare`.
+      declared: tree of Weight, from `transformer.declare`.
       mesh: the device mesh.
       strict: refuse what does not divide; otherwise such dims are left whole.
 
@@ -299,17 +303,15 @@ def weight_shardings(declared: Any, mesh: Mesh, strict: bool = True) -> Any:
     if strict:
         check_splits(declared, dict(mesh.shape))
     return jax.tree.map(
-        lambda weight: NamedSharding(mesh, weight_spec(*weight, mesh.shape)),
-        declared,
-        is_leaf=_is_declared,
+        lambda weight: NamedSharding(mesh, weight_spec(weight, mesh.shape)), declared
     )
 
 
 def check_splits(declared: Any, axis_sizes: Mapping[str, int]) -> None:
     """Raises ValueError, with the numbers that clash, if some weight's dim cannot be split."""
-    for path, (letters, shape) in jax.tree.leaves_with_path(declared, is_leaf=_is_declared):
-        taken = axes_of(weight_spec(letters, shape, axis_sizes))
-        for letter, size in zip(letters, shape, strict=True):
+    for path, weight in jax.tree.leaves_with_path(declared):
+        taken = axes_of(weight_spec(weight, axis_sizes))
+        for letter, size in zip(weight.letters, weight.shape, strict=True):
             for axis in table_of(axis_sizes)[letter][0]:
                 ways = axis_sizes.get(axis, 1)
                 if ways > 1 and axis not in taken and (letter, axis) not in OPTIONAL:
@@ -328,19 +330,15 @@ def replicated(declared: Any, axis_sizes: Mapping[str, int]) -> float:
     with 1 - q / p of its bytes; replicas over the data axis are planned.
     """
     total, extra = 0, 0.0
-    for letters, shape in jax.tree.leaves(declared, is_leaf=_is_declared):
-        planned = {axis for letter in letters for axis in table_of(axis_sizes)[letter][0]}
-        done = set(axes_of(weight_spec(letters, shape, axis_sizes)))
+    for weight in jax.tree.leaves(declared):
+        planned = {axis for letter in weight.letters for axis in table_of(axis_sizes)[letter][0]}
+        done = set(axes_of(weight_spec(weight, axis_sizes)))
         missing = math.prod(axis_sizes.get(axis, 1) for axis in planned - done)
-        total += math.prod(shape)
-        extra += math.prod(shape) * (1 - 1 / missing)
+        total += math.prod(weight.shape)
+        extra += math.prod(weight.shape) * (1 - 1 / missing)
     return extra / total
 
 
 def axes_of(spec: PartitionSpec) -> tuple[str, ...]:
     """The mesh axes that a spec splits over."""
     return tuple(axis for dim in spec if dim for axis in ((dim,) if isinstance(dim, str) else dim))
-
-
-def _is_declared(node: Any) -> bool:
-    return isinstance(node, tuple) and len(node) == 2 and isinstance(node[0], tuple)

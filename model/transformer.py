@@ -1,6 +1,6 @@
 """The decoder: embedding, stacks of layers, final norm, head; every family of configs/families.py.
 
-Every weight is declared once, in `layer.weight(rngs, letters, sizes, std)`: its letters give its
+Every weight is declared once, in `layer.weight(rngs, letters, sizes, init)`: its letters give its
 shape and, through model/sharding.py, its place on any mesh. Outside of model/ parameters are a
 plain nested dict of arrays, and `init` and `forward` are pure functions of a frozen configuration.
 """
@@ -245,11 +245,10 @@ def declare(config: TransformerConfig) -> Params:
     """Letters and shape of every weight.
 
     Returns:
-      A tree like the parameters' with (letters, shape) in place of each array, where `letters`
-      is a tuple of one-letter dims.
+      A tree like the parameters' with a sharding.Weight in place of each array.
     """
     return jax.tree.map(
-        lambda param: (tuple(param.out_sharding), tuple(param.shape)),
+        lambda param: sharding.Weight("".join(param.out_sharding), param.shape),
         nnx.to_pure_dict(_abstract(config)[1], extract_fn=lambda param: param),
         is_leaf=lambda node: isinstance(node, nnx.Param),
     )

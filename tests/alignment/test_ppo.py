@@ -91,11 +91,9 @@ def make_params(config, seed):
 
     def draw(path, declared):
         around = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
-        return np.float32(around + 0.2 * rng.normal(size=declared[1]))
+        return np.float32(around + 0.2 * rng.normal(size=declared.shape))
 
-    return jax.tree.map_with_path(
-        draw, declare(config), is_leaf=lambda node: isinstance(node, tuple)
-    )
+    return jax.tree.map_with_path(draw, declare(config))
 
 
 def make_prompts(seed=0, rows=16):

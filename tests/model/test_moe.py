@@ -50,25 +50,24 @@ def make_config(switches, **moe_changes):
     return TransformerConfig(**{**base, "d_ff": 16, **switches, "moe": routed})
 
 
+def as_weight(param):
+    return sharding.Weight("".join(param.out_sharding), param.shape)
+
+
 @functools.lru_cache(maxsize=32)
 def split(config):
     with nnx.use_eager_sharding(False):
         graph, state = jax.eval_shape(lambda: nnx.split(moe.Experts(config, nnx.Rngs(0))))
-    declared = nnx.to_pure_dict(state, extract_fn=lambda p: (tuple(p.out_sharding), p.shape))
+    declared = nnx.to_pure_dict(state, extract_fn=as_weight)
     return graph, declared
-
-
-def is_declared(node):
-    return isinstance(node, tuple)
 
 
 def make_params(config, seed=0):
     """Random weights, biases included; the router's are wide, so that choices are clear."""
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
-        lambda weight: np.float32(0.5 * rng.normal(size=weight[1])),
+        lambda weight: np.float32(0.5 * rng.normal(size=weight.shape)),
         split(config)[1],
-        is_leaf=is_declared,
     )
     params["router"] *= 3
     if "balance_bias" in params:

@@ -16,7 +16,7 @@ from model import sharding
 from model.config import HEADS, TransformerConfig
 from model.decode import generate
 from model.loss import cross_entropy
-from model.sharding import MeshConfig
+from model.sharding import MeshConfig, Weight
 from model.transformer import declare, forward, init
 from tests.marks import by_default
 
@@ -52,12 +52,11 @@ def make_params(config, seed=0):
     """Random weights, norm scales included, so that none of them is a bystander."""
     rng = np.random.default_rng(seed)
 
-    def draw(declared):
-        letters, shape = declared
-        around = 1.0 if letters[-1] in "DH" and len(shape) <= 2 else 0.0
-        return np.float32(around + 0.25 * rng.normal(size=shape))
+    def draw(weight):
+        around = 1.0 if weight.letters[-1] in "DH" and len(weight.shape) <= 2 else 0.0
+        return np.float32(around + 0.25 * rng.normal(size=weight.shape))
 
-    return jax.tree.map(draw, declare(config), is_leaf=lambda node: isinstance(node, tuple))
+    return jax.tree.map(draw, declare(config))
 
 
 def make_batch(seed=0):
@@ -168,9 +167,9 @@ def test_rules_replace_entries_of_the_table_for_one_mesh():
             shapes.append(pin(x_BLV).sharding.shard_shape(x_BLV.shape))
     assert shapes == [(2, 3, 8), (2, 3, 16), (2, 3, 8), (4, 3, 8)]
     sizes = MeshConfig(data=1, fsdp=2, tensor=2, weight_rules={"F": ("fsdp",)}).axis_sizes()
-    assert sharding.weight_spec("FH", (24, 8), sizes) == PartitionSpec("fsdp", None)
-    assert sharding.weight_spec("FH", (24, 8), {"fsdp": 2, "tensor": 2})[0] == "tensor"
-    declared = {"up": (("F", "H"), (25, 8))}
+    assert sharding.weight_spec(Weight("FH", (24, 8)), sizes) == PartitionSpec("fsdp", None)
+    assert sharding.weight_spec(Weight("FH", (24, 8)), {"fsdp": 2, "tensor": 2})[0] == "tensor"
+    declared = {"up": Weight("FH", (25, 8))}
     with pytest.raises(ValueError, match="mesh.fsdp is 2, but dim F of weight up is 25"):
         sharding.check_splits(declared, sizes)
 
@@ -244,7 +243,7 @@ def test_specs_follow_the_table():
         ("XEDF", (2, 4, 16, 24), ("stage", "expert", ("fsdp", "context"), "tensor")),
         ("XDKH", (3, 16, 1, 8), (None, (*stored, "stage"), None, None)),  # 3 and 1 do not divide
     ]:
-        assert sharding.weight_spec(letters, shape, sizes) == PartitionSpec(*expected)
+        assert sharding.weight_spec(Weight(letters, shape), sizes) == PartitionSpec(*expected)
     with jax.set_mesh(sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
         assert sharding.activation_spec("BLD") == PartitionSpec(("data", "fsdp"), None, None)
         assert sharding.activation_spec("BLV") == PartitionSpec(("data", "fsdp"), None, "tensor")
@@ -254,16 +253,16 @@ def test_specs_follow_the_table():
 @pytest.mark.parametrize("head", HEADS)
 def test_no_weight_uses_an_axis_twice(head):
     config, sizes = dataclasses.replace(CONFIG, head=head), dict.fromkeys(sharding.AXES, 2)
-    leaves = jax.tree.leaves(declare(config), is_leaf=lambda node: isinstance(node, tuple))
-    for letters, shape in leaves:
-        axes = sharding.axes_of(sharding.weight_spec(letters, shape, sizes))
-        assert axes and len(axes) == len(set(axes)), letters
+    leaves = jax.tree.leaves(declare(config))
+    for weight in leaves:
+        axes = sharding.axes_of(sharding.weight_spec(weight, sizes))
+        assert axes and len(axes) == len(set(axes)), weight
 
 
 def test_replicated_bytes_by_hand():
     """K = 1 cannot be cut in two: half of that weight's bytes are one copy too many."""
     sizes = {"fsdp": 2, "tensor": 2}
-    declared = {"q": (("D", "N", "H"), (8, 2, 4)), "k": (("D", "K", "H"), (8, 1, 4))}
+    declared = {"q": Weight("DNH", (8, 2, 4)), "k": Weight("DKH", (8, 1, 4))}
     assert sharding.replicated(declared, sizes) == 16 / (64 + 32)
     assert sharding.replicated(declared, {"fsdp": 2, "data": 4}) == 0.0
     assert sharding.replicated({"q": declared["q"]}, sizes) == 0.0
@@ -395,7 +394,7 @@ def test_init_refuses_a_mesh_that_cannot_split_it():
 
 def test_what_does_not_divide_may_be_left_whole():
     mesh = sharding.make_mesh(MeshConfig(fsdp=4, tensor=2))
-    declared = {"embedding": (("V", "D"), (61, 16))}
+    declared = {"embedding": Weight("VD", (61, 16))}
     places = sharding.weight_shardings(declared, mesh, strict=False)
     assert places["embedding"].spec == PartitionSpec(None, "fsdp")
     with pytest.raises(ValueError, match="dim V of weight embedding is 61"):

@@ -44,9 +44,8 @@ FAST_COMPILE = {"xla_backend_optimization_level": 0}
 def make_params(config):
     rng = np.random.default_rng(0)
     return jax.tree.map(
-        lambda declared: np.float32(0.4 * rng.normal(size=declared[1])),
+        lambda declared: np.float32(0.4 * rng.normal(size=declared.shape)),
         declare(config),
-        is_leaf=lambda node: isinstance(node, tuple),
     )
 
 
