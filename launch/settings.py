@@ -17,7 +17,7 @@ from data.mixture import MixtureConfig
 from data.tokenizers.tokenizer import TokenizerConfig
 from launch.schema import check_keys, hint_of, keys_of, to_dataclass
 from launch.stages.stage import STAGES, TRAINED, sections_of
-from model import pipeline, ring, sharding
+from model import layer_pipeline, ring, sharding
 from model.config import LAYOUT, Layout, TransformerConfig, require, stacks
 from model.sharding import MeshConfig
 from model.transformer import declare
@@ -287,7 +287,7 @@ def _check_rows(settings: Settings, model: TransformerConfig, sizes: Mapping[str
     def check_pipeline(name: str, rows: int) -> None:
         if sizes["stage"] > 1:
             try:
-                pipeline.check(model, longest, sizes["stage"], rows)
+                layer_pipeline.check(model, longest, sizes["stage"], rows)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
 

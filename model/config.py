@@ -1,6 +1,6 @@
 """The shape of a decoder: one frozen dataclass with switches, and the layers that follow from it.
 
-A family of the field is a row of switches (configs/families.py), not a file of its own.
+A published architecture is a set of config values (configs/families.py), not a class.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ REMATS = ("none", "dots", "full")
 KERNELS = ("auto", "xla", "splash", "cudnn", "tokamax")
 CONTEXTS = ("gather", "ring")
 QUANTIZED = ("none", "int8", "fp8")
-# Metadata of a field that says how something is computed, logged or kept, not what comes of it:
-# such a field is no part of a stage's identity, and changing it starts nothing over.
+# Metadata of a field that affects how something is computed, logged or kept, but not the result:
+# such a field is no part of a stage's identity, and a change of it does not restart the stage.
 LAYOUT = types.MappingProxyType({"identity": False})
 
 
@@ -145,7 +145,7 @@ class MoEConfig:
     aux_loss: float = 0.0  # weight of the load-balancing loss; 1 is its even value
     z_loss: float = 0.0  # weight of the router's logsumexp^2
     dispatch: str = "dropless"  # dropless or capacity
-    capacity_factor: float = 1.0  # places of an expert, relative to an even share of a row
+    capacity_factor: float = 1.0  # slots of an expert, relative to an even share of a row
 
     def __post_init__(self):
         path = "model.moe."
@@ -174,14 +174,14 @@ class MoEConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a model is computed on the devices at hand; what comes of it is the same."""
+    """How a model is computed on the devices at hand; the result is the same."""
 
     remat: str = "none"  # none, dots (keep matrix products) or full (keep layer inputs)
     scan_layers: bool = True  # True: one compiled body for all layers; False: faster on a CPU
     kernel: str = "auto"  # attention: auto (by platform), xla, splash, cudnn, tokamax
     context: str = "gather"  # attention over a context axis: gather keys, or ring
     stage_microbatches: int = 1  # parts of a batch in a pipeline, at least mesh.stage to fill it
-    stage_repeats: int = 1  # times that a microbatch goes round the stages
+    stage_repeats: int = 1  # times that a microbatch passes through the stages
     chunk_tokens: int = 1024  # tokens a device whose logits exist at once
 
     def __post_init__(self):

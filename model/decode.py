@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from model import transformer
-from model.attention import Places, attend, visible
+from model.attention import TokenIndex, attend, visible
 from model.config import DTYPES, TransformerConfig, stacks
-from model.mixer import cache_dims
+from model.self_attention import cache_dims
 
 
 class Generation(NamedTuple):
@@ -107,7 +107,7 @@ def _draw(keys_B, step, logits_BV, temperature: float) -> tuple[jax.Array, jax.A
     return token_B, chosen_B - jax.nn.logsumexp(logits_BV, -1)
 
 
-def _slots(prompt_mask_BP: jax.Array, R: int) -> Places:
+def _slots(prompt_mask_BP: jax.Array, R: int) -> TokenIndex:
     """Where the tokens stand that the cache's slots hold, or will hold.
 
     Those to be written have later positions than any query before them: none sees them.
@@ -115,10 +115,10 @@ def _slots(prompt_mask_BP: jax.Array, R: int) -> Places:
     real_BP = prompt_mask_BP.astype(jnp.int32)
     later_BR = real_BP.sum(-1, keepdims=True) + jnp.arange(R, dtype=jnp.int32)[None]
     positions_BM = jnp.concatenate([jnp.maximum(jnp.cumsum(real_BP, -1) - 1, 0), later_BR], 1)
-    return Places(positions_BM, jnp.pad(real_BP, ((0, 0), (0, R)), constant_values=1))
+    return TokenIndex(positions_BM, jnp.pad(real_BP, ((0, 0), (0, R)), constant_values=1))
 
 
-def _extend(model, cycles, keys: Places, caches, tokens_BL, start):
+def _extend(model, cycles, keys: TokenIndex, caches, tokens_BL, start):
     """Runs tokens at slots start.. of the caches; returns the last one's logits and the caches."""
     config, length = model.config, tokens_BL.shape[1]
     queries = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length, 1), keys)

@@ -1,4 +1,4 @@
-"""The one FLOP counter: trainer, bench, report and, later, scaling fits read it."""
+"""Counts of parameters and FLOPs, and the peak FLOP/s of devices, for trainer, bench and report."""
 
 import functools
 import math

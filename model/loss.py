@@ -73,7 +73,7 @@ def head_sums(
     targets_BL: jax.Array,
     weights_BL: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Weighted sum of `cross_entropy` over a batch; its logits never stand whole in memory.
+    """Weighted sum of `cross_entropy` over a batch; its logits are never all in memory.
 
     Each device takes `layout.chunk_tokens` of its tokens at a time through the head. As the loss is
     one sum with known weights, its gradients are made in the same sweep: no product is done twice.
@@ -126,15 +126,7 @@ def _head_sums(config, z_loss, with_grads, x_BLD, head_DV, targets_BL, weights_B
 
 
 def _local_head_sums(
-    config,
-    z_loss,
-    with_grads,
-    row_axes,
-    vocab_axes,
-    x_BLD,
-    head_DV,
-    targets_BL,
-    weights_BL,
+    config, z_loss, with_grads, row_axes, vocab_axes, x_BLD, head_DV, targets_BL, weights_BL
 ):
     """One device's tokens and its part of the vocabulary; sums over the axes that split them."""
     (B, L, D), V = x_BLD.shape, head_DV.shape[1]

@@ -1,7 +1,7 @@
-"""Letters to mesh axes: the one table that says where every dim of every array lives.
+"""Letters to mesh axes: the one table that says how every dim of every array is split.
 
 Legend (README has the rest): B batch, L row or query length, M key length, D model, N query heads,
-K kv heads, H head size, F feed-forward, V vocabulary, E experts, C places at an expert, Z latent
+K kv heads, H head size, F feed-forward, V vocabulary, E experts, C slots at an expert, Z latent
 rank, T learned positions, X stacked layers.
 A *dim* is a letter of a tensor; an *axis* is a side of the device mesh.
 
@@ -23,16 +23,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from model.config import require
 
-# Slowest links first: what crosses slices stands before what stays inside one.
+# Slowest links first: axes that cross slices come before those inside a slice.
 AXES = ("data", "stage", "fsdp", "expert", "context", "tensor")
 
-# Size of the mesh axis that takes the devices which the others leave.
+# Size of the mesh axis that gets the devices which the others leave.
 FILL = -1
 
 # Weights are stored split over every axis that does not already split them otherwise.
 _STORED = ("fsdp", "expert", "context", "stage")
 
-# Stands in the place of a letter for a dim that must be whole on each device.
+# In place of a letter: the dim must be whole on each device.
 UNSPLIT = "_"
 # letter: (mesh axes of a weight's dim, mesh axes of an activation's dim). Two columns, because
 # one map would shard x_BLD over fsdp twice: weights are stored split along D, activations along B.
@@ -59,8 +59,8 @@ TABLE: Table = {
 # than once, and `replicated` counts it. Any other clash is refused.
 OPTIONAL = {("K", "tensor"), *((letter, axis) for letter in "DZ" for axis in _STORED[1:])}
 OPTIONAL |= {("Z", "fsdp"), ("X", "stage")}
-# What a configuration may split activations over. L and M are fixed: kernels and the ring count on
-# queries that are split over the context axis. So are dims that are summed over on one device.
+# What a configuration may split activations over. Rows never share an axis with heads, feed-forward
+# or vocabulary, of which each device has a part of each row; kernels and the ring need L as it is.
 CHOICES = {letter: axes for letter, (_, axes) in TABLE.items() if axes and letter != "L"}
 CHOICES["D"] = ("tensor",)
 RULES = "rules"  # how the name of the axis that carries replaced entries begins
@@ -185,7 +185,7 @@ def _table_of(rules: str) -> Table:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """Lays devices out along the mesh axes, neighbours inside a slice.
+    """Arranges devices along the mesh axes, neighbours inside a slice.
 
     Args:
       config: axis sizes; one of them may be FILL.
@@ -222,7 +222,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def _slices(devices: list) -> list[list]:
-    """Devices by slice; where they know of none (GPU, CPU), by the process that holds them."""
+    """Devices by slice or, where slices have no numbers (GPU, CPU), by process."""
     keys = [getattr(device, "slice_index", None) for device in devices]
     if len(set(keys)) == 1:
         keys = [device.process_index for device in devices]

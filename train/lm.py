@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from model.attention import Places
+from model.attention import TokenIndex
 from model.config import TransformerConfig, layer_kinds, require
 from model.loss import head_sums
 from model.transformer import Params, features
@@ -43,13 +43,13 @@ def lm_loss(config: TransformerConfig, z_loss: float) -> LossFn:
     """
 
     def loss(params: Params, batch: Batch):
-        places = Places(batch["positions"], batch["segments"], balanced=True)
+        tokens = TokenIndex(batch["positions"], batch["segments"], balanced=True)
         weights_BL = batch["weights"]
-        x_BLD, head_DV, stats = features(config, params, batch["tokens"], places)
+        x_BLD, head_DV, stats = features(config, params, batch["tokens"], tokens)
         total, nats, squares = head_sums(
             config, z_loss, x_BLD, head_DV, batch["targets"], weights_BL
         )
-        router = _router_sums(config, stats, places.segments_BL, weights_BL)
+        router = _router_sums(config, stats, tokens.segments_BL, weights_BL)
         if router:
             moe = config.moe
             total += moe.aux_loss * router["moe_balance"] + moe.z_loss * router["moe_z"]

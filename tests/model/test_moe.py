@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from model import moe, sharding
-from model.attention import Places
+from model.attention import TokenIndex
 from model.config import MoEConfig, TransformerConfig
 from model.sharding import MeshConfig
 from tests.marks import by_default
@@ -85,7 +85,7 @@ def make_batch(seed=1, rows=B, length=L):
 
 def apply(config, params, x_BLD, segments_BL):
     positions_BL = np.broadcast_to(np.arange(x_BLD.shape[1]), segments_BL.shape)
-    return nnx.merge(split(config)[0], params)(x_BLD, Places(positions_BL, segments_BL))
+    return nnx.merge(split(config)[0], params)(x_BLD, TokenIndex(positions_BL, segments_BL))
 
 
 def target(x_BLD):

@@ -368,7 +368,7 @@ def test_fresh_parameters_do_not_depend_on_the_mesh(fresh):
 @pytest.mark.parametrize("head", HEADS)
 def test_only_an_own_head_is_a_weight(head):
     declared = declare(dataclasses.replace(CONFIG, head=head))
-    letters = {"tied": None, "untied": ("D", "V"), "scalar": ("D",)}[head]
+    letters = {"tied": None, "untied": "DV", "scalar": "D"}[head]
     assert declared["head"].letters == letters if letters else "head" not in declared
     assert declared["stack0"]["layer0"]["attention"]["q"] == sharding.Weight("XDNH", (2, 16, 4, 8))
 

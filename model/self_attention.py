@@ -1,7 +1,8 @@
 """Self-attention modules: from a layer's input to queries, keys and values, and back.
 
-Both have the same face: `project` gives what attention reads, `merge` takes what it gives. With
-`cached` they give what a cache should hold, which for latent attention is far smaller.
+Both implement one interface: `project` returns queries, keys and values, and `merge` maps
+attention's output back to D. With `cached`, keys and values are those that a cache holds, which for
+latent attention are far smaller.
 """
 
 import functools
@@ -46,8 +47,8 @@ class GroupedAttention(nnx.Module):
         if self.q_norm is not None:
             q_BLNH, k_BLKH = self.q_norm(q_BLNH), self.k_norm(k_BLKH)
         if self.config.positions == "rope":
-            turn = functools.partial(rope, config=self.config.rope, local=self.sliding)
-            q_BLNH, k_BLKH = turn(q_BLNH, positions_BL), turn(k_BLKH, positions_BL)
+            rotate = functools.partial(rope, config=self.config.rope, local=self.sliding)
+            q_BLNH, k_BLKH = rotate(q_BLNH, positions_BL), rotate(k_BLKH, positions_BL)
         return q_BLNH, jnp.moveaxis(k_BLKH, 1, 2), jnp.moveaxis(v_BLKH, 1, 2)
 
     def merge(self, mixed_BLNH: jax.Array, cached: bool) -> jax.Array:
@@ -93,29 +94,29 @@ class LatentAttention(nnx.Module):
     def project(self, x_BLD: jax.Array, positions_BL: jax.Array, cached: bool):
         """As GroupedAttention.project; with `cached`, K = 1 and keys are (latent, rotated key)."""
         rope_dim = self.config.mla.rope_dim
-        turn = functools.partial(rope, config=self.config.rope, local=self.sliding)
+        rotate = functools.partial(rope, config=self.config.rope, local=self.sliding)
         q_BLNH = self._queries(x_BLD)
         kv_BLZ = self._multiply("BLD,DZ->BLZ", x_BLD, self.kv_down)
         kv_BLZ = add_bias(kv_BLZ, self.kv_down_bias)
         latent_BLZ = self.kv_norm(kv_BLZ[..., :-rope_dim])
-        turned_BL1H = turn(kv_BLZ[:, :, None, -rope_dim:], positions_BL)
+        rotary_BL1H = rotate(kv_BLZ[:, :, None, -rope_dim:], positions_BL)
         plain_BLNH, rotated_BLNH = q_BLNH[..., :-rope_dim], q_BLNH[..., -rope_dim:]
-        rotated_BLNH = turn(rotated_BLNH, positions_BL)
+        rotated_BLNH = rotate(rotated_BLNH, positions_BL)
         if cached:
             k_up = cast(x_BLD, self.k_up)
             plain_BLNH = jnp.einsum("BLNH,ZNH->BLNZ", plain_BLNH, k_up)
-            k_BLKH = jnp.concatenate([latent_BLZ[:, :, None], turned_BL1H], -1)
+            k_BLKH = jnp.concatenate([latent_BLZ[:, :, None], rotary_BL1H], -1)
             v_BLKH = latent_BLZ[:, :, None]
         else:
             k_BLKH = self._multiply("BLZ,ZNH->BLNH", latent_BLZ, self.k_up)
-            turned_BLNH = jnp.broadcast_to(turned_BL1H, (*k_BLKH.shape[:3], rope_dim))
-            k_BLKH = jnp.concatenate([k_BLKH, turned_BLNH], -1)
+            rotary_BLNH = jnp.broadcast_to(rotary_BL1H, (*k_BLKH.shape[:3], rope_dim))
+            k_BLKH = jnp.concatenate([k_BLKH, rotary_BLNH], -1)
             v_BLKH = self._multiply("BLZ,ZNH->BLNH", latent_BLZ, self.v_up)
         q_BLNH = jnp.concatenate([plain_BLNH, rotated_BLNH], -1)
         return q_BLNH, jnp.moveaxis(k_BLKH, 1, 2), jnp.moveaxis(v_BLKH, 1, 2)
 
     def merge(self, mixed_BLNH: jax.Array, cached: bool) -> jax.Array:
-        """Output projection; with `cached`, what was mixed are latents."""
+        """Output projection; with `cached`, attention's output is a mean of latents."""
         if cached:
             v_up = cast(mixed_BLNH, self.v_up)
             mixed_BLNH = jnp.einsum("BLNZ,ZNH->BLNH", mixed_BLNH, v_up)
