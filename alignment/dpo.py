@@ -16,7 +16,7 @@ import numpy as np
 from alignment import losses
 from alignment.reward import positions_of
 from data.loader import fixed_batches
-from model.config import TransformerConfig
+from model.config import TransformerConfig, require
 from model.loss import token_logprobs
 from model.transformer import Params, forward
 from train.loop import LoopConfig
@@ -38,17 +38,15 @@ class DPOConfig:
 
     def __post_init__(self):
         smoothable = self.label_smoothing == 0 or self.kind == "sigmoid"
-        ranges = {
-            "beta": (self.beta > 0, "above 0"),
-            "kind": (self.kind in KINDS, f"one of {KINDS}"),
-            "label_smoothing": (
+        require(
+            self,
+            beta=(self.beta > 0, "above 0"),
+            kind=(self.kind in KINDS, f"one of {KINDS}"),
+            label_smoothing=(
                 0 <= self.label_smoothing < 0.5 and smoothable,
                 "in [0, 0.5), and 0 unless kind is 'sigmoid'",
             ),
-        }
-        for key, (fits, allowed) in ranges.items():
-            if not fits:
-                raise ValueError(f"{key} is {getattr(self, key)!r}; it must be {allowed}")
+        )
 
 
 def answer_logprob(
@@ -71,9 +69,9 @@ def with_reference(
         _answer_logprob(config, params, *_sides(batch))
         for batch in fixed_batches(rows, batch_size, filler=rows[0])
     ]
-    reference_N2 = np.concatenate(jax.device_get(found)).reshape(-1, 2)[: len(rows)]
+    reference_B2 = np.concatenate(jax.device_get(found)).reshape(-1, 2)[: len(rows)]
     return [
-        {**row, "reference": logprob_2} for row, logprob_2 in zip(rows, reference_N2, strict=True)
+        {**row, "reference": logprob_2} for row, logprob_2 in zip(rows, reference_B2, strict=True)
     ]
 
 

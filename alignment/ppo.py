@@ -27,7 +27,7 @@ from data.conversations import OwnSet
 from data.loader import fixed_batches
 from data.tokenizers.tokenizer import Tokenizer
 from model import decode
-from model.config import TransformerConfig
+from model.config import TransformerConfig, require
 from model.loss import token_logprobs
 from model.transformer import Params
 from train.loop import LoopConfig, place
@@ -59,28 +59,26 @@ class PPOConfig:
     data: Mapping[str, OwnSet] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
-        ranges = {
-            "max_prompt_tokens": (self.max_prompt_tokens >= 1, "at least 1"),
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (self.temperature > 0, "above 0"),
-            "kl_coef": (self.kl_coef >= 0, "0 or more"),
-            "gamma": (0 <= self.gamma <= 1, "in [0, 1]"),
-            "gae_lambda": (0 <= self.gae_lambda <= 1, "in [0, 1]"),
-            "clip_low": (0 < self.clip_low < 1, "in (0, 1)"),
-            "clip_high": (self.clip_high > 0, "above 0"),
-            "dual_clip": (self.dual_clip > 1, "above 1 (inf for none)"),
-            "value_clip": (self.value_clip > 0, "above 0 (inf for none)"),
-            "num_epochs": (self.num_epochs >= 1, "at least 1"),
-            "num_minibatches": (
+        require(
+            self,
+            max_prompt_tokens=(self.max_prompt_tokens >= 1, "at least 1"),
+            max_new_tokens=(self.max_new_tokens >= 1, "at least 1"),
+            temperature=(self.temperature > 0, "above 0"),
+            kl_coef=(self.kl_coef >= 0, "0 or more"),
+            gamma=(0 <= self.gamma <= 1, "in [0, 1]"),
+            gae_lambda=(0 <= self.gae_lambda <= 1, "in [0, 1]"),
+            clip_low=(0 < self.clip_low < 1, "in (0, 1)"),
+            clip_high=(self.clip_high > 0, "above 0"),
+            dual_clip=(self.dual_clip > 1, "above 1 (inf for none)"),
+            value_clip=(self.value_clip > 0, "above 0 (inf for none)"),
+            num_epochs=(self.num_epochs >= 1, "at least 1"),
+            num_minibatches=(
                 self.num_minibatches >= 1
                 and self.loop.batch_size % (self.num_minibatches * self.loop.num_microbatches) == 0,
                 f"a divisor of loop.batch_size = {self.loop.batch_size} also when multiplied by "
                 f"loop.num_microbatches = {self.loop.num_microbatches}",
             ),
-        }
-        for key, (fits, allowed) in ranges.items():
-            if not fits:
-                raise ValueError(f"{key} is {getattr(self, key)!r}; it must be {allowed}")
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,7 +314,7 @@ def _judge(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(normalised score_B, log-probabilities_BR of the policy, and of the reference)."""
     raw_B = score(
-        scalar_config(model_config), judges["reward"], sequences.tokens_BT, sequences.real_BT
+        scalar_config(model_config), judges["reward"], sequences.tokens_BL, sequences.real_BL
     )
     score_B = (raw_B - judges["mean"]) / judges["std"]
     score_B = gae.missing_eos_score(score_B, finished_B, config.missing_eos_score)
@@ -336,7 +334,7 @@ def policy_loss(config: PPOConfig, model_config: TransformerConfig) -> LossFn:
     def loss(params: Params, part: Experience):
         mask_BR = part.sequences.mask_BR
         logits_BRV = rollout.answer_logits(model_config, params, part.sequences)
-        answer_BR = part.sequences.tokens_BT[:, -mask_BR.shape[1] :]
+        answer_BR = part.sequences.tokens_BL[:, -mask_BR.shape[1] :]
         logp_BR = token_logprobs(logits_BRV, answer_BR, config.temperature)
         entropy_BR = losses.entropy(jax.lax.stop_gradient(logits_BRV), config.temperature)
         loss_BR, clipped_BR = losses.ppo_policy_loss(

@@ -17,6 +17,7 @@ from data.instruct import Example
 from data.tokenizers.tokenizer import Tokenizer
 from eval import rater
 from eval.dialog import Response
+from model.config import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,18 +33,16 @@ class PreferenceConfig:
     heldout_fraction: float = 0.2  # prompts kept for measuring
 
     def __post_init__(self):
-        ranges = {
-            "num_prompts": (self.num_prompts == 0 or self.num_prompts >= 2, "0, or at least 2"),
-            "samples_per_prompt": (self.samples_per_prompt >= 2, "at least 2"),
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (self.temperature > 0, "above 0"),
-            "corrupt_rate": (0 <= self.corrupt_rate <= 1, "in [0, 1]"),
-            "noise_rate": (0 <= self.noise_rate < 0.5, "in [0, 0.5)"),
-            "heldout_fraction": (0 < self.heldout_fraction < 1, "in (0, 1)"),
-        }
-        for key, (fits, allowed) in ranges.items():
-            if not fits:
-                raise ValueError(f"{key} is {getattr(self, key)!r}; it must be {allowed}")
+        require(
+            self,
+            num_prompts=(self.num_prompts == 0 or self.num_prompts >= 2, "0, or at least 2"),
+            samples_per_prompt=(self.samples_per_prompt >= 2, "at least 2"),
+            max_new_tokens=(self.max_new_tokens >= 1, "at least 1"),
+            temperature=(self.temperature > 0, "above 0"),
+            corrupt_rate=(0 <= self.corrupt_rate <= 1, "in [0, 1]"),
+            noise_rate=(0 <= self.noise_rate < 0.5, "in [0, 0.5)"),
+            heldout_fraction=(0 < self.heldout_fraction < 1, "in (0, 1)"),
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 from alignment import losses
 from alignment.preference import PreferenceConfig
 from data.conversations import OwnSet
-from model.config import TransformerConfig
+from model.config import TransformerConfig, require
 from model.transformer import Params, forward, init
 from train.loop import LoopConfig
 from train.optimizer import OptimizerConfig
@@ -36,8 +36,7 @@ class RewardConfig:
     data: Mapping[str, OwnSet] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        if self.centering < 0:
-            raise ValueError(f"centering is {self.centering}; it must be 0 or more")
+        require(self, centering=(self.centering >= 0, "0 or more"))
         longest = self.pairs.max_new_tokens
         if longest >= self.seq_len:
             raise ValueError(

@@ -1,7 +1,7 @@
 """Rollouts: prompts to answers and everything PPO measures on them, in token ids throughout.
 
-P is the padded prompt length, R the longest answer; a sequence has P + R slots, its prompt padded
-on the left. The action at answer token t is taken in the state that ends at slot P + t - 1, so
+P is the padded prompt length, R the longest answer; a row has L = P + R slots, its prompt padded on
+the left. The action at answer token t is taken in the state that ends at slot P + t - 1, so
 log-probabilities and values of the answer are read from slots P - 1 .. P + R - 2.
 """
 
@@ -26,8 +26,8 @@ from model.transformer import Params, forward
 class Sequences(NamedTuple):
     """Prompts with their answers; `real` is 0 on padding, `mask` 1 on answer tokens."""
 
-    tokens_BT: jax.Array
-    real_BT: jax.Array
+    tokens_BL: jax.Array
+    real_BL: jax.Array
     mask_BR: jax.Array
 
 
@@ -68,7 +68,7 @@ def answer_logprobs(
     """logp_BR of the answer's tokens under the tempered distribution they were sampled from."""
     R = sequences.mask_BR.shape[1]
     logits_BRV = answer_logits(config, params, sequences)
-    return token_logprobs(logits_BRV, sequences.tokens_BT[:, -R:], temperature)
+    return token_logprobs(logits_BRV, sequences.tokens_BL[:, -R:], temperature)
 
 
 def answer_values(config: TransformerConfig, params: Params, sequences: Sequences) -> jax.Array:
@@ -78,8 +78,8 @@ def answer_values(config: TransformerConfig, params: Params, sequences: Sequence
 
 def answer_logits(config: TransformerConfig, params: Params, sequences: Sequences) -> jax.Array:
     """What the model's head says before each answer token."""
-    tokens_BT, real_BT, mask_BR = sequences
-    inputs = (tokens_BT[:, :-1], positions_of(real_BT)[:, :-1], real_BT[:, :-1])
+    tokens_BL, real_BL, mask_BR = sequences
+    inputs = (tokens_BL[:, :-1], positions_of(real_BL)[:, :-1], real_BL[:, :-1])
     return forward(config, params, *inputs, tail=mask_BR.shape[1])
 
 

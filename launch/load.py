@@ -186,7 +186,7 @@ def load_model(run: RunDir, stage: str, mesh: Mesh) -> tuple[TransformerConfig, 
 def abstract_params(config: TransformerConfig, places: Any) -> Any:
     """The parameters' shapes, with a tree of shardings."""
     return jax.tree.map(
-        lambda place, weight: jax.ShapeDtypeStruct(weight[1], "float32", sharding=place),
+        lambda place, weight: jax.ShapeDtypeStruct(weight.shape, "float32", sharding=place),
         places,
         declare(config),
     )

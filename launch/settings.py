@@ -1,6 +1,7 @@
 """The settings of a run: one frozen dataclass, and what must hold between its sections."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +18,8 @@ from data.mixture import MixtureConfig
 from data.tokenizers.tokenizer import TokenizerConfig
 from launch.schema import check_keys, hint_of, keys_of, to_dataclass
 from launch.stages.stage import STAGES, TRAINED, sections_of
-from model import pipeline, ring, sharding
-from model.config import LAYOUT, Layout, TransformerConfig, stacks
+from model import layer_pipeline, ring, sharding
+from model.config import LAYOUT, Layout, TransformerConfig, require, stacks
 from model.sharding import MeshConfig
 from model.transformer import declare
 from train.lm import LMConfig
@@ -33,8 +34,7 @@ class CostConfig:
     machine_watts: float = 30.0  # W under load, an estimate
 
     def __post_init__(self):
-        if self.machine_watts <= 0:
-            raise ValueError(f"machine_watts is {self.machine_watts}; it must be above 0")
+        require(self, machine_watts=(self.machine_watts > 0, "above 0"))
 
     def energy_wh(self, secs: float) -> float:
         """Watt-hours of so many seconds."""
@@ -56,11 +56,9 @@ class EvalConfig:
 
     def __post_init__(self):
         for key in ("batch_size", "max_new_tokens", "num_comparisons", "ngram_order"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} is {getattr(self, key)}; it must be at least 1")
+            require(self, **{key: (getattr(self, key) >= 1, "at least 1")})
         for key in ("temperature", "num_samples", "num_heldout"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"{key} is {getattr(self, key)}; it must be 0 or more")
+            require(self, **{key: (getattr(self, key) >= 0, "0 or more")})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +88,7 @@ class Settings:
     ppo: PPOConfig | None = None
 
     def __post_init__(self):
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed is {self.seed}; it must be in [0, 2**31)")
+        require(self, seed=(0 <= self.seed < 2**31, "in [0, 2**31)"))
 
 
 # Sections whose keys are the defaults of every training stage; its own section overrides them.
@@ -296,13 +293,14 @@ def _check_rows(settings: Settings, model: TransformerConfig, sizes: Mapping[str
     What must fit is what passes through the model at once: a part of the batch where
     `num_microbatches` or PPO's `num_minibatches` cut it, and two rows for each pair of answers.
     """
-    ways = sizes["data"] * sizes["fsdp"] * sizes["expert"]
+    axes = sharding.table_of(sizes)["B"][1]
+    ways = math.prod(sizes[axis] for axis in axes)
     longest = max(stack.repeats for stack in stacks(model))
 
     def check_pipeline(name: str, rows: int) -> None:
         if sizes["stage"] > 1:
             try:
-                pipeline.check(model, longest, sizes["stage"], rows)
+                layer_pipeline.check(model, longest, sizes["stage"], rows)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
 
@@ -316,7 +314,7 @@ def _check_rows(settings: Settings, model: TransformerConfig, sizes: Mapping[str
             cut = f", {rows} in each of {parts} parts" if parts > 1 else ""
             raise ValueError(
                 f"{name}.loop.batch_size is {section.loop.batch_size}{cut}; it must divide by "
-                f"mesh.data x mesh.fsdp x mesh.expert, which is {ways}"
+                f"{' x '.join(f'mesh.{axis}' for axis in axes)}, which is {ways}"
             )
         check_pipeline(name, rows * STAGES[name].sides)
         if name in ("pretrain", "sft"):

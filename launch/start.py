@@ -36,9 +36,9 @@ def load_params(start: load.Start, config: TransformerConfig, mesh: Mesh) -> Par
 
     _, params = checkpoint.load(start.run.checkpoints(start.stage), abstract, start.step)
 
-    def pad(x: jax.Array, place: Any, weight: tuple) -> jax.Array:
-        more = [(0, now - was) for was, now in zip(x.shape, weight[1], strict=True)]
-        return jax.device_put(jnp.pad(x, more), place) if x.shape != weight[1] else x
+    def pad(x: jax.Array, place: Any, weight: sharding.Weight) -> jax.Array:
+        more = [(0, now - was) for was, now in zip(x.shape, weight.shape, strict=True)]
+        return jax.device_put(jnp.pad(x, more), place) if x.shape != weight.shape else x
 
     wanted = declare(config)
     return jax.tree.map(pad, params, sharding.weight_shardings(wanted, mesh), wanted)

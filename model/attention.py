@@ -1,4 +1,7 @@
-"""Attention on arrays: rotary positions, who sees whom, and the float32 reference product."""
+"""Attention on arrays: rotary positions, masks, and the reference product with a float32 softmax.
+
+Beside README's letters: Y = G L, the queries of all heads that share keys.
+"""
 
 import dataclasses
 import functools
@@ -18,11 +21,11 @@ from model.config import RopeConfig
     meta_fields=("balanced",),
 )
 @dataclasses.dataclass(frozen=True)
-class Places:
-    """Where each token of a row stands: its position in its own segment, and the segment.
+class TokenIndex:
+    """Position of every token within its segment, and its segment id; segment 0 is padding.
 
-    Segment 0 is padding. The order of a row's tokens in memory means nothing, but kernels that know
-    it can skip work: with `balanced` it is that of model/ring.py for the mesh's context axis.
+    The order of a row's tokens in memory has no effect on results, but a kernel that knows it can
+    skip work: with `balanced` it is that of model/ring.py for the mesh's context axis.
     """
 
     positions_BL: jax.Array
@@ -77,7 +80,7 @@ def rope(
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BLNH.dtype)
 
 
-def visible(queries: Places, keys: Places, window: int) -> jax.Array:
+def visible(queries: TokenIndex, keys: TokenIndex, window: int) -> jax.Array:
     """mask_BLM, True where a query may see a key.
 
     That is: in the same segment, not later, and less than `window` (if not 0) positions back.
@@ -106,7 +109,7 @@ def attend(
 
     Args:
       q_BLNH: queries; head n reads kv head n // G, G = N / K.
-      k_BKMH: keys, heads before positions: a cache is kept this way, so that no step turns it.
+      k_BKMH: keys, heads before positions, as a cache holds them, so that no step transposes it.
       v_BKMH: values, likewise; their H may differ from the keys'.
       mask_BLM: True where a query may see a key; each query must see at least one.
       scale: multiplies the scores.
@@ -137,12 +140,11 @@ def attend(
     return jnp.moveaxis(mixed_BKGLH, 3, 1).reshape(B, L, N, v_BKMH.shape[-1])
 
 
-def _product(x_BKGLI: jax.Array, y_BKMH: jax.Array, equation: str, dtype) -> jax.Array:
-    """A batched product in which all queries of one kv head make one matrix, G * L rows high."""
+def _product(x: jax.Array, y_BKMH: jax.Array, equation: str, dtype) -> jax.Array:
+    """A batched product in which all queries of one kv head make one matrix of Y = G L rows."""
     if sharding.axis_size("context") > 1:  # L is split over devices: it cannot be merged with G
-        return jnp.einsum(equation, x_BKGLI, y_BKMH, preferred_element_type=dtype)
-    B, K, G, L, inner = x_BKGLI.shape
-    flat = "BKSH,BKMH->BKSM" if equation.startswith("BKGLH") else "BKSM,BKMH->BKSH"
-    x_BKSI = x_BKGLI.reshape(B, K, G * L, inner)
-    out = jnp.einsum(flat, x_BKSI, y_BKMH, preferred_element_type=dtype)
-    return out.reshape(B, K, G, L, -1)
+        return jnp.einsum(equation, x, y_BKMH, preferred_element_type=dtype)
+    flat = equation.replace("GL", "Y")
+    merged = x.reshape(*x.shape[:2], -1, x.shape[-1])
+    out = jnp.einsum(flat, merged, y_BKMH, preferred_element_type=dtype)
+    return out.reshape(*x.shape[:4], -1)

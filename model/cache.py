@@ -6,9 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from model.attention import Places
+from model.attention import TokenIndex
 from model.config import DTYPES, TransformerConfig, stacks
-from model.mixer import cache_dims
+from model.self_attention import cache_dims
 
 
 class KeysValues(NamedTuple):
@@ -72,8 +72,8 @@ def insert(cache: Cache, row: int | jax.Array, other: Cache) -> Cache:
     return Cache(layers, *map(functools.partial(put, axis=0), cache[1:], other[1:]))
 
 
-def places(cache: Cache, real_BL: jax.Array, num_new_B: jax.Array) -> tuple[Places, Places]:
-    """Where tokens stand.
+def locate(cache: Cache, real_BL: jax.Array, num_new_B: jax.Array) -> tuple[TokenIndex, TokenIndex]:
+    """Positions and segments of new tokens, and of what the slots hold or will hold.
 
     Args:
       cache: before they are written.
@@ -81,7 +81,7 @@ def places(cache: Cache, real_BL: jax.Array, num_new_B: jax.Array) -> tuple[Plac
       num_new_B: columns up to each row's last token.
 
     Returns:
-      Places of the new tokens, and those of all slots.
+      Those of the new tokens, and those of all slots.
     """
     num_old_B1 = (cache.index_B - cache.first_B)[:, None]
     positions_BL = num_old_B1 + jnp.arange(real_BL.shape[1], dtype=jnp.int32)[None]
@@ -90,8 +90,8 @@ def places(cache: Cache, real_BL: jax.Array, num_new_B: jax.Array) -> tuple[Plac
     num_slots = cache.layers[0, 0].k_XBKMH.shape[3]
     positions_BM = jnp.arange(num_slots, dtype=jnp.int32)[None] - cache.first_B[:, None]
     # Slots to be written have later positions than any query before them: none sees them.
-    keys = Places(jnp.maximum(positions_BM, 0), (positions_BM >= 0).astype(jnp.int32))
-    return Places(jnp.maximum(positions_BL, 0), real_BL), keys
+    keys = TokenIndex(jnp.maximum(positions_BM, 0), (positions_BM >= 0).astype(jnp.int32))
+    return TokenIndex(jnp.maximum(positions_BL, 0), real_BL), keys
 
 
 def write(

@@ -1,6 +1,6 @@
 """The shape of a decoder: one frozen dataclass with switches, and the layers that follow from it.
 
-A family of the field is a row of switches (configs/families.py), not a file of its own.
+A published architecture is a set of config values (configs/families.py), not a class.
 """
 
 import dataclasses
@@ -27,20 +27,42 @@ REMATS = ("none", "dots", "full")
 KERNELS = ("auto", "xla", "splash", "cudnn", "tokamax")
 CONTEXTS = ("gather", "ring")
 QUANTIZED = ("none", "int8", "fp8")
-# Metadata of a field that says how something is computed, logged or kept, not what comes of it:
-# such a field is no part of a stage's identity, and changing it starts nothing over.
+# Metadata of a field that affects how something is computed, logged or kept, but not the result:
+# such a field is no part of a stage's identity, and a change of it does not restart the stage.
 LAYOUT = types.MappingProxyType({"identity": False})
 
 
-def _choose(key: str, value: Any, allowed: tuple[str, ...]) -> None:
-    _require(value in allowed, key, value, f"one of {allowed}")
+def require(config: Any, path: str = "", /, **keys: tuple[bool, str]) -> None:
+    """Refuses values of a dataclass.
+
+    Args:
+      config: has the values.
+      path: what stands before a key in the message, with a dot at its end.
+      keys: for a key, whether its value fits, and what is allowed.
+
+    Raises:
+      ValueError: a value does not fit; the message names key, value and what is allowed.
+    """
+    for key, (fits, allowed) in keys.items():
+        if not fits:
+            raise ValueError(f"{path}{key} is {getattr(config, key)!r}; it must be {allowed}")
 
 
-def _require(condition: bool, key: str, value: Any, allowed: str) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        condition, allowed = False, f"a finite number, {allowed}"
-    if not condition:
-        raise ValueError(f"{key} is {value!r}; it must be {allowed}")
+def _require_numbers(config: Any, path: str, least: int, *keys: str, above: bool = False) -> None:
+    """Refuses what is not finite, or below `least`, or, with `above`, equal to it."""
+    for key in keys:
+        value, word = getattr(config, key), "above" if above else "at least"
+        fits = least < value < math.inf or (value == least and not above)
+        finite = ", finite" if isinstance(value, float) else ""
+        require(config, path, **{key: (fits, f"{word} {least}{finite}")})
+
+
+def _require_choices(config: Any, path: str, **choices: tuple[str, ...]) -> None:
+    """Refuses a value, or an entry of a tuple, that is not among those allowed."""
+    for key, allowed in choices.items():
+        value = getattr(config, key)
+        values = value if isinstance(value, tuple) else (value,)
+        require(config, path, **{key: (set(values) <= set(allowed), f"one of {allowed}")})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,17 +86,14 @@ class RopeConfig:
     truncate: bool = True  # yarn: bounds at whole dims
 
     def __post_init__(self):
-        path = "model.rope"
-        _require(0 < self.theta < float("inf"), f"{path}.theta", self.theta, "above 0")
-        _require(self.local_theta >= 0, f"{path}.local_theta", self.local_theta, "0 or more")
-        _choose(f"{path}.scaling", self.scaling, ROPE_SCALINGS)
-        _require(self.factor >= 1, f"{path}.factor", self.factor, "at least 1")
-        for key in ("original_len", "slow", "fast"):
-            _require(getattr(self, key) >= 0, f"{path}.{key}", getattr(self, key), "0 or more")
-        _require(self.magnitude > 0, f"{path}.magnitude", self.magnitude, "above 0")
+        path = "model.rope."
+        _require_numbers(self, path, 0, "theta", "magnitude", above=True)
+        _require_numbers(self, path, 0, "local_theta", "original_len", "slow", "fast")
+        _require_numbers(self, path, 1, "factor")
+        _require_choices(self, path, scaling=ROPE_SCALINGS)
         if self.scaling in ("llama3", "yarn"):
-            _require(self.original_len >= 1, f"{path}.original_len", self.original_len, "1 or more")
-            _require(0 < self.slow < self.fast, f"{path}.slow", self.slow, "above 0, below fast")
+            _require_numbers(self, path, 1, "original_len")
+            require(self, path, slow=(0 < self.slow < self.fast, "above 0, below fast"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +110,12 @@ class MLAConfig:
     value_dim: int = 0  # dims of a value
 
     def __post_init__(self):
-        for key in ("kv_rank", "query_rank", "rope_dim", "value_dim"):
-            _require(getattr(self, key) >= 0, f"model.mla.{key}", getattr(self, key), "0 or more")
+        path = "model.mla."
+        _require_numbers(self, path, 0, "kv_rank", "query_rank", "rope_dim", "value_dim")
         if self.kv_rank:
             fits = self.rope_dim > 0 and self.rope_dim % 2 == 0
-            _require(fits, "model.mla.rope_dim", self.rope_dim, "even and above 0")
-            _require(self.value_dim > 0, "model.mla.value_dim", self.value_dim, "above 0")
+            require(self, path, rope_dim=(fits, "even and above 0"))
+            _require_numbers(self, path, 1, "value_dim")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,52 +145,49 @@ class MoEConfig:
     aux_loss: float = 0.0  # weight of the load-balancing loss; 1 is its even value
     z_loss: float = 0.0  # weight of the router's logsumexp^2
     dispatch: str = "dropless"  # dropless or capacity
-    capacity_factor: float = 1.0  # places of an expert, relative to an even share of a row
+    capacity_factor: float = 1.0  # slots of an expert, relative to an even share of a row
 
     def __post_init__(self):
-        path = "model.moe"
-        _require(self.num_experts >= 0, f"{path}.num_experts", self.num_experts, "0 or more")
-        _choose(f"{path}.router", self.router, ROUTERS)
-        _choose(f"{path}.dispatch", self.dispatch, DISPATCHES)
-        for key in ("d_ff", "shared_d_ff", "num_dense", "bias_rate", "aux_loss", "z_loss"):
-            _require(getattr(self, key) >= 0, f"{path}.{key}", getattr(self, key), "0 or more")
-        for key in ("top_k", "every", "num_groups", "top_groups"):
-            _require(getattr(self, key) >= 1, f"{path}.{key}", getattr(self, key), "at least 1")
-        for key in ("scale", "capacity_factor"):
-            _require(getattr(self, key) > 0, f"{path}.{key}", getattr(self, key), "above 0")
+        path = "model.moe."
+        _require_numbers(self, path, 0, "num_experts", "d_ff", "shared_d_ff", "num_dense")
+        _require_numbers(self, path, 0, "bias_rate", "aux_loss", "z_loss")
+        _require_numbers(self, path, 1, "top_k", "every", "num_groups", "top_groups")
+        _require_numbers(self, path, 0, "scale", "capacity_factor", above=True)
+        _require_choices(self, path, router=ROUTERS, dispatch=DISPATCHES)
         if not self.num_experts:
             return
-        _require(self.d_ff >= 1, f"{path}.d_ff", self.d_ff, "at least 1")
+        _require_numbers(self, path, 1, "d_ff")
         groups, experts = self.num_groups, self.num_experts
-        allowed = f"a divisor of {path}.num_experts = {experts}"
-        _require(experts % groups == 0, f"{path}.num_groups", groups, allowed)
-        allowed = f"at most {path}.num_groups = {groups}"
-        _require(self.top_groups <= groups, f"{path}.top_groups", self.top_groups, allowed)
         most = experts // groups * self.top_groups
-        fits = 1 <= self.top_k <= most
-        _require(fits, f"{path}.top_k", self.top_k, f"1 to {most}, the experts to choose from")
-        if self.bias_rate:
-            allowed = f"0 unless {path}.balance_bias is set"
-            _require(self.balance_bias, f"{path}.bias_rate", self.bias_rate, allowed)
+        require(
+            self,
+            path,
+            num_groups=(experts % groups == 0, f"a divisor of {path}num_experts = {experts}"),
+            top_groups=(self.top_groups <= groups, f"at most {path}num_groups = {groups}"),
+            top_k=(self.top_k <= most, f"1 to {most}, the experts to choose from"),
+            bias_rate=(
+                self.balance_bias or not self.bias_rate,
+                f"0 unless {path}balance_bias is set",
+            ),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a model is computed on the devices at hand; what comes of it is the same."""
+    """How a model is computed on the devices at hand; the result is the same."""
 
     remat: str = "none"  # none, dots (keep matrix products) or full (keep layer inputs)
     scan_layers: bool = True  # True: one compiled body for all layers; False: faster on a CPU
     kernel: str = "auto"  # attention: auto (by platform), xla, splash, cudnn, tokamax
     context: str = "gather"  # attention over a context axis: gather keys, or ring
     stage_microbatches: int = 1  # parts of a batch in a pipeline, at least mesh.stage to fill it
-    stage_repeats: int = 1  # times that a microbatch goes round the stages
+    stage_repeats: int = 1  # times that a microbatch passes through the stages
     chunk_tokens: int = 1024  # tokens a device whose logits exist at once
 
     def __post_init__(self):
-        for key in ("stage_microbatches", "stage_repeats", "chunk_tokens"):
-            _require(getattr(self, key) >= 1, f"layout.{key}", getattr(self, key), "at least 1")
-        for key, allowed in (("remat", REMATS), ("kernel", KERNELS), ("context", CONTEXTS)):
-            _choose(f"layout.{key}", getattr(self, key), allowed)
+        path = "layout."
+        _require_numbers(self, path, 1, "stage_microbatches", "stage_repeats", "chunk_tokens")
+        _require_choices(self, path, remat=REMATS, kernel=KERNELS, context=CONTEXTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,43 +244,43 @@ class TransformerConfig:
     layout: Layout = dataclasses.field(default=Layout(), metadata={"identity": False, "key": False})
 
     def __post_init__(self):
-        sizes = "vocab_size num_layers d_model num_heads num_kv_heads head_dim d_ff"
-        for key in f"{sizes} vocab_multiple".split():
-            _require(getattr(self, key) >= 1, f"model.{key}", getattr(self, key), "at least 1")
-        for key in ("window", "max_positions", "attention_scale"):
-            _require(getattr(self, key) >= 0, f"model.{key}", getattr(self, key), "0 or more")
-        for key in ("attention_softcap", "logit_softcap"):
-            _require(getattr(self, key) >= 0, f"model.{key}", getattr(self, key), "0 or more")
-        _require(self.norm_eps > 0, "model.norm_eps", self.norm_eps, "above 0")
-        for key, allowed in _CHOICES.items():
-            _choose(f"model.{key}", getattr(self, key), allowed)
-        for key, allowed in (("layers", LAYERS), ("bias", BIASES)):
-            for value in getattr(self, key):
-                _choose(f"model.{key}", value, allowed)
-        _require(bool(self.layers), "model.layers", self.layers, "at least one kind")
-        self._check_attention()
+        path = "model."
+        sizes = "vocab_size num_layers d_model num_heads num_kv_heads head_dim d_ff vocab_multiple"
+        _require_numbers(self, path, 1, *sizes.split())
+        _require_numbers(self, path, 0, "window", "max_positions", "attention_scale")
+        _require_numbers(self, path, 0, "attention_softcap", "logit_softcap")
+        _require_numbers(self, path, 0, "norm_eps", above=True)
+        _require_choices(self, path, head=HEADS, layers=LAYERS, positions=POSITIONS, norm=NORMS)
+        _require_choices(self, path, norm_place=NORM_PLACES, mlp=MLPS, bias=BIASES)
+        _require_choices(self, path, qk_norm=QK_NORMS, dtype=tuple(DTYPES), quantized=QUANTIZED)
+        require(self, path, layers=(bool(self.layers), "at least one kind"))
+        self._check_attention(path)
 
-    def _check_attention(self) -> None:
-        allowed = f"a divisor of model.num_heads = {self.num_heads}"
-        fits = self.num_heads % self.num_kv_heads == 0
-        _require(fits, "model.num_kv_heads", self.num_kv_heads, allowed)
-        if self.positions == "rope":
-            even = self.head_dim % 2 == 0
-            _require(even, "model.head_dim", self.head_dim, "even, RoPE turns pairs")
-        else:
-            allowed = "at least 1 with learned positions"
-            _require(self.max_positions >= 1, "model.max_positions", self.max_positions, allowed)
-        if "sliding" in self.layers:
-            _require(self.window >= 1, "model.window", self.window, "at least 1, layers slide")
+    def _check_attention(self, path: str) -> None:
+        learned, sliding = self.positions == "learned", "sliding" in self.layers
+        divides = self.num_heads % self.num_kv_heads == 0
+        require(
+            self,
+            path,
+            num_kv_heads=(divides, f"a divisor of {path}num_heads = {self.num_heads}"),
+            head_dim=(learned or self.head_dim % 2 == 0, "even, RoPE rotates pairs"),
+            max_positions=(
+                self.max_positions > 0 or not learned,
+                "at least 1 with learned positions",
+            ),
+            window=(self.window > 0 or not sliding, "at least 1 with sliding layers"),
+        )
         if self.mla.kv_rank:
-            most = self.head_dim - 1
+            most, with_latent = self.head_dim - 1, "with latent attention"
             fits = self.mla.rope_dim <= most
-            _require(fits, "model.mla.rope_dim", self.mla.rope_dim, f"at most {most}")
-            allowed = "'rope', 'none' and num_heads with latent attention"
-            plain = (self.positions, self.qk_norm) == ("rope", "none")
-            plain = plain and self.num_kv_heads == self.num_heads
-            value = (self.positions, self.qk_norm, self.num_kv_heads)
-            _require(plain, "(positions, qk_norm, num_kv_heads)", value, allowed)
+            require(self.mla, "model.mla.", rope_dim=(fits, f"at most {most}"))
+            require(
+                self,
+                path,
+                positions=(not learned, f"'rope' {with_latent}"),
+                qk_norm=(self.qk_norm == "none", f"'none' {with_latent}"),
+                num_kv_heads=(self.num_kv_heads == self.num_heads, f"num_heads {with_latent}"),
+            )
 
     def check_length(self, what: str, length: int) -> None:
         """Raises ValueError if a row of this length has more tokens than learned positions."""
@@ -279,7 +295,7 @@ class TransformerConfig:
         return self.max_positions if self.positions == "learned" else 1 << 24
 
     def sizes(self) -> dict[str, int]:
-        """Length of each lettered dim of the weights; F and R differ from module to module."""
+        """Length of each lettered dim of the weights; F and Z differ from module to module."""
         multiple = self.vocab_multiple
         return {
             "V": -(-self.vocab_size // multiple) * multiple,
@@ -291,18 +307,6 @@ class TransformerConfig:
             "E": self.moe.num_experts,
             "T": self.max_positions,
         }
-
-
-_CHOICES = {
-    "head": HEADS,
-    "positions": POSITIONS,
-    "norm": NORMS,
-    "norm_place": NORM_PLACES,
-    "mlp": MLPS,
-    "qk_norm": QK_NORMS,
-    "dtype": tuple(DTYPES),
-    "quantized": QUANTIZED,
-}
 
 
 @dataclasses.dataclass(frozen=True)

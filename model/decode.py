@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 from model import sampling, transformer
 from model.attention import attend, visible
-from model.cache import Cache, KeysValues, empty_cache, places, write
+from model.cache import Cache, KeysValues, empty_cache, locate, write
 from model.config import TransformerConfig
 
-Cycles = list[list[transformer.Cycle]] | None
+Groups = list[list[transformer.LayerGroup]] | None
 
 
 class Generation(NamedTuple):
@@ -63,7 +63,7 @@ def generate(
     """
     B, P = prompt_BP.shape
     R = max_new_tokens
-    cycles = transformer.build(config, params).unstack()
+    groups = transformer.build(config, params).unstack()
     keys_B = jax.random.split(rng, B)
     temperature_B, top_p_B = (jnp.broadcast_to(x, (B,)) for x in (temperature, top_p))
     num_real_B = prompt_mask_BP.sum(-1)
@@ -79,14 +79,14 @@ def generate(
 
     def advance(carry):
         number, out, cache, token_B, done_B = carry
-        logits_BV, cache = step(config, params, cache, token_B, cycles, True)
+        logits_BV, cache = step(config, params, cache, token_B, groups, True)
         return emit(number, out, cache, logits_BV, done_B)
 
     def unfinished(carry):
         return (carry[0] < R) & ~carry[-1].all()
 
     cache = empty_cache(config, B, P + R)
-    logits_BV, cache = prefill(config, params, cache, prompt_BP, prompt_mask_BP, cycles, True)
+    logits_BV, cache = prefill(config, params, cache, prompt_BP, prompt_mask_BP, groups, True)
     first = emit(0, _empty_generation(B, R, pad_id), cache, logits_BV, num_real_B > most)
     out = jax.lax.while_loop(unfinished, advance, first)[1]
     return out._replace(mask_BR=out.mask_BR.astype(jnp.int32))
@@ -98,7 +98,7 @@ def prefill(
     cache: Cache,
     tokens_BP: jax.Array,
     mask_BP: jax.Array,
-    cycles: Cycles = None,
+    groups: Groups = None,
     aligned: bool = False,
 ) -> tuple[jax.Array, Cache]:
     """Reads a prompt, or the next part of one, into each row.
@@ -110,7 +110,7 @@ def prefill(
       tokens_BP: token ids, padded on the right; in empty rows, on the left too.
       mask_BP: 1 on real tokens, which stand side by side. A row without any is left as it is; its
         logits mean nothing.
-      cycles: from `Transformer.unstack`, by a caller with a loop of its own.
+      groups: from `Transformer.unstack`, by a caller with a loop of its own.
       aligned: all rows have one index_B, as after prompts that end in one column: this is faster.
 
     Returns:
@@ -120,7 +120,7 @@ def prefill(
     before_B = jnp.argmax(real_BP, -1).astype(jnp.int32)
     cache = cache._replace(first_B=cache.first_B + before_B)
     num_new_B = before_B + real_BP.sum(-1)
-    return _extend(config, params, cache, tokens_BP, real_BP, num_new_B, cycles, aligned)
+    return _extend(config, params, cache, tokens_BP, real_BP, num_new_B, groups, aligned)
 
 
 def step(
@@ -128,7 +128,7 @@ def step(
     params: transformer.Params,
     cache: Cache,
     tokens_B: jax.Array,
-    cycles: Cycles = None,
+    groups: Groups = None,
     aligned: bool = False,
 ) -> tuple[jax.Array, Cache]:
     """Reads one token of each row, wherever the row stands.
@@ -138,19 +138,19 @@ def step(
       params: its parameters.
       cache: a row that has no slot left, or no learned position, gives logits that mean nothing.
       tokens_B: token ids.
-      cycles, aligned: as of `prefill`.
+      groups, aligned: as of `prefill`.
 
     Returns:
       logits_BV after the token, float32; the cache.
     """
     one_B = jnp.ones_like(cache.index_B)
-    return _extend(config, params, cache, tokens_B[:, None], one_B[:, None], one_B, cycles, aligned)
+    return _extend(config, params, cache, tokens_B[:, None], one_B[:, None], one_B, groups, aligned)
 
 
-def _extend(config, params, cache: Cache, tokens_BL, real_BL, num_new_B, cycles, aligned):
+def _extend(config, params, cache: Cache, tokens_BL, real_BL, num_new_B, groups, aligned):
     """Writes tokens to slots index_B.. of the cache; the first num_new_B of a row stay."""
     model = transformer.build(config, params)
-    queries, keys = places(cache, real_BL, num_new_B)
+    queries, keys = locate(cache, real_BL, num_new_B)
 
     def body(block, where, layer, carry):
         x_BLD, layers = carry
@@ -172,7 +172,7 @@ def _extend(config, params, cache: Cache, tokens_BL, real_BL, num_new_B, cycles,
         return x_BLD, {**layers, where: KeysValues(*written)}
 
     x_BLD = model.embed(tokens_BL, queries.positions_BL)
-    x_BLD, layers = model.layers(body, (x_BLD, cache.layers), cycles)
+    x_BLD, layers = model.layers(body, (x_BLD, cache.layers), groups)
     last_B = jnp.maximum(num_new_B - 1, 0)
     logits_BV = model.project(jnp.take_along_axis(x_BLD, last_B[:, None, None], 1))[:, 0]
     return logits_BV, Cache(layers, cache.first_B, cache.index_B + num_new_B)

@@ -1,19 +1,19 @@
-"""How tokens travel to the experts that their router chose, and back.
+"""Sends tokens to the experts that their router chose, and their results back.
 
-Beside README's letters: J a token's choices (best first), I the choices of many tokens in one
-list, all first choices before all second ones, P the rows that experts compute.
-Inside `on_each_device` a letter is the local part of its dim.
+Beside README's letters: Q tokens of a device, I the choices of many tokens in one list, all first
+choices before all second ones, A the rows that experts compute, O the devices that rows come from.
+Inside `on_each_device` a letter is the size of the local part of its dim.
 
 'dropless' sorts choices by expert and multiplies group by group (`jax.lax.ragged_dot`). Where the
-mesh splits both experts and tokens, rows go to their expert's owner and back by a ragged
-all-to-all. Shapes being fixed, an owner has room for the worst case: expert shards x local tokens
-x min(top_k, local experts) rows of D, and of F, mostly unused: only rows that exist travel and are
-multiplied. 'capacity' bounds that memory: at each expert a row of the batch has C places, and what
-does not fit is dropped.
+mesh splits both experts and tokens, a ragged all-to-all sends rows to the device that owns their
+expert, and another one sends them back. As shapes are fixed, buffers have the worst case's size:
+expert shards x local tokens x min(top_k, local experts) rows of D, and of F. Most of it is unused:
+only rows that exist are sent and multiplied. 'capacity' bounds that memory: each row of the batch
+has C slots at each expert, and choices beyond them are dropped.
 
-XLA lacks some kernels of the grouped product: on a TPU that of weight gradients, which a Pallas
-kernel computes here, and on a CPU all of them, where loops over blocks of rows do. Instead it would
-multiply all rows with all experts.
+XLA lacks some kernels of the grouped product and would multiply all rows with all experts instead:
+on TPUs that of weight gradients, for which there is a Pallas kernel here, and on CPUs all of them,
+which are loops over blocks of rows here.
 """
 
 import functools
@@ -28,12 +28,12 @@ from jax.custom_batching import sequential_vmap
 from jax.sharding import PartitionSpec
 
 from model import sharding
-from model.attention import Places
+from model.attention import TokenIndex
 from model.config import TransformerConfig
 from model.layer import activate
 
 LETTERS = {"gate": "EDF", "up": "EDF", "down": "EFD", "gate_bias": "EF", "up_bias": "EF"}
-CPU_BLOCK = 128  # rows multiplied at once by the loops that stand in for kernels on a CPU
+CPU_BLOCK = 128  # rows that the CPU loops multiply at once
 # Square blocks of the TPU kernel for weight gradients: the largest that divides the rows.
 MIN_BLOCK, MAX_BLOCK = 128, 512
 
@@ -42,91 +42,90 @@ def on_each_device(run: Callable, in_specs: Any, out_specs: Any) -> Callable:
     """shard_map over the whole mesh in context; `run` itself without one."""
     if jax.sharding.get_abstract_mesh().empty:
         return run
-    # Pallas kernels do not say over which axes their results vary, which check_vma asks for.
+    # check_vma needs to know over which axes results vary, which Pallas kernels do not declare.
     return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 @jax.custom_vjp
 def take_rows(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
-    """x[index], zeros where an index lies behind the end; its gradient is a gather as well.
+    """x[index], zeros where an index is out of range; its gradient is a gather as well.
 
-    `inverse` says where the rows of x went, with a leading dim if each went to several places.
+    `inverse` is the row of the result that holds each row of x, with a leading dim if several do.
     The gradient that XLA would derive is a scatter-add, slow on every accelerator.
     """
     del inverse
     return x.at[index].get(mode="fill", fill_value=0)
 
 
-def _untake_rows(residuals, gradient: jax.Array):
+def _take_rows_backward(residuals, gradient: jax.Array):
     index, inverse = residuals
     flat = gradient.reshape(-1, gradient.shape[-1])
     found = flat.at[inverse].get(mode="fill", fill_value=0)
     return jnp.sum(found, range(inverse.ndim - 1)), None, None
 
 
-take_rows.defvjp(lambda x, *plan: (take_rows(x, *plan), plan), _untake_rows)
+take_rows.defvjp(lambda x, *plan: (take_rows(x, *plan), plan), _take_rows_backward)
 
 
 @jax.custom_vjp
-def multiply_groups(rows_PD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """Rows sorted by expert, each times its expert's matrix; zeros past the last expert's."""
-    return _multiply(rows_PD, w_EDF, sizes_E)
+def multiply_groups(rows_AD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """Rows sorted by expert, each times its expert's matrix; zeros after the last expert's rows."""
+    return _ragged_dot(rows_AD, w_EDF, sizes_E)
 
 
-def _multiply_back(residuals, gradient_PF: jax.Array):
-    rows_PD, w_EDF, sizes_E = residuals
-    rows_gradient_PD = _multiply(gradient_PF, jnp.swapaxes(w_EDF, 1, 2), sizes_E)
-    return rows_gradient_PD, _contract(rows_PD, gradient_PF, sizes_E), None
+def _multiply_groups_backward(residuals, gradient_AF: jax.Array):
+    rows_AD, w_EDF, sizes_E = residuals
+    rows_gradient_AD = _ragged_dot(gradient_AF, jnp.swapaxes(w_EDF, 1, 2), sizes_E)
+    return rows_gradient_AD, _weight_gradient(rows_AD, gradient_AF, sizes_E), None
 
 
-multiply_groups.defvjp(lambda *args: (_multiply(*args), args), _multiply_back)
+multiply_groups.defvjp(lambda *args: (_ragged_dot(*args), args), _multiply_groups_backward)
 
 
-# One by one under vmap: the pipeline's vmap has one stage on a device, and the compilers' kernels
-# know no batches.
+# sequential_vmap: the kernels have no batch dim, and in the pipeline's vmap each device has only
+# one stage.
 @sequential_vmap
-def _multiply(rows_PD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    rows_PF = lax.platform_dependent(
-        rows_PD, w_EDF, sizes_E, cpu=multiply_in_turn, default=lax.ragged_dot
+def _ragged_dot(rows_AD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    rows_AF = lax.platform_dependent(
+        rows_AD, w_EDF, sizes_E, cpu=ragged_dot_cpu, default=lax.ragged_dot
     )
-    used_P1 = jnp.arange(len(rows_PD))[:, None] < jnp.sum(sizes_E)
-    return jnp.where(used_P1, rows_PF, 0)  # the others may never have been written
+    used_A1 = jnp.arange(len(rows_AD))[:, None] < jnp.sum(sizes_E)
+    return jnp.where(used_A1, rows_AF, 0)  # the others may never have been written
 
 
 @sequential_vmap
-def _contract(rows_PD: jax.Array, gradient_PF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """Sum over each group's rows of their outer products with gradients: that of w_EDF."""
-    block = math.gcd(len(rows_PD), MAX_BLOCK)
-    kernel = functools.partial(contract_blocks, block) if block >= MIN_BLOCK else contract_plainly
-    return lax.platform_dependent(
-        rows_PD, gradient_PF, sizes_E, cpu=contract_in_turn, tpu=kernel, default=contract_plainly
-    )
+def _weight_gradient(rows_AD: jax.Array, gradient_AF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """Gradient of w_EDF: each group's sum of the outer products of its rows and gradients."""
+    block, xla = math.gcd(len(rows_AD), MAX_BLOCK), weight_gradient_xla
+    tpu = functools.partial(weight_gradient_tpu, block) if block >= MIN_BLOCK else xla
+    arrays = (rows_AD, gradient_AF, sizes_E)
+    return lax.platform_dependent(*arrays, cpu=weight_gradient_cpu, tpu=tpu, default=xla)
 
 
-def multiply_in_turn(rows_PD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+def ragged_dot_cpu(rows_AD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """lax.ragged_dot for CPUs."""
-    padded = _pad(rows_PD)
+    padded = _pad(rows_AD)
 
     def step(e, start, _, rows):
-        # What reaches into the rows of the next expert is overwritten by its own, later block.
+        # A block may reach into the next expert's rows, whose own block overwrites them later.
         w_DF = lax.dynamic_index_in_dim(w_EDF, e, keepdims=False)
         return lax.dynamic_update_slice_in_dim(rows, _block(padded, start) @ w_DF, start, 0)
 
-    start = jnp.zeros((len(padded), w_EDF.shape[-1]), rows_PD.dtype)
-    return _in_turn(sizes_E, step, start)[: len(rows_PD)]
+    start = jnp.zeros((len(padded), w_EDF.shape[-1]), rows_AD.dtype)
+    return _loop_over_blocks(sizes_E, step, start)[: len(rows_AD)]
 
 
-def contract_in_turn(rows_PD: jax.Array, gradient_PF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """`_contract` for CPUs."""
-    padded_D, padded_F = _pad(rows_PD), _pad(gradient_PF)
+def weight_gradient_cpu(rows_AD, gradient_AF, sizes_E) -> jax.Array:
+    """`_weight_gradient` for CPUs."""
+    padded_D, padded_F = _pad(rows_AD), _pad(gradient_AF)
 
     def step(e, start, end, sums_EDF):
         inside = (start + jnp.arange(CPU_BLOCK) < end)[:, None]
         rows = jnp.where(inside, _block(padded_D, start), 0)
         return sums_EDF.at[e].add(rows.T @ _block(padded_F, start))
 
-    shape = (len(sizes_E), rows_PD.shape[1], gradient_PF.shape[1])
-    return _in_turn(sizes_E, step, jnp.zeros(shape)).astype(rows_PD.dtype)
+    shape = (len(sizes_E), rows_AD.shape[1], gradient_AF.shape[1])
+    return _loop_over_blocks(sizes_E, step, jnp.zeros(shape)).astype(rows_AD.dtype)
 
 
 def _pad(rows: jax.Array) -> jax.Array:
@@ -137,7 +136,7 @@ def _block(rows: jax.Array, start: jax.Array) -> jax.Array:
     return lax.dynamic_slice_in_dim(rows, start, CPU_BLOCK)
 
 
-def _in_turn(sizes_E: jax.Array, step: Callable, carry: jax.Array) -> jax.Array:
+def _loop_over_blocks(sizes_E: jax.Array, step: Callable, carry: jax.Array) -> jax.Array:
     """Loops over the blocks of each expert's rows: carry = step(e, start, end of e, carry)."""
     ends_E, blocks_E = jnp.cumsum(sizes_E), -(-sizes_E // CPU_BLOCK)
     done_E = jnp.cumsum(blocks_E)
@@ -150,19 +149,19 @@ def _in_turn(sizes_E: jax.Array, step: Callable, carry: jax.Array) -> jax.Array:
     return lax.fori_loop(0, done_E[-1], run, carry)
 
 
-def contract_plainly(rows_PD: jax.Array, gradient_PF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """`_contract` as XLA does it."""
+def weight_gradient_xla(rows_AD, gradient_AF, sizes_E) -> jax.Array:
+    """`_weight_gradient` by XLA."""
     ragged = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
-    return lax.ragged_dot_general(rows_PD, gradient_PF, sizes_E, ragged)
+    return lax.ragged_dot_general(rows_AD, gradient_AF, sizes_E, ragged)
 
 
-def contract_blocks(block: int, rows_PD, gradient_PF, sizes_E, interpret: bool = False):
-    """The same by a Pallas kernel (megablox) over square blocks; `interpret` runs it anywhere."""
+def weight_gradient_tpu(block: int, rows_AD, gradient_AF, sizes_E, interpret: bool = False):
+    """The same by the Pallas kernel of megablox in square blocks; `interpret` runs it anywhere."""
     tiles = (block, block, block)
     # Late: Pallas takes long to import, and only TPUs need it.
     from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
-    return tgmm(rows_PD.T, gradient_PF, sizes_E, rows_PD.dtype, tiling=tiles, interpret=interpret)
+    return tgmm(rows_AD.T, gradient_AF, sizes_E, rows_AD.dtype, tiling=tiles, interpret=interpret)
 
 
 def feed(mlp: str, kernels: dict[str, jax.Array], rows: jax.Array, multiply: Callable) -> jax.Array:
@@ -174,21 +173,21 @@ def feed(mlp: str, kernels: dict[str, jax.Array], rows: jax.Array, multiply: Cal
     return multiply(activate(mlp, gate, up), kernels["down"], None)
 
 
-def feed_groups(mlp: str, kernels: dict[str, jax.Array], rows_PD, sizes_E) -> jax.Array:
+def feed_groups(mlp: str, kernels: dict[str, jax.Array], rows_AD, sizes_E) -> jax.Array:
     """`feed` for rows sorted by expert, of which the first sum(sizes_E) belong to one."""
-    row_P1, end_1E = jnp.arange(len(rows_PD))[:, None], jnp.cumsum(sizes_E)[None]
-    member_PE = (row_P1 < end_1E) & (row_P1 >= end_1E - sizes_E[None])
+    row_A1, end_1E = jnp.arange(len(rows_AD))[:, None], jnp.cumsum(sizes_E)[None]
+    member_AE = (row_A1 < end_1E) & (row_A1 >= end_1E - sizes_E[None])
 
     def multiply(rows, w, bias):
         rows = multiply_groups(rows, w, sizes_E)
-        return rows if bias is None else rows + member_PE.astype(rows.dtype) @ bias
+        return rows if bias is None else rows + member_AE.astype(rows.dtype) @ bias
 
-    return feed(mlp, kernels, rows_PD, multiply)
+    return feed(mlp, kernels, rows_AD, multiply)
 
 
-def combine(z_JTD: jax.Array, weights_TJ: jax.Array) -> jax.Array:
+def combine(z_JQD: jax.Array, weights_QJ: jax.Array) -> jax.Array:
     """Weighted sum over choices, in float32."""
-    return jnp.sum(z_JTD * weights_TJ.T[..., None], 0).astype(z_JTD.dtype)
+    return jnp.sum(z_JQD * weights_QJ.T[..., None], 0).astype(z_JQD.dtype)
 
 
 def dropless(config: TransformerConfig, x_BLD, experts_BLJ, weights_BLJ, kernels):
@@ -204,47 +203,48 @@ def dropless(config: TransformerConfig, x_BLD, experts_BLJ, weights_BLJ, kernels
     Returns:
       y_BLD without the last bias, and kept_BLJ: 1.0 where a choice was computed.
     """
-    spec = sharding.activation_spec("BLD", x_BLD.shape)
-    specs = {name: sharding.activation_spec(LETTERS[name], w.shape) for name, w in kernels.items()}
-    axis, tokens = specs["up"][0], set(sharding.axes_of(spec))
-    # Along these each device has a part of every output: of F, or, if tokens are not split along
-    # `axis` (one row decodes on many devices), of the experts.
-    partial = tuple(sorted(set(sharding.axes_of(specs["up"])) - tokens))
+    spec = sharding.activation_spec("BL_", x_BLD.shape)
+    letters = {name: LETTERS[name].replace("D", sharding.UNSPLIT) for name in kernels}
+    specs = {name: sharding.activation_spec(letters[name], w.shape) for name, w in kernels.items()}
+    axis, token_axes = specs["up"][0], set(sharding.axes_of(spec))
+    # Along these axes each device computes a part of every output's sum: over F, or over experts if
+    # tokens are not split along `axis` (as when few rows decode on many devices).
+    partial = tuple(sorted(set(sharding.axes_of(specs["up"])) - token_axes))
     choice_spec, out_spec = PartitionSpec(*spec[:2]), PartitionSpec(partial or None, *spec)
-    run = functools.partial(_run_local, config, axis, axis in tokens)
+    run = functools.partial(_run_local, config, axis, axis in token_axes)
     run = on_each_device(run, (spec, choice_spec, choice_spec, specs), out_spec)
     parts = run(x_BLD, experts_BLJ, weights_BLJ, kernels)
-    # Not jnp.sum, which would send bfloat16 as float32.
+    # Not jnp.sum, which would convert bfloat16 to float32 before devices exchange it.
     y_BLD = lax.reduce(parts, jnp.zeros((), parts.dtype), lax.add, (0,))
     return y_BLD, (experts_BLJ < config.moe.num_experts).astype(jnp.float32)
 
 
-def _run_local(config, axis, travels, x_BLD, experts_BLJ, weights_BLJ, kernels):
-    """One device's part of `dropless`; `axis` splits the experts, and if `travels` the tokens."""
+def _run_local(config, axis, exchanges, x_BLD, experts_BLJ, weights_BLJ, kernels):
+    """One device's part of `dropless`; `axis` splits experts, and with `exchanges` tokens too."""
     moe, num_local = config.moe, kernels["up"].shape[0]
-    x_TD, num_tokens = x_BLD.reshape(-1, x_BLD.shape[-1]), math.prod(x_BLD.shape[:2])
+    x_QD, num_tokens = x_BLD.reshape(-1, x_BLD.shape[-1]), math.prod(x_BLD.shape[:2])
     experts_I, num_groups = experts_BLJ.reshape(num_tokens, -1).T.reshape(-1), moe.num_experts
-    if axis and not travels:
+    if axis and not exchanges:
         num_groups, local_I = num_local, experts_I - lax.axis_index(axis) * num_local
         experts_I = jnp.where((local_I >= 0) & (local_I < num_local), local_I, num_local)
     order_I = jnp.argsort(experts_I)
-    place_JT = jnp.argsort(order_I).reshape(-1, num_tokens)
+    row_JQ = jnp.argsort(order_I).reshape(-1, num_tokens)
     sizes_E = jnp.sum(jax.nn.one_hot(experts_I, num_groups, dtype=jnp.int32), 0)
-    rows_ID = take_rows(x_TD, order_I % num_tokens, place_JT)
-    if travels:
-        there, back, owned_E = plan_travel(sizes_E, num_local, axis)
+    rows_ID = take_rows(x_QD, order_I % num_tokens, row_JQ)
+    if exchanges:
+        send, receive, owned_E = plan_exchange(sizes_E, num_local, axis)
         num_rows = moe.num_experts // num_local * num_tokens * min(moe.top_k, num_local)
-        rows_PD = travel(axis, num_rows, rows_ID, there, back)
-        rows_PD = feed_groups(config.mlp, kernels, rows_PD, owned_E)
-        rows_ID = travel(axis, len(rows_ID), rows_PD, back, there)
+        rows_AD = ragged_exchange(axis, num_rows, rows_ID, send, receive)
+        rows_AD = feed_groups(config.mlp, kernels, rows_AD, owned_E)
+        rows_ID = ragged_exchange(axis, len(rows_ID), rows_AD, receive, send)
     else:
         rows_ID = feed_groups(config.mlp, kernels, rows_ID, sizes_E)
-    z_JTD = take_rows(rows_ID, place_JT, order_I)
-    return combine(z_JTD, weights_BLJ.reshape(num_tokens, -1)).reshape(1, *x_BLD.shape)
+    z_JQD = take_rows(rows_ID, row_JQ, order_I)
+    return combine(z_JQD, weights_BLJ.reshape(num_tokens, -1)).reshape(1, *x_BLD.shape)
 
 
-def plan_travel(sizes_E: jax.Array, num_local: int, axis: str):
-    """Where rows sorted by expert go, so that they arrive sorted by (expert, sender).
+def plan_exchange(sizes_E: jax.Array, num_local: int, axis: str):
+    """Plans an exchange of rows sorted by expert, so that they arrive sorted by (expert, origin).
 
     Args:
       sizes_E: rows that this device has for each expert of all devices along `axis`.
@@ -252,28 +252,32 @@ def plan_travel(sizes_E: jax.Array, num_local: int, axis: str):
       axis: mesh axis.
 
     Returns:
-      (there, back, owned): for `travel` each way, chunks of `jax.lax.ragged_all_to_all`, one for
-      each (peer, expert): (starts here, sizes, starts at the peer, sizes that arrive here);
-      and the number of rows that arrive for each of this device's experts.
+      (send, receive, owned): for `ragged_exchange` in either direction, the chunks of
+      `jax.lax.ragged_all_to_all`, one for each (peer, expert): (starts here, sizes, starts at the
+      peer, sizes that arrive here); and the rows that arrive for each of this device's experts.
     """
-    me, counts_SE = lax.axis_index(axis), lax.all_gather(sizes_E, axis)  # S: senders
-    starts_SE = jnp.cumsum(counts_SE, 1) - counts_SE
-    totals = jnp.sum(counts_SE, 0).reshape(-1, num_local)
+    me, counts_OE = lax.axis_index(axis), lax.all_gather(sizes_E, axis)
+    starts_OE = jnp.cumsum(counts_OE, 1) - counts_OE
+    totals = jnp.sum(counts_OE, 0).reshape(-1, num_local)
     starts_E = (jnp.cumsum(totals, 1) - totals).reshape(-1)
-    landings_SE = starts_E[None] + jnp.cumsum(counts_SE, 0) - counts_SE
+    landings_OE = starts_E[None] + jnp.cumsum(counts_OE, 0) - counts_OE
 
-    def owned(x_SE):
-        return lax.dynamic_slice_in_dim(x_SE, me * num_local, num_local, 1).reshape(-1)
+    def owned(x_OE):
+        return lax.dynamic_slice_in_dim(x_OE, me * num_local, num_local, 1).reshape(-1)
 
-    there = (starts_SE[me], counts_SE[me], landings_SE[me], owned(counts_SE))
-    back = (owned(landings_SE), owned(counts_SE), owned(starts_SE), counts_SE[me])
-    return there, back, totals[me]
+    send = (starts_OE[me], counts_OE[me], landings_OE[me], owned(counts_OE))
+    receive = (owned(landings_OE), owned(counts_OE), owned(starts_OE), counts_OE[me])
+    return send, receive, totals[me]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def travel(axis: str, num_rows: int, rows: jax.Array, there: Any, back: Any) -> jax.Array:
-    """`num_rows` rows, those that came from all along `axis` and zeros; gradients travel back."""
-    del back
+def ragged_exchange(axis: str, num_rows: int, rows: jax.Array, send, receive) -> jax.Array:
+    """Exchanges rows along `axis` by the plan `send`; gradients are exchanged by `receive`.
+
+    Returns:
+      `num_rows` rows: those that arrived, then zeros.
+    """
+    del receive
 
     @sequential_vmap
     def go(rows, *plan):
@@ -282,29 +286,29 @@ def travel(axis: str, num_rows: int, rows: jax.Array, there: Any, back: Any) -> 
         emulate = functools.partial(_emulate, axis)
         return lax.platform_dependent(rows, start, *plan, cpu=emulate, default=exchange)
 
-    return go(rows, *there)
+    return go(rows, *send)
 
 
-def _travel_forth(axis, num_rows, rows, there, back):
-    return travel(axis, num_rows, rows, there, back), (len(rows), there, back)
+def _exchange_forward(axis, num_rows, rows, send, receive):
+    return ragged_exchange(axis, num_rows, rows, send, receive), (len(rows), send, receive)
 
 
-def _travel_back(axis, _, residuals, gradient):
-    num_rows, there, back = residuals
-    return travel(axis, num_rows, gradient, back, there), None, None
+def _exchange_backward(axis, _, residuals, gradient):
+    num_rows, send, receive = residuals
+    return ragged_exchange(axis, num_rows, gradient, receive, send), None, None
 
 
-travel.defvjp(_travel_forth, _travel_back)
+ragged_exchange.defvjp(_exchange_forward, _exchange_backward)
 
 
-def _emulate(axis, rows, start, starts_C, sizes_C, landings_C, _):
-    """ragged_all_to_all (C: its chunks), which XLA's CPU backend lacks: all rows go everywhere."""
-    me, per_peer = lax.axis_index(axis), len(starts_C) // lax.axis_size(axis)
-    plan_S3C = lax.all_gather(jnp.stack([starts_C, sizes_C, landings_C]), axis)
-    plan_S3C = lax.dynamic_slice_in_dim(plan_S3C, me * per_peer, per_peer, 2)
-    sender_SC = jnp.arange(len(plan_S3C))[:, None] * len(rows)
+def _emulate(axis, rows, start, starts, sizes, landings, _):
+    """ragged_all_to_all by gathering all rows: XLA's CPU backend lacks it."""
+    me, per_peer = lax.axis_index(axis), len(starts) // lax.axis_size(axis)
+    plan = lax.all_gather(jnp.stack([starts, sizes, landings]), axis)  # (O, 3, chunks)
+    plan = lax.dynamic_slice_in_dim(plan, me * per_peer, per_peer, 2)
+    first_O1 = jnp.arange(len(plan))[:, None] * len(rows)
     origins, sizes, landings = (
-        x.reshape(-1, 1) for x in (plan_S3C[:, 0] + sender_SC, plan_S3C[:, 1], plan_S3C[:, 2])
+        x.reshape(-1, 1) for x in (plan[:, 0] + first_O1, plan[:, 1], plan[:, 2])
     )
     offset = jnp.arange(len(start))[None] - landings
     inside = (offset >= 0) & (offset < sizes)
@@ -313,52 +317,53 @@ def _emulate(axis, rows, start, starts_C, sizes_C, landings_C, _):
     return jnp.where(jnp.any(inside, 0)[:, None], found, start)
 
 
-def limited(config: TransformerConfig, x_BLD, experts_BLJ, weights_BLJ, kernels, where: Places):
-    """Every row has C = capacity_factor L k / E places (rounded up) at each expert.
+def limited(
+    config: TransformerConfig, x_BLD, experts_BLJ, weights_BLJ, kernels, tokens: TokenIndex
+):
+    """Every row has C = capacity_factor L k / E slots (rounded up) at each expert.
 
-    Places go to first choices before second ones, and to earlier tokens before later ones, by
-    `where` they stand in the text; a choice without a place adds nothing. Other Args and Returns
-    as `dropless`.
+    First choices get slots before second ones, and earlier tokens (by `tokens`) before later ones;
+    a choice without a slot adds nothing. Other Args and Returns as `dropless`.
     Source: arXiv 2006.16668, algorithm 1, with one row as a group, so that neither mesh nor
     microbatches change what is dropped, and no random routing.
     """
     moe, L = config.moe, x_BLD.shape[1]
     C = min(L, math.ceil(moe.capacity_factor * L * moe.top_k / moe.num_experts))
-    places = jax.vmap(functools.partial(_places, moe.num_experts, C))
-    order_BL = jnp.lexsort((where.positions_BL, where.segments_BL))
+    assign = jax.vmap(functools.partial(_assign_slots, moe.num_experts, C))
+    order_BL = jnp.lexsort((tokens.positions_BL, tokens.segments_BL))
     ranks_BL = jnp.argsort(order_BL)
-    place_BJL, token_BP, item_BP = places(jnp.swapaxes(experts_BLJ, 1, 2), ranks_BL)
-    whole_BMD = sharding.constrain(x_BLD, "BMD")
-    rows_BPD = jax.vmap(take_rows)(whole_BMD, token_BP, place_BJL)
-    rows_BECD = rows_BPD.reshape(len(x_BLD), moe.num_experts, C, -1)
-    # The all-to-all: E takes the axis from B. Places are split like the tokens of a row, L.
-    rows_EBCD = jnp.swapaxes(sharding.constrain(rows_BECD, "BELD"), 0, 1)
-    rows_EBCD = sharding.constrain(rows_EBCD, "EBLD")
+    slot_BJL, token_BA, item_BA = assign(jnp.swapaxes(experts_BLJ, 1, 2), ranks_BL)
+    # Any slot may hold any token of its row.
+    rows_BAD = jax.vmap(take_rows)(sharding.constrain(x_BLD, "B_D"), token_BA, slot_BJL)
+    rows_BECD = rows_BAD.reshape(len(x_BLD), moe.num_experts, C, -1)
+    # The all-to-all: the first of B and E takes the axis that both are split over.
+    rows_EBCD = jnp.swapaxes(sharding.constrain(rows_BECD, "BECD"), 0, 1)
+    rows_EBCD = sharding.constrain(rows_EBCD, "EBCD")
     kernels = {name: sharding.constrain(w, LETTERS[name]) for name, w in kernels.items()}
 
     def multiply(rows_EBCD, w, bias):
         rows = jnp.einsum("EBCD,EDF->EBCF", rows_EBCD, w)
         return rows if bias is None else rows + bias[:, None, None]
 
-    rows_EBCD = sharding.constrain(feed(config.mlp, kernels, rows_EBCD, multiply), "EBLD")
-    rows_BECD = sharding.constrain(jnp.swapaxes(rows_EBCD, 0, 1), "BELD")
-    rows_BPD = rows_BECD.reshape(rows_BPD.shape)
-    z_BJLD = jax.vmap(take_rows)(rows_BPD, place_BJL, item_BP)
-    kept_BLJ = jnp.swapaxes(place_BJL < rows_BPD.shape[1], 1, 2).astype(jnp.float32)
+    rows_EBCD = sharding.constrain(feed(config.mlp, kernels, rows_EBCD, multiply), "EBCD")
+    rows_BECD = sharding.constrain(jnp.swapaxes(rows_EBCD, 0, 1), "BECD")
+    rows_BAD = rows_BECD.reshape(rows_BAD.shape)
+    z_BJLD = jax.vmap(take_rows)(rows_BAD, slot_BJL, item_BA)
+    kept_BLJ = jnp.swapaxes(slot_BJL < rows_BAD.shape[1], 1, 2).astype(jnp.float32)
     return jax.vmap(combine)(z_BJLD, weights_BLJ), kept_BLJ
 
 
-def _places(num_experts: int, C: int, experts_JL: jax.Array, ranks_L: jax.Array):
-    """Place of each choice of a row (E C: none), and token and choice at each place (L, J L)."""
+def _assign_slots(num_experts: int, C: int, experts_JL: jax.Array, ranks_L: jax.Array):
+    """Slot of each choice of a row (none: E C); token and choice in each slot (none: L, J L)."""
     experts_I, (J, L) = experts_JL.reshape(-1), experts_JL.shape
     ranks_I = (jnp.arange(J)[:, None] * L + ranks_L[None]).reshape(-1)
     order_I = jnp.lexsort((ranks_I, experts_I))
     sizes_E = jnp.sum(jax.nn.one_hot(experts_I, num_experts, dtype=jnp.int32), 0)
     starts_E = jnp.cumsum(sizes_E) - sizes_E
     rank_I = jnp.argsort(order_I) - starts_E.at[experts_I].get(mode="fill", fill_value=-C)
-    place_I = jnp.where(rank_I < C, experts_I * C + rank_I, num_experts * C)
+    slot_I = jnp.where(rank_I < C, experts_I * C + rank_I, num_experts * C)
     rank_EC = jnp.arange(C)[None]
     item_EC = order_I.at[starts_E[:, None] + rank_EC].get(mode="fill", fill_value=0)
     item_EC = jnp.where(rank_EC < sizes_E[:, None], item_EC, len(experts_I))
     token_EC = jnp.where(item_EC < len(experts_I), item_EC % L, L)
-    return place_I.reshape(experts_JL.shape), token_EC.reshape(-1), item_EC.reshape(-1)
+    return slot_I.reshape(experts_JL.shape), token_EC.reshape(-1), item_EC.reshape(-1)

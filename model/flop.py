@@ -1,4 +1,4 @@
-"""The one FLOP counter: trainer, bench, report and, later, scaling fits read it."""
+"""Counts of parameters and FLOPs, and the peak FLOP/s of devices, for trainer, bench and report."""
 
 import functools
 import math
@@ -69,15 +69,14 @@ def forward_flops(config: TransformerConfig, seq_len: int) -> float:
 
 def _weights(config: TransformerConfig) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """(name, letters, shape) of every weight."""
-    declared = declare(config)
-    for path, leaf in jax.tree.leaves_with_path(declared, is_leaf=lambda x: isinstance(x, tuple)):
-        yield path[-1].key, "".join(leaf[0]), leaf[1]
+    for path, weight in jax.tree.leaves_with_path(declare(config)):
+        yield path[-1].key, weight.letters, weight.shape
 
 
 def _is_matrix(name: str, letters: str) -> bool:
     """Whether a token is multiplied by it, the head left out."""
     tables = ("embedding", "position_table", "head")
-    return is_matrix(name, tuple(letters)) and name not in tables
+    return is_matrix(name, letters) and name not in tables
 
 
 def _is_expert(name: str, letters: str) -> bool:

@@ -1,7 +1,7 @@
-"""Which kernel computes self-attention, and how each is called.
+"""Attention kernels: which one computes self-attention, and how each is called.
 
-Rows are always packed: a kernel that cannot tell documents apart is never called. One that cannot
-honour the rest of a request is refused by name, and the next one is taken, said once in the log.
+Rows are always packed, so every kernel here supports segments. A kernel that cannot handle the rest
+of a request is skipped with one warning, and the next one is tried.
 
             packed   window  softcap  GQA  sinks  H != Hv  float32  bfloat16  context   stages
   xla       yes      yes     yes      yes  yes    yes      yes      yes       yes       yes
@@ -10,9 +10,9 @@ honour the rest of a request is refused by name, and the next one is taken, said
   tokamax   by mask  by mask not GPU  yes  no     yes      not GPU  yes       yes       yes
 
 All give gradients of queries, keys and values, and of sinks where they take them. 'By mask': a
-(B, L, M) array, not N of them. 'Context': queries split over the context axis, keys gathered, in
-any order or in the balanced one alone. 'Stages': inside model/pipeline.py. cuDNN and tokamax's GPU
-kernels were lowered for CUDA and not yet run.
+(B, L, M) array, not N of them. 'Context': queries split over the context axis, keys gathered,
+tokens in any order or in the balanced one alone. 'Stages': inside model/layer_pipeline.py. cuDNN
+and tokamax's GPU kernels were lowered for CUDA and not yet run.
 """
 
 import dataclasses
@@ -28,24 +28,24 @@ import numpy as np
 from absl import flags
 
 from model import sharding
-from model.attention import Places, attend, visible
+from model.attention import TokenIndex, attend, visible
 from model.config import TransformerConfig
 from model.ring import balanced_order, text_order
 
-# What 'auto' tries, best first; the last one honours everything.
+# What 'auto' tries, best first; the last one handles every request.
 PLATFORMS = {"tpu": ("splash", "xla"), "gpu": ("cudnn", "xla"), "cpu": ("xla",)}
-# Splash works on square blocks of scores. With 1024, heads of 256 no longer fit the scoped vector
-# memory that the compiler grants unasked (v5p).
+# Splash computes scores in square blocks. With blocks of 1024, heads of 256 exceed the compiler's
+# default limit of scoped vector memory (v5p).
 BLOCKS = (512, 256, 128)
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What one attention asks of a kernel, as far as any kernel refuses some of it.
+    """The properties of one attention call that some kernel does not support.
 
     `hopper`: a GPU of compute capability 9.0 or more. `has_tokamax`: the package is installed.
-    `order`: in which a row's tokens stand in memory: as their positions say ('text'), 'balanced'
-    over `num_shards` of a context axis, or 'any'. `staged`: pipelined.
+    `order`: of a row's tokens in memory: that of their positions ('text'), 'balanced' over
+    `num_shards` of a context axis, or 'any'. `staged`: pipelined.
     """
 
     platform: str
@@ -68,7 +68,7 @@ def attention(
     q_BLNH: jax.Array,
     k_BKMH: jax.Array,
     v_BKMH: jax.Array,
-    places: Places,
+    tokens: TokenIndex,
     window: int,
     scale: float,
     sink_N: jax.Array | None,
@@ -80,9 +80,9 @@ def attention(
       q_BLNH: queries.
       k_BKMH: keys, M = L.
       v_BKMH: values; their H may differ from the keys'.
-      places: of queries and keys alike. Only on a mesh with a context axis may a row's tokens
-        stand in another order than that of their positions: in any, or, if `places` says so, in
-        the balanced one. A kernel that relies on the order makes a row that breaks it NaN.
+      tokens: of both queries and keys. Only on a mesh with a context axis may a row's tokens be
+        in another order than that of their positions: in the balanced one, if `tokens.balanced`,
+        or else in any. A kernel that relies on the order gives NaN for a row in another one.
       window: how many positions back a query sees, itself included; 0 for all.
       scale: multiplies the scores.
       sink_N: a logit a head without a value; None for none.
@@ -95,7 +95,7 @@ def attention(
         platform=_platform(),
         hopper=_is_hopper(),
         has_tokamax=importlib.util.find_spec("tokamax") is not None,
-        order="text" if num_shards == 1 else "balanced" if places.balanced else "any",
+        order="text" if num_shards == 1 else "balanced" if tokens.balanced else "any",
         num_shards=num_shards,
         staged=sharding.axis_size("stage") > 1,
         dtype=q_BLNH.dtype.name,
@@ -108,38 +108,38 @@ def attention(
     )
     name = choose(config.layout.kernel, request)
     if name == "xla":
-        mask_BLM = visible(places, places, window)
+        mask_BLM = visible(tokens, tokens, window)
         return attend(q_BLNH, k_BKMH, v_BKMH, mask_BLM, scale, config.attention_softcap, sink_N)
     kernel = {"splash": _splash, "cudnn": _cudnn, "tokamax": _tokamax}[name]
     kernel = functools.partial(kernel, request)
     if request.order != "any":
-        scale = jnp.where(_stands_in_order(places, num_shards), scale, jnp.nan)
+        scale = jnp.where(_is_in_order(tokens, num_shards), scale, jnp.nan)
         scale = scale[:, None, None, None]
     q_BLNH = q_BLNH * jnp.asarray(scale, q_BLNH.dtype)
-    return _on_each_device(kernel, q_BLNH, k_BKMH, v_BKMH, places, sink_N)
+    return _on_each_device(kernel, q_BLNH, k_BKMH, v_BKMH, tokens, sink_N)
 
 
 def choose(wanted: str, request: Request) -> str:
-    """The first kernel that can honour the request: the wanted one, then those of the platform.
+    """The first kernel that can handle the request: the wanted one, then those of the platform.
 
     Args:
       wanted: one of config.KERNELS.
-      request: what is asked.
+      request: see Request.
 
     Returns:
-      Its name. Each refusal on the way is logged once.
+      Its name. Each kernel that is skipped is logged once.
     """
     names = PLATFORMS[request.platform]
     for name in names if wanted == "auto" else (wanted, *names):
         reason = refusal(name, request)
         if reason is None:
             return name
-        say_once(name, reason)
-    raise AssertionError("xla refuses nothing")
+        warn_once(name, reason)
+    raise AssertionError("xla handles every request")
 
 
 def refusal(kernel: str, request: Request) -> str | None:
-    """Why a kernel cannot honour a request, in words for a log; None where it can."""
+    """Why a kernel cannot handle a request, for the log; None if it can."""
     if kernel == "xla":
         return None
     for broken, reason in _LIMITS[kernel]:
@@ -153,8 +153,8 @@ _LIMITS: dict[str, tuple[tuple[Callable[[Request], bool], str], ...]] = {
         (lambda r: r.platform != "tpu", "it runs on TPUs, not on a {platform}"),
         (
             lambda r: r.order == "any",
-            "it must know in which order tokens stand in memory, and of rows that are split over "
-            "a context axis only those of the training loader are known",
+            "it needs to know the order of tokens in memory, which on a mesh with a context axis "
+            "is known only for rows of the training loader",
         ),
         (
             lambda r: _chunk(r) % BLOCKS[-1] > 0,
@@ -195,13 +195,13 @@ _LIMITS: dict[str, tuple[tuple[Callable[[Request], bool], str], ...]] = {
 
 
 @functools.lru_cache
-def say_once(kernel: str, reason: str) -> None:
-    """Logs that a kernel is passed over, and why."""
+def warn_once(kernel: str, reason: str) -> None:
+    """Logs that a kernel is skipped, and why."""
     logging.getLogger(__name__).warning("attention kernel %s is not used: %s", kernel, reason)
 
 
 def _platform() -> str:
-    """Where the program will run: a compiled plan's devices may be none of this machine's."""
+    """Platform the program is compiled for, whose devices this machine may not have."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
@@ -212,35 +212,35 @@ def _is_hopper() -> bool:
 
 
 def _chunk(request: Request) -> int:
-    """Tokens of a row that certainly stand in memory as in the text, one after the other."""
+    """Length of the pieces of a row whose tokens are consecutive in memory."""
     pieces = 1 if request.num_shards == 1 else 2 * request.num_shards
     return request.length // pieces if request.length % pieces == 0 else 1
 
 
-def _stands_in_order(places: Places, num_shards: int) -> jax.Array:
+def _is_in_order(tokens: TokenIndex, num_shards: int) -> jax.Array:
     """in_order_B: whether positions count up by one along each document of a row."""
     segments_BL, positions_BL = (
-        text_order(x, 1, num_shards) for x in (places.segments_BL, places.positions_BL)
+        text_order(x, 1, num_shards) for x in (tokens.segments_BL, tokens.positions_BL)
     )
     same_BL = (segments_BL[:, 1:] == segments_BL[:, :-1]) & (segments_BL[:, 1:] > 0)
     return jnp.all(~same_BL | (positions_BL[:, 1:] - positions_BL[:, :-1] == 1), axis=1)
 
 
-def _on_each_device(kernel, q_BLNH, k_BKMH, v_BKMH, places: Places, sink_N) -> jax.Array:
-    """Calls a kernel on each device's rows and heads: no kernel can be split from outside.
+def _on_each_device(kernel, q_BLNH, k_BKMH, v_BKMH, tokens: TokenIndex, sink_N) -> jax.Array:
+    """Calls a kernel on each device's rows and heads: XLA cannot partition a kernel.
 
     Queries stay split over the context axis, keys are gathered.
     """
     if jax.sharding.get_abstract_mesh().empty:
-        return kernel(q_BLNH, k_BKMH, v_BKMH, places, places, sink_N)
+        return kernel(q_BLNH, k_BKMH, v_BKMH, tokens, tokens, sink_N)
     N, K = q_BLNH.shape[2], k_BKMH.shape[1]
     num_tensor = sharding.axis_size("tensor")
     if N % num_tensor == 0 and K % num_tensor:
         # Queries of one kv head are on several devices: each gets a copy of it.
         copies = math.lcm(K, num_tensor) // K
         k_BKMH, v_BKMH = (jnp.repeat(x, copies, axis=1) for x in (k_BKMH, v_BKMH))
-    queries = sharding.activation_spec("BLNH", q_BLNH.shape)
-    keys = sharding.activation_spec("BKMH", k_BKMH.shape)
+    queries = sharding.activation_spec("BLN_", q_BLNH.shape)
+    keys = sharding.activation_spec("BK__", k_BKMH.shape)
     spec = jax.sharding.PartitionSpec
     rows, whole_rows = spec(*queries[:2]), spec(queries[0])
     heads = None if sink_N is None else spec(queries[2])
@@ -249,14 +249,14 @@ def _on_each_device(kernel, q_BLNH, k_BKMH, v_BKMH, places: Places, sink_N) -> j
         in_specs=(queries, keys, keys, rows, whole_rows, heads),
         out_specs=queries,
         check_vma=False,  # pallas_call does not say how its results vary over the mesh
-    )(q_BLNH, k_BKMH, v_BKMH, places, places, sink_N)
+    )(q_BLNH, k_BKMH, v_BKMH, tokens, tokens, sink_N)
 
 
 def _splash(request: Request, q_BLNH, k_BKMH, v_BKMH, queries, keys, sink_N) -> jax.Array:
-    """Splash attention of jax: blocks that the causal order and the window rule out are skipped.
+    """Splash attention of jax, which skips blocks that the causal mask and the window hide.
 
-    Keys that were gathered in the balanced order are put into that of the text; the mask of each
-    device's queries follows from where they stand in it.
+    Keys that were gathered in the balanced order are sorted into that of the text; the mask of each
+    device's queries follows from their positions in it.
     Source: jax.experimental.pallas.ops.tpu.splash_attention, after arXiv 2205.14135.
     """
     shards, length = request.num_shards, request.length
@@ -284,7 +284,7 @@ def _splash(request: Request, q_BLNH, k_BKMH, v_BKMH, queries, keys, sink_N) -> 
 
 
 def _own_part(kernel: Callable, num_shards: int) -> Callable:
-    """The part of a kernel's masks that belongs to this device's place on the context axis."""
+    """This device's part, along the context axis, of a kernel's masks."""
     if num_shards == 1:
         return kernel
     mesh = jax.sharding.AbstractMesh((num_shards,), ("context",))
@@ -303,10 +303,10 @@ def _own_part(kernel: Callable, num_shards: int) -> Callable:
 
 
 def _cudnn(request: Request, q_BLNH, k_BKMH, v_BKMH, queries, keys, sink_N) -> jax.Array:
-    """cuDNN's flash attention. Segments and windows go in as a mask.
+    """cuDNN's flash attention, with segments and windows as a mask.
 
-    Its own sequence lengths know of padding at the end only, and its ragged layout misplaces keys
-    of fewer heads than queries (jax 0.10.2, _fix_seqlen_offsets).
+    Its sequence lengths support padding at the end only, and its ragged layout computes wrong
+    offsets for keys of fewer heads than queries (jax 0.10.2, _fix_seqlen_offsets).
     """
     del sink_N
     size = max(request.head_dim, request.value_dim)
@@ -319,18 +319,18 @@ def _cudnn(request: Request, q_BLNH, k_BKMH, v_BKMH, queries, keys, sink_N) -> j
         jnp.moveaxis(v_BKMH, 1, 2),
         mask=visible(queries, keys, request.window)[:, None],
         scale=1.0,
-        is_causal=request.order == "text",  # says nothing new, and halves the work
+        is_causal=request.order == "text",  # the mask is causal already; this halves the work
         implementation="cudnn",
     )
     return mixed_BLNH[..., : request.value_dim]
 
 
 def _tokamax(request: Request, q_BLNH, k_BKMH, v_BKMH, queries, keys, sink_N) -> jax.Array:
-    """tokamax's attention, by whichever of its own kernels fits the device."""
+    """tokamax's attention, by the kernel that it chooses for the device."""
     del sink_N
     import tokamax
 
-    if not flags.FLAGS.is_parsed():  # tokamax would look for its flags in our command line
+    if not flags.FLAGS.is_parsed():  # or tokamax would parse our command line
         flags.FLAGS.mark_as_parsed()
     return tokamax.dot_product_attention(
         q_BLNH,

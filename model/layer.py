@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,16 +11,18 @@ from flax import nnx
 from model import quantize, sharding
 from model.config import TransformerConfig
 
+CONSTANTS = {"zeros": jnp.zeros, "ones": jnp.ones}
+
 
 def weight(
-    rngs: nnx.Rngs, letters: str, sizes: dict[str, int], std: float | None = None
+    rngs: nnx.Rngs, letters: str, sizes: dict[str, int], init: float | str = "zeros"
 ) -> nnx.Param:
-    """Declares one weight by its letters: normal with `std`; 0.0: ones (a scale), None: zeros."""
+    """Declares one weight by its letters; `init`: 'zeros', 'ones' or the std of normal values."""
     shape = tuple(sizes[letter] for letter in letters)
-    if std:
-        value = std * jax.random.normal(rngs.params(), shape)
+    if init in CONSTANTS:
+        value = CONSTANTS[init](shape)
     else:
-        value = jnp.zeros(shape) if std is None else jnp.ones(shape)
+        value = init * jax.random.normal(rngs.params(), shape)
     return nnx.Param(value, out_sharding=tuple(letters))
 
 
@@ -54,10 +55,10 @@ def product(
     return flat.reshape(rows + w.shape[num_shared:])
 
 
-def is_matrix(name: str, letters: Sequence[str]) -> bool:
+def is_matrix(name: str, letters: str) -> bool:
     """Whether a weight is a matrix (or a stack of them): no scale, bias, sink or scalar head."""
     is_vector = name in ("scale", "sink") or name.endswith("bias")
-    return not is_vector and len([letter for letter in letters if letter != "X"]) >= 2
+    return not is_vector and len(letters.replace("X", "")) >= 2
 
 
 def cast(like: jax.Array, param: nnx.Param) -> jax.Array:
@@ -88,7 +89,7 @@ class Norm(nnx.Module):
         kind: str | None = None,
     ):
         self.eps, self.kind = config.norm_eps, kind or config.norm
-        self.scale = weight(rngs, letters, sizes or config.sizes(), 0.0)
+        self.scale = weight(rngs, letters, sizes or config.sizes(), "ones")
         is_layer = self.kind == "layer"
         self.bias = weight(rngs, letters, sizes or config.sizes()) if is_layer else None
 

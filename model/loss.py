@@ -73,7 +73,7 @@ def head_sums(
     targets_BL: jax.Array,
     weights_BL: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Weighted sum of `cross_entropy` over a batch; its logits never stand whole in memory.
+    """Weighted sum of `cross_entropy` over a batch; its logits are never all in memory.
 
     Each device takes `layout.chunk_tokens` of its tokens at a time through the head. As the loss is
     one sum with known weights, its gradients are made in the same sweep: no product is done twice.
@@ -113,8 +113,8 @@ def _head_sums(config, z_loss, with_grads, x_BLD, head_DV, targets_BL, weights_B
     local = functools.partial(_local_head_sums, config, z_loss, with_grads)
     if jax.sharding.get_abstract_mesh().empty:
         return local((), (), x_BLD, head_DV, targets_BL, weights_BL)
-    x_spec = sharding.activation_spec("BLD", x_BLD.shape)
-    head_spec = sharding.activation_spec("DV", head_DV.shape)
+    x_spec = sharding.activation_spec("BL_", x_BLD.shape)
+    head_spec = sharding.activation_spec("_V", head_DV.shape)
     rows = jax.sharding.PartitionSpec(*x_spec[:2])
     shared = (sharding.axes_of(rows), sharding.axes_of(head_spec))
     return jax.shard_map(
@@ -126,15 +126,7 @@ def _head_sums(config, z_loss, with_grads, x_BLD, head_DV, targets_BL, weights_B
 
 
 def _local_head_sums(
-    config,
-    z_loss,
-    with_grads,
-    row_axes,
-    vocab_axes,
-    x_BLD,
-    head_DV,
-    targets_BL,
-    weights_BL,
+    config, z_loss, with_grads, row_axes, vocab_axes, x_BLD, head_DV, targets_BL, weights_BL
 ):
     """One device's tokens and its part of the vocabulary; sums over the axes that split them."""
     (B, L, D), V = x_BLD.shape, head_DV.shape[1]

@@ -1,7 +1,7 @@
 """Mixture of experts: a router chooses a few feed-forwards for each token.
 
-Beside README's letters: J a token's choices (top_k, best first). Routing and its statistics are
-written for whole arrays, which XLA splits like their tokens; model/dispatch.py moves the tokens.
+Routing and its statistics are written for whole arrays, which XLA splits like their tokens;
+model/dispatch.py moves the tokens. A token's choices J are in order, the best first.
 """
 
 import functools
@@ -13,7 +13,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from model import sharding
-from model.attention import Places
+from model.attention import TokenIndex
 from model.config import MoEConfig, TransformerConfig
 from model.dispatch import LETTERS, dropless, limited, on_each_device
 from model.layer import FeedForward, cast, is_gated, product, weight
@@ -40,22 +40,22 @@ class Experts(nnx.Module):
         self.shared = FeedForward(config, rngs, moe.shared_d_ff) if shared else None
         self.shared_gate = weight(rngs, "D", sizes, fan_in) if shared and moe.shared_gate else None
 
-    def __call__(self, x_BLD: jax.Array, places: Places):
+    def __call__(self, x_BLD: jax.Array, tokens: TokenIndex):
         """Mixes the outputs of each token's experts.
 
         Args:
           x_BLD: input.
-          places: experts do not see padding, nor do statistics count it.
+          tokens: which are padding: no expert computes it, and no statistic counts it.
 
         Returns:
           y_BLD, and sums over each row's tokens, float32: `moe_balance` and `moe_z` (B) are the
-          losses of `measure`; `moe_dropped` (B) counts choices without a place, `moe_load` (B, E)
+          losses of `measure`; `moe_dropped` (B) counts choices beyond capacity, `moe_load` (B, E)
           choices of each expert, dropped ones included.
         """
-        moe, real_BL = self.config.moe, places.segments_BL > 0
+        moe, real_BL = self.config.moe, tokens.segments_BL > 0
         logits_BLE = self._logits(x_BLD)
         scores_BLE = score(moe, logits_BLE)
-        bias_E = None if self.balance_bias is None else _whole(self.balance_bias[...])
+        bias_E = None if self.balance_bias is None else sharding.replicate(self.balance_bias[...])
         choices_BLJ = _choose_locally(moe, scores_BLE, bias_E)
         weights_BLJ = weigh(moe, scores_BLE, choices_BLJ)
         stats = measure(moe, logits_BLE, scores_BLE, choices_BLJ, real_BL)
@@ -67,21 +67,25 @@ class Experts(nnx.Module):
         kernels = {name: cast(x_BLD, w) for name, w in named.items() if w is not None}
         routed = (self.config, x_BLD, experts_BLJ, weights_BLJ, kernels)
         is_limited = moe.dispatch == "capacity"
-        y_BLD, kept_BLJ = limited(*routed, places) if is_limited else dropless(*routed)
+        y_BLD, kept_BLJ = limited(*routed, tokens) if is_limited else dropless(*routed)
         stats["moe_dropped"] = jnp.sum(stats["moe_load"], 1) - jnp.sum(kept_BLJ, (1, 2))
         if self.down_bias is not None:
-            mixture_BLE = lay_out(moe.num_experts, weights_BLJ * kept_BLJ, choices_BLJ)
+            mixture_BLE = scatter_to_experts(moe.num_experts, weights_BLJ * kept_BLJ, choices_BLJ)
             bias_ED = cast(x_BLD, self.down_bias)
             y_BLD = y_BLD + product("BLE,ED->BLD", mixture_BLE.astype(x_BLD.dtype), bias_ED)
         return self._add_shared(x_BLD, sharding.constrain(y_BLD, "BLD")), stats
 
     def _logits(self, x_BLD: jax.Array) -> jax.Array:
-        """Float32 all the way: a TPU would by default multiply float32 in bfloat16."""
+        """Float32 all the way: a TPU would by default multiply float32 in bfloat16.
+
+        Small weights are gathered, lest their split of E spreads to the tokens' scores.
+        """
         x_BLD, highest = x_BLD.astype(jnp.float32), lax.Precision.HIGHEST
-        logits_BLE = jnp.einsum("BLD,DE->BLE", x_BLD, _whole(self.router[...]), precision=highest)
+        router_DE = sharding.replicate(self.router[...])
+        logits_BLE = jnp.einsum("BLD,DE->BLE", x_BLD, router_DE, precision=highest)
         if self.router_bias is not None:
-            logits_BLE = logits_BLE + _whole(self.router_bias[...])[None, None]
-        return sharding.constrain(logits_BLE, "BLD")  # as the tokens: E is whole
+            logits_BLE = logits_BLE + sharding.replicate(self.router_bias[...])[None, None]
+        return sharding.constrain(logits_BLE, "BL_")
 
     def _add_shared(self, x_BLD: jax.Array, y_BLD: jax.Array) -> jax.Array:
         if self.shared is None:
@@ -94,15 +98,15 @@ class Experts(nnx.Module):
 
 
 def score(moe: MoEConfig, logits_BLE: jax.Array) -> jax.Array:
-    """How much a token wants each expert, above 0."""
+    """Router scores: softmax or sigmoid of the logits."""
     return jax.nn.softmax(logits_BLE) if moe.router == "softmax" else jax.nn.sigmoid(logits_BLE)
 
 
 def choose(moe: MoEConfig, scores_BLE: jax.Array, bias_E: jax.Array | None) -> jax.Array:
-    """The top_k experts of each token, best first; of equals, the lower index.
+    """The top_k experts of each token, best first; of equal ones, the lower index.
 
-    `bias_E` moves the choice alone. With several groups only experts of the best `top_groups`
-    can be chosen; a group is worth its best score ('softmax', arXiv 2405.04434, section 2.2.2) or
+    `bias_E` affects the choice alone. With several groups only experts of the best `top_groups`
+    can be chosen; a group's score is its best one ('softmax', arXiv 2405.04434, section 2.2.2) or
     the sum of its best two ('sigmoid', arXiv 2412.19437, section 2.1.2).
     Source: arXiv 2412.19437, equation 16.
     """
@@ -121,18 +125,13 @@ def choose(moe: MoEConfig, scores_BLE: jax.Array, bias_E: jax.Array | None) -> j
 
 
 def _choose_locally(moe: MoEConfig, scores_BLE: jax.Array, bias_E: jax.Array | None) -> jax.Array:
-    """`choose`, told that tokens are independent: XLA would gather them all for a top_k."""
-    spec = sharding.activation_spec("BLD", scores_BLE.shape)
+    """`choose` on each device's tokens: XLA would gather all tokens for a top_k."""
+    spec = sharding.activation_spec("BL_", scores_BLE.shape)
     run = functools.partial(choose, moe)
     return on_each_device(run, (spec, PartitionSpec()), spec)(scores_BLE, bias_E)
 
 
-def _whole(x: jax.Array) -> jax.Array:
-    """Gathers a small weight, lest its split of E spreads to the tokens' scores."""
-    return sharding.constrain(x, "D" * x.ndim)
-
-
-# Both recompute what they multiply with: stored for the gradient it would outweigh the layer.
+# Both recompute their one-hot arrays, which would take more memory than the rest of the layer.
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def pick(scores_BLE: jax.Array, choices_BLJ: jax.Array) -> jax.Array:
     """Scores of the choices. A gather's gradient would be a scatter-add."""
@@ -141,8 +140,10 @@ def pick(scores_BLE: jax.Array, choices_BLJ: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=0)
-def lay_out(num_experts: int, weights_BLJ: jax.Array, choices_BLJ: jax.Array) -> jax.Array:
-    """Weights of the choices in the places of their experts: the transpose of `pick`."""
+def scatter_to_experts(
+    num_experts: int, weights_BLJ: jax.Array, choices_BLJ: jax.Array
+) -> jax.Array:
+    """Adds the weights of choices at their experts: the transpose of `pick`."""
     return jnp.sum(weights_BLJ[..., None] * jax.nn.one_hot(choices_BLJ, num_experts), 2)
 
 
@@ -155,7 +156,7 @@ def weigh(moe: MoEConfig, scores_BLE: jax.Array, choices_BLJ: jax.Array) -> jax.
 
 
 def measure(moe: MoEConfig, logits_BLE, scores_BLE, choices_BLJ, real_BL) -> dict[str, jax.Array]:
-    """Losses and load of a router, one row at a time so that no layout of rows changes them.
+    """Losses and load of a router, for each row, so that no split of the batch changes them.
 
     For a row of n tokens, f_e = E / (k n) x choices of e, P_e = mean of e's share of the scores:
       moe_balance = n sum_e f_e P_e, n where the load is even; gradients flow through P alone.
@@ -165,7 +166,7 @@ def measure(moe: MoEConfig, logits_BLE, scores_BLE, choices_BLJ, real_BL) -> dic
     """
     real_BL1 = real_BL[..., None].astype(jnp.float32)
     real_BLJ = jnp.broadcast_to(real_BL1, choices_BLJ.shape)
-    load_BE = jnp.sum(lay_out(moe.num_experts, real_BLJ, choices_BLJ), 1)
+    load_BE = jnp.sum(scatter_to_experts(moe.num_experts, real_BLJ, choices_BLJ), 1)
     shares_BLE = scores_BLE / jnp.sum(scores_BLE, -1, keepdims=True)
     means_BE = jnp.sum(shares_BLE * real_BL1, 1) / jnp.maximum(jnp.sum(real_BL1, 1), 1)
     return {
@@ -177,14 +178,13 @@ def measure(moe: MoEConfig, logits_BLE, scores_BLE, choices_BLJ, real_BL) -> dic
 
 @jax.custom_vjp
 def report_surplus(weights_BLJ: jax.Array, bias_E: jax.Array, surplus_E: jax.Array) -> jax.Array:
-    """Gives back the weights, and `surplus_E` as the gradient of `bias_E`.
+    """Returns the weights, and makes `surplus_E` the gradient of `bias_E`.
 
-    The balance bias steers the choice, which has no derivative. Its rule, "lower the bias of the
-    overloaded by a fixed step", needs the sign of (choices of e - mean over experts) over the whole
-    batch. Handed out as a gradient, whatever the loss and its scale, that number is summed over
-    microbatches, devices and pipeline stages by what sums gradients anyway, and the optimizer
-    takes bias -= rate sign(gradient). It is a count, not a slope: keep it out of gradient norms,
-    clipping and weight decay.
+    The choice, which the bias changes, has no derivative. The rule of the bias, "lower that of an
+    overloaded expert by a fixed step", needs the sign of (choices of e - mean over experts) in the
+    whole batch. As a gradient, which does not depend on the loss, the count is summed over
+    microbatches, devices and pipeline stages like any other, and the optimizer takes
+    bias -= rate sign(gradient). It must stay out of gradient norms, clipping and weight decay.
     Source: arXiv 2408.15664, algorithm 1.
     """
     del bias_E, surplus_E

@@ -25,8 +25,8 @@ def matmul(x: jax.Array, w: jax.Array, kind: str, dtype: Any = None) -> jax.Arra
     """Sums x w over the last dim of x and the first of w, in the numbers that `kind` names.
 
     Args:
-      x: activations, shape (..., I).
-      w: weights, shape (I, O), in x's dtype.
+      x: activations, shape (..., inner).
+      w: weights, shape (inner, outer), in x's dtype.
       kind: one of config.QUANTIZED; 'none' is the plain product.
       dtype: of the result; x's by default.
 

@@ -1,31 +1,31 @@
-"""Ring attention: rows longer than a device, keys and values passed around the context axis.
+"""Ring attention: rows are split over the context axis, around which keys and values are passed.
 
-Each device keeps its queries and sees every block of keys once; partial softmaxes are joined as in
-flash attention, tile by tile, so that no scores stand whole in memory, forward or backward. Who
-sees whom follows positions and segments: packed rows and windows need nothing of their own, and a
-pair of tiles in which nobody sees anybody is skipped. Source: arXiv 2310.01889.
+Each device keeps its queries and attends to one block of keys after another, tile by tile, with
+the online softmax of flash attention, forward and backward. The mask follows from positions and
+segments, so that packed rows and windows need no code of their own; pairs of tiles that are masked
+everywhere are skipped. Source: arXiv 2310.01889.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from model import sharding
-from model.attention import Places, softcap, visible
+from model.attention import TokenIndex, softcap, visible
 from model.config import TransformerConfig
 
 # Queries and keys whose scores are held at a time, for each row and head.
 TILE_L, TILE_M = 512, 1024
-# Smaller tiles would take longer to walk through than to compute.
+# With smaller tiles the loop would take longer than the products.
 MIN_TILE = 32
 HIDDEN = -1e30
 
 
 def balanced_order(length: int, num_shards: int) -> np.ndarray:
-    """The order in which a row's tokens are laid out so that causal work is even over the shards.
+    """Order of a row's tokens in memory that gives every shard equal work under a causal mask.
 
     The row is cut into 2 n chunks and shard i takes chunks i and 2 n - 1 - i.
 
@@ -34,7 +34,7 @@ def balanced_order(length: int, num_shards: int) -> np.ndarray:
       num_shards: size of the context axis; 1 leaves the order as it is.
 
     Returns:
-      indices_L: token indices[j] stands at place j.
+      indices_L: position j in memory holds token indices[j].
 
     Raises:
       ValueError: length does not divide.
@@ -53,12 +53,12 @@ def balanced_order(length: int, num_shards: int) -> np.ndarray:
 
 
 def text_order(x: jax.Array, axis: int, num_shards: int) -> jax.Array:
-    """Undoes `balanced_order` along a whole dim."""
+    """Undoes `balanced_order` along a dim that is not split."""
     if num_shards == 1:
         return x
     chunks = jnp.split(x, 2 * num_shards, axis)
-    places = np.argsort(balanced_order(2 * num_shards, num_shards))
-    return jnp.concatenate([chunks[i] for i in places], axis)
+    order = np.argsort(balanced_order(2 * num_shards, num_shards))
+    return jnp.concatenate([chunks[i] for i in order], axis)
 
 
 def attention(
@@ -66,21 +66,21 @@ def attention(
     q_BLNH: jax.Array,
     k_BKMH: jax.Array,
     v_BKMH: jax.Array,
-    places: Places,
+    tokens: TokenIndex,
     window: int,
     scale: float,
     sink_N: jax.Array | None,
 ) -> jax.Array:
     """As model/kernel.py's attention, with L and M both split over the mesh axis 'context'.
 
-    Args are those of `attention.attend`, with `places` of queries and keys alike; `refusal` says
-    which lengths it takes.
+    Args are those of `attention.attend`, with `tokens` of both queries and keys; `refusal` tells
+    which lengths are supported.
     """
     num_shards = sharding.axis_size("context")
     K, num_tensor = k_BKMH.shape[1], sharding.axis_size("tensor")
-    if K % num_tensor:  # heads of queries are split further than those of keys: repeat these
+    if K % num_tensor:  # repeat kv heads, which are fewer than the devices along the axis
         k_BKMH, v_BKMH = (jnp.repeat(x, q_BLNH.shape[2] // K, axis=1) for x in (k_BKMH, v_BKMH))
-    rows = sharding.activation_spec("BL", places.positions_BL.shape)
+    rows = sharding.activation_spec("BL", tokens.positions_BL.shape)
     batch, heads = rows[0], sharding.activation_spec("N", (q_BLNH.shape[2],))[0]
     queries = jax.sharding.PartitionSpec(batch, "context", heads, None)
     keys = jax.sharding.PartitionSpec(batch, heads, "context", None)
@@ -90,11 +90,11 @@ def attention(
         in_specs=(queries, keys, keys, rows, jax.sharding.PartitionSpec(heads)),
         out_specs=queries,
         check_vma=False,
-    )(q_BLNH, k_BKMH, v_BKMH, places, sink_N)
+    )(q_BLNH, k_BKMH, v_BKMH, tokens, sink_N)
 
 
 def refusal(length: int, num_shards: int) -> str | None:
-    """Why rows of this length cannot go round, in words for a log; None where they can."""
+    """Why rows of this length cannot use the ring, for the log; None if they can."""
     local = length // num_shards
     if length % num_shards:
         return f"rows are {length} long, and {num_shards} context shards do not divide them"
@@ -104,7 +104,7 @@ def refusal(length: int, num_shards: int) -> str | None:
 
 
 class _Ring(NamedTuple):
-    """What is known before the program runs."""
+    """Static arguments."""
 
     num_shards: int
     window: int
@@ -112,62 +112,62 @@ class _Ring(NamedTuple):
 
 
 class _Keys(NamedTuple):
-    """Tiles of keys, of their values and of their places."""
+    """Tiles of keys, with values and token indices."""
 
     k: jax.Array
     v: jax.Array
-    places: Places
+    tokens: TokenIndex
 
 
-def _local(ring: _Ring, scale, q_BLNH, k_BKMH, v_BKMH, places: Places, sink_N) -> jax.Array:
-    """One device's part: its own queries against each block of keys in turn."""
+def _local(ring: _Ring, scale, q_BLNH, k_BKMH, v_BKMH, tokens: TokenIndex, sink_N) -> jax.Array:
+    """One device's part: its queries against each block of keys, one after another."""
     B, L, N, H = q_BLNH.shape
     K = k_BKMH.shape[1]
     q_BKGLH = jnp.moveaxis(q_BLNH.reshape(B, L, K, N // K, H), 1, 3)
     q_BKGLH = q_BKGLH * jnp.asarray(scale, q_BLNH.dtype)
-    mixed_BKGLH = _mix(ring, q_BKGLH, k_BKMH, v_BKMH, sink_N.reshape(K, N // K), places)
+    mixed_BKGLH = _attend(ring, q_BKGLH, k_BKMH, v_BKMH, sink_N.reshape(K, N // K), tokens)
     return jnp.moveaxis(mixed_BKGLH, 3, 1).reshape(B, L, N, -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mix(ring: _Ring, q_BKGLH, k_BKMH, v_BKMH, sink_KG, places: Places) -> jax.Array:
-    return _mix_forward(ring, q_BKGLH, k_BKMH, v_BKMH, sink_KG, places)[0]
+def _attend(ring: _Ring, q_BKGLH, k_BKMH, v_BKMH, sink_KG, tokens: TokenIndex) -> jax.Array:
+    return _attend_forward(ring, q_BKGLH, k_BKMH, v_BKMH, sink_KG, tokens)[0]
 
 
-def _mix_forward(ring: _Ring, q_BKGLH, k_BKMH, v_BKMH, sink_KG, places: Places):
-    """The mixed values, and the logarithm of each query's softmax sum for the way back."""
+def _attend_forward(ring: _Ring, q_BKGLH, k_BKMH, v_BKMH, sink_KG, tokens: TokenIndex):
+    """The output, and residuals with the logarithm of each query's softmax sum."""
     B, K, G, L, _ = q_BKGLH.shape
-    # The sink is a key of its own: its logit starts the softmax, its value is nothing.
+    # The sink is a key without a value: the online softmax starts with its logit.
     top_BKGL = jnp.broadcast_to(sink_KG.astype(jnp.float32)[None, ..., None], (B, K, G, L))
     sum_BKGL = jnp.where(top_BKGL > HIDDEN, 1.0, 0.0)
     mixed_BKGLH = jnp.zeros((B, K, G, L, v_BKMH.shape[-1]))
-    state = tuple(_query_tiles(x, 3) for x in (top_BKGL, sum_BKGL, mixed_BKGLH))
-    queries = _query_tiles(q_BKGLH, 3), _query_places(places)
-    block = _key_tiles(k_BKMH, v_BKMH, places)
+    state = tuple(_tiles(x, 3, TILE_L) for x in (top_BKGL, sum_BKGL, mixed_BKGLH))
+    queries = _tiles(q_BKGLH, 3, TILE_L), _tiles(tokens, 1, TILE_L)
+    block = _key_tiles(k_BKMH, v_BKMH, tokens)
 
-    def see(state, block):
+    def attend_to_block(state, block):
         def row(item):  # one tile of queries against every tile of the block
-            return jax.lax.scan(functools.partial(_see, ring, *item[0]), item[1], block)[0]
+            return jax.lax.scan(functools.partial(_update, ring, *item[0]), item[1], block)[0]
 
         return jax.lax.map(row, (queries, state))
 
-    def turn(carry, _):
+    def next_block(carry, _):
         state, block = carry
-        return (see(state, block), _pass_on(ring, block)), None
+        return (attend_to_block(state, block), _send_to_next(ring, block)), None
 
-    (state, block), _ = jax.lax.scan(turn, (state, block), None, length=ring.num_shards - 1)
-    top, total, mixed = see(state, block)
+    (state, block), _ = jax.lax.scan(next_block, (state, block), None, length=ring.num_shards - 1)
+    top, total, mixed = attend_to_block(state, block)
     out_BKGLH = _whole(mixed / total[..., None], 3)
     lse_BKGL = _whole(top + jnp.log(total), 3)
-    # Rounded to 16 bits it would double the error of the queries' gradient.
-    residuals = (q_BKGLH, k_BKMH, v_BKMH, sink_KG, places, out_BKGLH, lse_BKGL)
+    # The output in float32: rounded to 16 bits it would double the error of the queries' gradient.
+    residuals = (q_BKGLH, k_BKMH, v_BKMH, sink_KG, tokens, out_BKGLH, lse_BKGL)
     return out_BKGLH.astype(q_BKGLH.dtype), residuals
 
 
-def _see(ring: _Ring, q_BKGLH, queries: Places, state, keys: _Keys):
-    """Joins the softmax so far with one tile of keys."""
+def _update(ring: _Ring, q_BKGLH, queries: TokenIndex, state, keys: _Keys):
+    """Online-softmax update with one tile of keys."""
 
-    def join(state):
+    def update(state):
         top_BKGL, sum_BKGL, mixed_BKGLH = state
         score_BKGLM = jnp.where(mask, _scores(ring, q_BKGLH, keys.k), HIDDEN)
         new_top_BKGL = jnp.maximum(top_BKGL, score_BKGLM.max(-1))
@@ -177,57 +177,57 @@ def _see(ring: _Ring, q_BKGLH, queries: Places, state, keys: _Keys):
         mixed_BKGLH = mixed_BKGLH * decay_BKGL[..., None] + mixed
         return new_top_BKGL, sum_BKGL * decay_BKGL + weight_BKGLM.sum(-1), mixed_BKGLH
 
-    mask = visible(queries, keys.places, ring.window)[:, None, None]
-    return jax.lax.cond(mask.any(), join, lambda state: state, state), None
+    mask = visible(queries, keys.tokens, ring.window)[:, None, None]
+    return jax.lax.cond(mask.any(), update, lambda state: state, state), None
 
 
-def _mix_backward(ring: _Ring, residuals, grad_BKGLH):
-    """Blocks go round once more, and the gradients of their keys and values with them.
+def _attend_backward(ring: _Ring, residuals, grad_BKGLH):
+    """Passes the blocks around once more, together with the gradients of their keys and values.
 
     A tile's weights are p = exp(score - lse), and a score's gradient p (gradient v - delta), where
     delta is the product of output and its gradient. Source: arXiv 2205.14135, appendix B.
     """
-    q_BKGLH, k_BKMH, v_BKMH, sink_KG, places, out_BKGLH, lse_BKGL = residuals
+    q_BKGLH, k_BKMH, v_BKMH, sink_KG, tokens, out_BKGLH, lse_BKGL = residuals
     delta_BKGL = (out_BKGLH * grad_BKGLH.astype(jnp.float32)).sum(-1)
     sink_weight_BKGL = jnp.exp(sink_KG.astype(jnp.float32)[None, ..., None] - lse_BKGL)
     sink_grad_KG = -(sink_weight_BKGL * delta_BKGL).sum((0, 3)).astype(sink_KG.dtype)
     rows = (q_BKGLH, lse_BKGL, grad_BKGLH, delta_BKGL)
-    queries = (*(_query_tiles(x, 3) for x in rows), _query_places(places))
-    block = _key_tiles(k_BKMH, v_BKMH, places)
+    queries = (*(_tiles(x, 3, TILE_L) for x in rows), _tiles(tokens, 1, TILE_L))
+    block = _key_tiles(k_BKMH, v_BKMH, tokens)
 
-    def turn(carry, _):
+    def next_block(carry, _):
         q_grads, key_grads, block = carry
 
         def row(key_grads, item):
             query, q_grad = item
-            step = functools.partial(_see_backward, ring, query)
+            step = functools.partial(_accumulate_gradients, ring, query)
             q_grad, key_grads = jax.lax.scan(step, q_grad, (block, key_grads))
             return key_grads, q_grad
 
         key_grads, q_grads = jax.lax.scan(row, key_grads, (queries, q_grads))
-        return (q_grads, *_pass_on(ring, (key_grads, block))), None
+        return (q_grads, *_send_to_next(ring, (key_grads, block))), None
 
-    zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape))  # float32: many are added
+    zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape))  # float32 sums
     start = (zeros(queries[0]), zeros((block.k, block.v)), block)
-    (q_grads, key_grads, _), _ = jax.lax.scan(turn, start, None, length=ring.num_shards)
+    (q_grads, key_grads, _), _ = jax.lax.scan(next_block, start, None, length=ring.num_shards)
     k_grad_BKMH, v_grad_BKMH = (_whole(x, 2) for x in key_grads)
     grads = (_whole(q_grads, 3), k_grad_BKMH, v_grad_BKMH)
     grads = [g.astype(x.dtype) for g, x in zip(grads, (q_BKGLH, k_BKMH, v_BKMH), strict=True)]
     return (*grads, sink_grad_KG, None)
 
 
-_mix.defvjp(_mix_forward, _mix_backward)
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _see_backward(ring: _Ring, query, q_grad_BKGLH, item):
-    """Adds what one tile of keys and one of queries owe each other."""
+def _accumulate_gradients(ring: _Ring, query, q_grad_BKGLH, item):
+    """Accumulates the gradients of one (query tile, key tile) pair."""
     q_BKGLH, lse_BKGL, grad_BKGLH, delta_BKGL, queries = query
     keys, key_grads = item
-    mask = visible(queries, keys.places, ring.window)[:, None, None]
+    mask = visible(queries, keys.tokens, ring.window)[:, None, None]
 
     def add(grads):
         score_BKGLM, pull = jax.vjp(functools.partial(_scores, ring), q_BKGLH, keys.k)
-        # Masked before the exponential: what is hidden may be larger than any softmax sum.
+        # Masked before the exponential, which a hidden score might overflow.
         weight_BKGLM = jnp.exp(jnp.where(mask, score_BKGLM - lse_BKGL[..., None], HIDDEN))
         v_grad_BKMH = _product("BKGLM,BKGLH->BKMH", weight_BKGLM.astype(keys.v.dtype), grad_BKGLH)
         weight_grad_BKGLM = _product("BKGLH,BKMH->BKGLM", grad_BKGLH, keys.v)
@@ -247,35 +247,30 @@ def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
 
 
-def _pass_on(ring: _Ring, block):
+def _send_to_next(ring: _Ring, block):
     to_next = [(i, (i + 1) % ring.num_shards) for i in range(ring.num_shards)]
     return jax.tree.map(lambda x: jax.lax.ppermute(x, "context", to_next), block)
 
 
-def _query_tiles(x: jax.Array, dim: int) -> jax.Array:
-    return _tiles(x, dim, TILE_L)
-
-
-def _query_places(places: Places) -> Places:
-    return jax.tree.map(lambda x: _tiles(x, 1, TILE_L), places)
-
-
-def _key_tiles(k_BKMH, v_BKMH, places: Places) -> _Keys:
+def _key_tiles(k_BKMH, v_BKMH, tokens: TokenIndex) -> _Keys:
     k, v = (_tiles(x, 2, TILE_M) for x in (k_BKMH, v_BKMH))
-    return _Keys(k, v, jax.tree.map(lambda x: _tiles(x, 1, TILE_M), places))
+    return _Keys(k, v, _tiles(tokens, 1, TILE_M))
 
 
-def _tiles(x: jax.Array, dim: int, most: int) -> jax.Array:
-    """Cuts a dim into tiles and puts their number first."""
-    tile = _tile(x.shape[dim], most)
-    cut = x.reshape(*x.shape[:dim], -1, tile, *x.shape[dim + 1 :])
-    return jnp.moveaxis(cut, dim, 0)
+def _tiles(tree: Any, dim: int, most: int) -> Any:
+    """Splits a dim of arrays into (number of tiles, tile), and moves the first to the front."""
+
+    def split(x):
+        tile = _tile(x.shape[dim], most)
+        return jnp.moveaxis(x.reshape(*x.shape[:dim], -1, tile, *x.shape[dim + 1 :]), dim, 0)
+
+    return jax.tree.map(split, tree)
 
 
 def _tile(length: int, most: int) -> int:
     """The largest tile that divides half the length.
 
-    In the balanced order halves are far apart, and what is hidden is half a shard.
+    In the balanced order the halves of a shard are far apart, and often one of them is masked.
     """
     half = _half(length)
     return next(size for size in range(min(half, most), 0, -1) if half % size == 0)

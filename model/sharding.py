@@ -1,12 +1,17 @@
-"""Letters to mesh axes: the one table that says where every dim of every array lives.
+"""Letters to mesh axes: the one table that says how every dim of every array is split.
 
-Legend (README repeats it): B batch, L query length, M key length, D model, N query heads,
-K kv heads, G = N/K, H head size, F feed-forward, V vocabulary, E experts, C capacity, R latent
+Legend (README has the rest): B batch, L row or query length, M key length, D model, N query heads,
+K kv heads, H head size, F feed-forward, V vocabulary, E experts, C slots at an expert, Z latent
 rank, T learned positions, X stacked layers.
 A *dim* is a letter of a tensor; an *axis* is a side of the device mesh.
+
+A configuration may replace entries of the table. A mesh carries them in the name of an axis of
+length 1: whatever needs the table has a mesh, and jax.jit, which tells meshes apart by the names of
+their axes, never takes a program that was traced with other entries.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,19 +21,24 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# Slowest links first: what crosses slices stands before what stays inside one.
+from model.config import require
+
+# Slowest links first: axes that cross slices come before those inside a slice.
 AXES = ("data", "stage", "fsdp", "expert", "context", "tensor")
 
-# Size of the mesh axis that takes the devices which the others leave.
+# Size of the mesh axis that gets the devices which the others leave.
 FILL = -1
 
 # Weights are stored split over every axis that does not already split them otherwise.
 _STORED = ("fsdp", "expert", "context", "stage")
 
+# In place of a letter: the dim must be whole on each device.
+UNSPLIT = "_"
 # letter: (mesh axes of a weight's dim, mesh axes of an activation's dim). Two columns, because
 # one map would shard x_BLD over fsdp twice: weights are stored split along D, activations along B.
 # An axis splits an array once: the first of its letters takes it.
-TABLE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+Table = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+TABLE: Table = {
     "B": ((), ("data", "fsdp", "expert")),
     "L": ((), ("context",)),
     "M": ((), ()),
@@ -39,15 +49,29 @@ TABLE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "F": (("tensor",), ("tensor",)),
     "V": (("tensor",), ("tensor",)),
     "E": (("expert",), ("expert",)),
-    "C": ((), ()),
-    "R": (_STORED, ()),
+    "C": ((), ("context",)),  # as the tokens of a row
+    "Z": (_STORED, ()),
     "T": ((), ()),
     "X": (("stage",), ()),
+    UNSPLIT: ((), ()),
 }
 # Splits that may be left out where the numbers do not allow them: weights are then stored more
 # than once, and `replicated` counts it. Any other clash is refused.
-OPTIONAL = {("K", "tensor"), *((letter, axis) for letter in "DR" for axis in _STORED[1:])}
-OPTIONAL |= {("R", "fsdp"), ("X", "stage")}
+OPTIONAL = {("K", "tensor"), *((letter, axis) for letter in "DZ" for axis in _STORED[1:])}
+OPTIONAL |= {("Z", "fsdp"), ("X", "stage")}
+# What a configuration may split activations over. Rows never share an axis with heads, feed-forward
+# or vocabulary, of which each device has a part of each row; kernels and the ring need L as it is.
+CHOICES = {letter: axes for letter, (_, axes) in TABLE.items() if axes and letter != "L"}
+CHOICES["D"] = ("tensor",)
+RULES = "rules"  # how the name of the axis that carries replaced entries begins
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """Letters and shape of a declared weight; a leaf of a tree."""
+
+    letters: str
+    shape: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +91,16 @@ class MeshConfig:
     # Slices (on GPUs processes) along an axis; 1 for an axis that is not named.
     slices: Mapping[str, int] = dataclasses.field(default_factory=dict)
     max_replicated: float = 0.02  # share of weight bytes that may be stored more than planned
+    # Mesh axes that dims of weights are split over, by letter, in place of TABLE's.
+    weight_rules: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    # Mesh axes that dims of activations are split over, by letter, in place of TABLE's.
+    activation_rules: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
+        allowed = f"at least 1, or {FILL} for the devices that the other axes leave"
         for axis, size in zip(AXES, self.sizes(), strict=True):
-            if size < 1 and size != FILL:
-                raise ValueError(
-                    f"{axis} is {size}; it must be at least 1, or {FILL} for the devices that the "
-                    "other axes leave"
-                )
+            require(self, **{axis: (size >= 1 or size == FILL, allowed)})
+        require(self, max_replicated=(0 <= self.max_replicated <= 1, "in [0, 1]"))
         for axis, size in self.slices.items():
             if axis not in AXES or size < 1:
                 raise ValueError(
@@ -83,8 +109,12 @@ class MeshConfig:
         if self.sizes().count(FILL) > 1:
             filled = ", ".join(axis for axis in AXES if getattr(self, axis) == FILL)
             raise ValueError(f"more than one axis is {FILL}: {filled}; allowed: one")
-        if not 0 <= self.max_replicated <= 1:
-            raise ValueError(f"max_replicated is {self.max_replicated}; it must be in [0, 1]")
+        weights = dict.fromkeys(TABLE.keys() - {UNSPLIT}, AXES)
+        _check_rules("weight_rules", self.weight_rules, weights)
+        _check_rules("activation_rules", self.activation_rules, CHOICES)
+        of_n, of_k = (self.activation_rules.get(letter, TABLE[letter][1]) for letter in "NK")
+        if of_n != of_k:  # a device attends with its own heads
+            raise ValueError(f"activation_rules.N is {of_n!r}; it must be that of K, {of_k!r}")
 
     def sizes(self) -> tuple[int, ...]:
         """Devices along each axis inside a slice, in the order of AXES."""
@@ -112,15 +142,50 @@ class MeshConfig:
         return dataclasses.replace(self, **{axis: num_devices // others})
 
     def axis_sizes(self) -> dict[str, int]:
-        """Length of each mesh axis, slices included; none of them may be FILL."""
+        """Length of each mesh axis, slices included; none of them may be FILL.
+
+        Rules, if there are any, add an axis of length 1 that carries them.
+        """
         if FILL in self.sizes():
             raise ValueError(f"mesh.{AXES[self.sizes().index(FILL)]} is {FILL}; fill() it first")
         pairs = zip(self.sizes(), self.across(), strict=True)
-        return dict(zip(AXES, (inside * across for inside, across in pairs), strict=True))
+        sizes = dict(zip(AXES, (inside * across for inside, across in pairs), strict=True))
+        rules = [
+            f"{column}:{letter}:{','.join(rows[letter])}"
+            for column, rows in enumerate((self.weight_rules, self.activation_rules))
+            for letter in sorted(rows)
+        ]
+        return sizes | ({" ".join([RULES, *rules]): 1} if rules else {})
+
+
+def _check_rules(key: str, rules: Mapping, choices: Mapping[str, tuple[str, ...]]) -> None:
+    for letter, axes in rules.items():
+        if letter not in choices:
+            raise ValueError(f"{key} has {letter!r}; allowed: {', '.join(sorted(choices))}")
+        if len(set(axes)) < len(axes) or not set(axes) <= set(choices[letter]):
+            raise ValueError(
+                f"{key}.{letter} is {axes!r}; it must be some of {choices[letter]}, each once"
+            )
+
+
+def table_of(axis_sizes: Mapping[str, int]) -> Table:
+    """The table of a mesh, given the lengths of its axes: TABLE, with the entries it replaces."""
+    return _table_of(next((axis for axis in axis_sizes if axis.startswith(RULES)), RULES))
+
+
+@functools.cache
+def _table_of(rules: str) -> Table:
+    table = dict(TABLE)
+    for rule in rules.split()[1:]:
+        column, letter, axes = rule.split(":")
+        row = [*table[letter]]
+        row[int(column)] = tuple(axes.split(",")) if axes else ()
+        table[letter] = tuple(row)
+    return table
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """Lays devices out along the mesh axes, neighbours inside a slice.
+    """Arranges devices along the mesh axes, neighbours inside a slice.
 
     Args:
       config: axis sizes; one of them may be FILL.
@@ -134,7 +199,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     config = config.fill(len(devices))
     asked = math.prod(config.axis_sizes().values())
     if asked != len(devices):
-        sizes = " x ".join(f"{axis} {size}" for axis, size in config.axis_sizes().items())
+        sizes = " x ".join(f"{axis} {config.axis_sizes()[axis]}" for axis in AXES)
         raise ValueError(
             f"mesh: {sizes} = {asked} devices asked, {len(devices)} present; "
             "the product must equal the number present"
@@ -153,11 +218,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     grid = np.stack(laid).reshape(across + inside)
     num = len(AXES)
     grid = grid.transpose([place for axis in range(num) for place in (axis, num + axis)])
-    return Mesh(grid.reshape(tuple(config.axis_sizes().values())), AXES)
+    return Mesh(grid.reshape(tuple(config.axis_sizes().values())), tuple(config.axis_sizes()))
 
 
 def _slices(devices: list) -> list[list]:
-    """Devices by slice; where they know of none (GPU, CPU), by the process that holds them."""
+    """Devices by slice or, where slices have no numbers (GPU, CPU), by process."""
     keys = [getattr(device, "slice_index", None) for device in devices]
     if len(set(keys)) == 1:
         keys = [device.process_index for device in devices]
@@ -171,11 +236,9 @@ def axis_size(axis: str) -> int:
     return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
 
 
-def weight_spec(
-    letters: Sequence[str], shape: Sequence[int], axis_sizes: Mapping[str, int]
-) -> PartitionSpec:
-    """PartitionSpec of a weight declared with these letters."""
-    return _spec(letters, shape, axis_sizes, 0)
+def weight_spec(weight: Weight, axis_sizes: Mapping[str, int]) -> PartitionSpec:
+    """PartitionSpec of a weight on a mesh with these lengths of its axes."""
+    return _spec(weight.letters, weight.shape, axis_sizes, 0)
 
 
 def activation_spec(letters: str, shape: Sequence[int] | None = None) -> PartitionSpec:
@@ -188,10 +251,10 @@ def activation_spec(letters: str, shape: Sequence[int] | None = None) -> Partiti
 
 
 def _spec(letters, shape, axis_sizes, column: int) -> PartitionSpec:
-    taken, dims = set(), []
+    table, taken, dims = table_of(axis_sizes), set(), []
     for letter, size in zip(letters, shape, strict=True):
         chosen, parts = [], 1
-        for axis in TABLE[letter][column]:
+        for axis in table[letter][column]:
             ways = axis_sizes.get(axis, 1)
             if ways > 1 and axis not in taken and size % (parts * ways) == 0:
                 chosen.append(axis)
@@ -202,22 +265,32 @@ def _spec(letters, shape, axis_sizes, column: int) -> PartitionSpec:
 
 
 def constrain(x: jax.Array, letters: str) -> jax.Array:
-    """Pins an activation to the table's second column; without a mesh in context, does nothing."""
+    """Splits an activation as the table's second column says; without a mesh, does nothing.
+
+    Args:
+      x: an activation.
+      letters: of its dims; `_` for one that must be whole on each device.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, activation_spec(letters, x.shape))
 
 
+def replicate(x: jax.Array) -> jax.Array:
+    """Makes an array whole on each device; without a mesh in context, does nothing."""
+    return constrain(x, UNSPLIT * x.ndim)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of an array whose first dim is B."""
-    return NamedSharding(mesh, PartitionSpec(TABLE["B"][1]))
+    return NamedSharding(mesh, PartitionSpec(table_of(mesh.shape)["B"][1]))
 
 
 def weight_shardings(declared: Any, mesh: Mesh, strict: bool = True) -> Any:
     """Shardings of every weight.
 
     Args:
-      declared: tree of (letters, shape), from `transformer.declare`.
+      declared: tree of Weight, from `transformer.declare`.
       mesh: the device mesh.
       strict: refuse what does not divide; otherwise such dims are left whole.
 
@@ -230,18 +303,16 @@ def weight_shardings(declared: Any, mesh: Mesh, strict: bool = True) -> Any:
     if strict:
         check_splits(declared, dict(mesh.shape))
     return jax.tree.map(
-        lambda weight: NamedSharding(mesh, weight_spec(*weight, mesh.shape)),
-        declared,
-        is_leaf=_is_declared,
+        lambda weight: NamedSharding(mesh, weight_spec(weight, mesh.shape)), declared
     )
 
 
 def check_splits(declared: Any, axis_sizes: Mapping[str, int]) -> None:
     """Raises ValueError, with the numbers that clash, if some weight's dim cannot be split."""
-    for path, (letters, shape) in jax.tree.leaves_with_path(declared, is_leaf=_is_declared):
-        taken = axes_of(weight_spec(letters, shape, axis_sizes))
-        for letter, size in zip(letters, shape, strict=True):
-            for axis in TABLE[letter][0]:
+    for path, weight in jax.tree.leaves_with_path(declared):
+        taken = axes_of(weight_spec(weight, axis_sizes))
+        for letter, size in zip(weight.letters, weight.shape, strict=True):
+            for axis in table_of(axis_sizes)[letter][0]:
                 ways = axis_sizes.get(axis, 1)
                 if ways > 1 and axis not in taken and (letter, axis) not in OPTIONAL:
                     hint = "; model.vocab_multiple pads it" if letter == "V" else ""
@@ -259,19 +330,15 @@ def replicated(declared: Any, axis_sizes: Mapping[str, int]) -> float:
     with 1 - q / p of its bytes; replicas over the data axis are planned.
     """
     total, extra = 0, 0.0
-    for letters, shape in jax.tree.leaves(declared, is_leaf=_is_declared):
-        planned = {axis for letter in letters for axis in TABLE[letter][0]}
-        done = set(axes_of(weight_spec(letters, shape, axis_sizes)))
+    for weight in jax.tree.leaves(declared):
+        planned = {axis for letter in weight.letters for axis in table_of(axis_sizes)[letter][0]}
+        done = set(axes_of(weight_spec(weight, axis_sizes)))
         missing = math.prod(axis_sizes.get(axis, 1) for axis in planned - done)
-        total += math.prod(shape)
-        extra += math.prod(shape) * (1 - 1 / missing)
+        total += math.prod(weight.shape)
+        extra += math.prod(weight.shape) * (1 - 1 / missing)
     return extra / total
 
 
 def axes_of(spec: PartitionSpec) -> tuple[str, ...]:
     """The mesh axes that a spec splits over."""
     return tuple(axis for dim in spec if dim for axis in ((dim,) if isinstance(dim, str) else dim))
-
-
-def _is_declared(node: Any) -> bool:
-    return isinstance(node, tuple) and len(node) == 2 and isinstance(node[0], tuple)

@@ -1,8 +1,8 @@
 """The decoder: embedding, stacks of layers, final norm, head; every family of configs/families.py.
 
-Every weight is declared once, in `layer.weight(rngs, letters, sizes, std)`: its letters give its
-shape and, through model/sharding.py, its place on any mesh. Outside of model/ parameters are a
-plain nested dict of arrays, and `init` and `forward` are pure functions of a frozen configuration.
+Every weight is declared once, in `layer.weight(rngs, letters, sizes, init)`: its letters give its
+shape and, by model/sharding.py, its sharding on any mesh. Outside of model/ parameters are a plain
+nested dict of arrays, and `init` and `forward` are pure functions of a frozen configuration.
 """
 
 import functools
@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from model import kernel, moe, pipeline, ring, sharding
-from model.attention import Places, softcap
+from model import kernel, layer_pipeline, moe, ring, sharding
+from model.attention import TokenIndex, softcap
 from model.config import DTYPES, Layer, Stack, TransformerConfig, layer_kinds, stacks
 from model.layer import FeedForward, Norm, cast, product, weight
-from model.mixer import GroupedAttention, LatentAttention
+from model.self_attention import GroupedAttention, LatentAttention
 
 Params = dict[str, Any]
 
@@ -47,25 +47,27 @@ class Block(nnx.Module):
         self.feed_forward = wide
         self.feed_forward_post_norm = Norm(config, "D", rngs) if after else None
 
-    def __call__(self, x_BLD: jax.Array, places: Places, mix: Callable, cached: bool = False):
+    def __call__(
+        self, x_BLD: jax.Array, tokens: TokenIndex, attend: Callable, cached: bool = False
+    ):
         """Runs the layer.
 
         Args:
           x_BLD: input.
-          places: positions for the rotation, both for the router.
-          mix: `mix(q_BLNH, k_BKLH, v_BKLH) -> mixed_BLNH`: attention over a row, or over a cache.
-          cached: keys and values are those of `mixer.cache_dims`.
+          tokens: positions for the rotation, both for the router.
+          attend: (q_BLNH, k_BKLH, v_BKLH) -> mixed_BLNH: attention over a row, or over a cache.
+          cached: keys and values are those of `self_attention.cache_dims`.
 
         Returns:
           The output x_BLD, and the router's statistics ({} without experts).
         """
         normed_BLD = _normed(self.attention_norm, x_BLD)
-        q, k, v = self.attention.project(normed_BLD, places.positions_BL, cached)
-        y_BLD = self.attention.merge(mix(q, k, v), cached)
+        q, k, v = self.attention.project(normed_BLD, tokens.positions_BL, cached)
+        y_BLD = self.attention.merge(attend(q, k, v), cached)
         x_BLD = x_BLD + _normed(self.attention_post_norm, y_BLD)
         normed_BLD, stats = _normed(self.feed_forward_norm, x_BLD), {}
         if self.experts:
-            y_BLD, stats = self.feed_forward(normed_BLD, places)
+            y_BLD, stats = self.feed_forward(normed_BLD, tokens)
         else:
             y_BLD = self.feed_forward(normed_BLD)
         x_BLD = x_BLD + _normed(self.feed_forward_post_norm, y_BLD)
@@ -76,22 +78,22 @@ def _normed(norm: Norm | None, x_BLD: jax.Array) -> jax.Array:
     return x_BLD if norm is None else norm(x_BLD)
 
 
-class Cycle(nnx.Module):
-    """The layers of a stack that repeat together; its parameters are stacked along X."""
+class LayerGroup(nnx.Module):
+    """The layers that a stack repeats; parameters are stacked along X."""
 
     def __init__(self, config: TransformerConfig, stack: Stack, rngs: nnx.Rngs):
-        for place, kind in enumerate(stack.layers):
-            setattr(self, f"layer{place}", Block(config, kind, rngs))
+        for offset, kind in enumerate(stack.layers):
+            setattr(self, f"layer{offset}", Block(config, kind, rngs))
 
 
 class Rows(NamedTuple):
-    """What travels up the layers: activations, where their tokens stand, the router's statistics.
+    """What each layer hands to the next: activations, their tokens' index, the router's statistics.
 
-    Every leaf leads with B, so that a pipeline may cut it into microbatches.
+    The first dim of every leaf is B, so that a pipeline may split it into microbatches.
     """
 
     x_BLD: jax.Array
-    places: Places
+    tokens: TokenIndex
     stats: dict[str, jax.Array]
 
 
@@ -107,28 +109,28 @@ class Transformer(nnx.Module):
         self.position_table = weight(rngs, "TD", sizes, input_rms) if learned else None
         for number, stack in enumerate(stacks(config)):
             make = nnx.vmap(
-                functools.partial(Cycle, config, stack),
+                functools.partial(LayerGroup, config, stack),
                 transform_metadata={nnx.PARTITION_NAME: "X"},
             )
             setattr(self, f"stack{number}", make(rngs.split(stack.repeats)))
         self.norm = Norm(config, "D", rngs)
         # Scalar: N(0, 1/sqrt(D + 1)), arXiv 2403.17031 (reward head of the OpenAI code).
-        self.head = {
-            "tied": lambda: None,
-            "untied": lambda: weight(rngs, "DV", sizes, 1.0 / config.d_model),
-            "scalar": lambda: weight(rngs, "D", sizes, (config.d_model + 1) ** -0.5),
-        }[config.head]()
+        stds = {"untied": 1.0 / config.d_model, "scalar": (config.d_model + 1) ** -0.5}
+        letters = "DV" if config.head == "untied" else "D"
+        self.head = (
+            None if config.head == "tied" else weight(rngs, letters, sizes, stds[config.head])
+        )
 
     def embed(self, tokens_BL: jax.Array, positions_BL: jax.Array) -> jax.Array:
         """Token vectors, with those of their positions where they are learned."""
         # Gathered along D first: a lookup in a table that is split both ways would replicate it.
-        table_VD = sharding.constrain(self.embedding[...], "VD")
+        table_VD = sharding.constrain(self.embedding[...], "V_")
         x_BLD = table_VD[tokens_BL].astype(DTYPES[self.config.dtype])
         if self.config.scale_embedding:
             x_BLD = x_BLD * jnp.asarray(math.sqrt(self.config.d_model), x_BLD.dtype)
         if self.position_table is not None:
-            table_TD = sharding.constrain(cast(x_BLD, self.position_table), "TD")
-            # Beyond the table there is nothing: not its last row, which indexing would give.
+            table_TD = sharding.constrain(cast(x_BLD, self.position_table), "T_")
+            # Out-of-range positions give NaN; indexing would clamp to the last row.
             x_BLD = x_BLD + table_TD.at[positions_BL].get(mode="fill", fill_value=jnp.nan)
         return sharding.constrain(x_BLD, "BLD")
 
@@ -146,10 +148,10 @@ class Transformer(nnx.Module):
         logits_BLV = softcap(sharding.constrain(logits_BLV, "BLV"), self.config.logit_softcap)
         return logits_BLV[..., : self.config.vocab_size]
 
-    def unstack(self) -> list[list[Cycle]] | None:
+    def unstack(self) -> list[list[LayerGroup]] | None:
         """The layers one by one if the config does not scan them, else None.
 
-        A caller with a loop of its own cuts the stacks once, outside of it.
+        A caller that runs them in a loop slices the stacks once, outside of it.
         """
         if self.config.layout.scan_layers:
             return None
@@ -169,31 +171,31 @@ class Transformer(nnx.Module):
         self,
         body: Callable[[Block, tuple[int, int], Any, Any], Any],
         carry: Any,
-        cycles: list[list[Cycle]] | None = None,
+        groups: list[list[LayerGroup]] | None = None,
         pipelined: bool = False,
     ) -> Any:
-        """Runs `carry = body(block, (stack, place), index, carry)` over the layers.
+        """Runs `carry = body(block, (stack, offset), index, carry)` over the layers.
 
         Args:
-          body: one layer; the weights of layer `index` of its stack and place are in the block.
-          carry: what it passes on.
-          cycles: from `unstack`. Without them each stack is a scan: one compiled body.
+          body: one layer; the weights of layer `index` of its stack and offset are in the block.
+          carry: the argument of the first layer's call.
+          groups: from `unstack`. Without them each stack is a scan: one compiled body.
           pipelined: on a mesh with several stages, the longest stack runs as a pipeline; each
             leaf of the carry must lead with B.
         """
-        if cycles is not None:
-            for number, repeated in enumerate(cycles):
-                for index, cycle in enumerate(repeated):
-                    for place in range(len(stacks(self.config)[number].layers)):
-                        block = getattr(cycle, f"layer{place}")
-                        carry = body(block, (number, place), index, carry)
+        if groups is not None:
+            for number, repeated in enumerate(groups):
+                for index, group in enumerate(repeated):
+                    for offset in range(len(stacks(self.config)[number].layers)):
+                        block = getattr(group, f"layer{offset}")
+                        carry = body(block, (number, offset), index, carry)
             return carry
         longest = max(stack.repeats for stack in stacks(self.config))
         for number, (stack, (graph, stacked)) in enumerate(self._split()):
             step = self._make_step(body, number, stack, graph)
             indices = jnp.arange(stack.repeats)
             if pipelined and stack.repeats == longest and sharding.axis_size("stage") > 1:
-                carry = pipeline.run(self.config, step, carry, (stacked, indices))
+                carry = layer_pipeline.run(self.config, step, carry, (stacked, indices))
                 longest = None  # only one stack is pipelined
             else:
                 scan = functools.partial(jax.lax.scan, unroll=not self.config.layout.scan_layers)
@@ -201,16 +203,16 @@ class Transformer(nnx.Module):
         return carry
 
     def _make_step(self, body: Callable, number: int, stack: Stack, graph: nnx.GraphDef):
-        """The scanned function over one cycle; each of its layers is recomputed on its own."""
+        """The scanned function over one group; each of its layers is recomputed on its own."""
         policy = REMAT[self.config.layout.remat]
 
         def step(carry, layer):
             params, index = layer
-            for place in range(len(stack.layers)):
+            for offset in range(len(stack.layers)):
 
-                def run(params, index, carry, place=place):
-                    block = getattr(nnx.merge(graph, params), f"layer{place}")
-                    return body(block, (number, place), index, carry)
+                def run(params, index, carry, offset=offset):
+                    block = getattr(nnx.merge(graph, params), f"layer{offset}")
+                    return body(block, (number, offset), index, carry)
 
                 if policy is not None:
                     # A scan's body is not merged with its recomputation; an unrolled one is.
@@ -245,11 +247,10 @@ def declare(config: TransformerConfig) -> Params:
     """Letters and shape of every weight.
 
     Returns:
-      A tree like the parameters' with (letters, shape) in place of each array, where `letters`
-      is a tuple of one-letter dims.
+      A tree like the parameters' with a sharding.Weight in place of each array.
     """
     return jax.tree.map(
-        lambda param: (tuple(param.out_sharding), tuple(param.shape)),
+        lambda param: sharding.Weight("".join(param.out_sharding), param.shape),
         nnx.to_pure_dict(_abstract(config)[1], extract_fn=lambda param: param),
         is_leaf=lambda node: isinstance(node, nnx.Param),
     )
@@ -321,12 +322,12 @@ def forward(
     if segments_BL is None:
         segments_BL = jnp.ones_like(tokens_BL)
     model = build(config, params)
-    x_BLD = _run(model, tokens_BL, Places(positions_BL, segments_BL)).x_BLD
+    x_BLD = _run(model, tokens_BL, TokenIndex(positions_BL, segments_BL)).x_BLD
     return model.project(x_BLD if tail is None else x_BLD[:, -tail:])
 
 
 def features(
-    config: TransformerConfig, params: Params, tokens_BL: jax.Array, places: Places
+    config: TransformerConfig, params: Params, tokens_BL: jax.Array, tokens: TokenIndex
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """What a loss that never holds all logits needs.
 
@@ -335,33 +336,33 @@ def features(
       of model/moe.py, {} without experts).
     """
     model = build(config, params)
-    rows = _run(model, tokens_BL, places)
+    rows = _run(model, tokens_BL, tokens)
     return model.norm(rows.x_BLD), model.head_matrix(), rows.stats
 
 
-def _run(model: Transformer, tokens_BL: jax.Array, places: Places) -> Rows:
+def _run(model: Transformer, tokens_BL: jax.Array, tokens: TokenIndex) -> Rows:
     config = model.config
 
     def body(block, where, index, rows):
-        mix = functools.partial(_mix, config, block, rows.places)
-        x_BLD, stats = block(rows.x_BLD, rows.places, mix)
-        return Rows(x_BLD, rows.places, _add_stats(config, rows.stats, stats, where, index))
+        attend = functools.partial(_attend, config, block, rows.tokens)
+        x_BLD, stats = block(rows.x_BLD, rows.tokens, attend)
+        return Rows(x_BLD, rows.tokens, _add_stats(config, rows.stats, stats, where, index))
 
-    x_BLD = model.embed(tokens_BL, places.positions_BL)
-    rows = Rows(x_BLD, places, _empty_stats(config, tokens_BL.shape[0]))
+    x_BLD = model.embed(tokens_BL, tokens.positions_BL)
+    rows = Rows(x_BLD, tokens, _empty_stats(config, tokens_BL.shape[0]))
     return model.layers(body, rows, pipelined=True)
 
 
-def _mix(config, block: Block, places: Places, q_BLNH, k_BKMH, v_BKMH) -> jax.Array:
+def _attend(config, block: Block, tokens: TokenIndex, q_BLNH, k_BKMH, v_BKMH) -> jax.Array:
     """Attention of packed rows over themselves."""
     sink_N = None if block.attention.sink is None else block.attention.sink[...]
-    request = (places, block.window, block.scale, sink_N)
+    request = (tokens, block.window, block.scale, sink_N)
     num_shards = sharding.axis_size("context")
     if config.layout.context == "ring" and num_shards > 1:
         reason = ring.refusal(q_BLNH.shape[1], num_shards)
         if reason is None:
             return ring.attention(config, q_BLNH, k_BKMH, v_BKMH, *request)
-        kernel.say_once("ring", reason)
+        kernel.warn_once("ring", reason)
     q_BLNH = sharding.constrain(q_BLNH, "BLNH")
     k_BKMH, v_BKMH = (sharding.constrain(x, "BKMH") for x in (k_BKMH, v_BKMH))
     return kernel.attention(config, q_BLNH, k_BKMH, v_BKMH, *request)
@@ -380,11 +381,11 @@ def _add_stats(config, total: dict, stats: dict, where: tuple[int, int], index) 
     """Adds one layer's statistics."""
     if not stats:
         return total
-    number, place = where
+    number, offset = where
     below, stack = stacks(config)[:number], stacks(config)[number]
     experts = [kind.experts for kind in stack.layers]
     first = sum(part.repeats * sum(kind.experts for kind in part.layers) for part in below)
-    layer = first + index * sum(experts) + sum(experts[:place])
+    layer = first + index * sum(experts) + sum(experts[:offset])
     load = total["moe_load"].at[:, layer].add(stats["moe_load"])
     sums = {name: total[name] + stats[name] for name in total if name != "moe_load"}
     return {**sums, "moe_load": load}

@@ -56,7 +56,7 @@ SKIPPED_NODES = (ast.JoinedStr, ast.Raise, ast.Import, ast.ImportFrom)
 SKIPPED_FIELDS = {"annotation", "returns", "decorator_list"}
 # Calls whose first argument is a function: replacing or swapping it is not a realistic fault.
 HIGHER = {"map", "scan", "partial", "cond", "vmap", "jit", "grad", "vjp", "shard_map"}
-LOGS = {"logging", "logger", "log", "warnings", "print", "say_once"}
+LOGS = {"logging", "logger", "log", "warnings", "print", "warn_once"}
 
 
 def find_places(node: ast.AST) -> Iterator[tuple]:

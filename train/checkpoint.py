@@ -148,7 +148,7 @@ def open_params(directory: Path, declare: Callable[[dict], Any]) -> tuple[dict, 
 
     Args:
       directory: a stage's checkpoint directory.
-      declare: given the saved configuration, a tree of the parameters' shapes.
+      declare: given the saved configuration, a tree of what has the parameters' shapes.
 
     Returns:
       (configuration, tree of tensorstore.TensorStore: `leaf[2].read().result()` reads a part).
@@ -159,17 +159,17 @@ def open_params(directory: Path, declare: Callable[[dict], Any]) -> tuple[dict, 
     """
     with _newest(directory) as (config, _, step):
 
-        def open_one(path, shape):
+        def open_one(path, weight):
             place = _place(directory, step, path) | {"fill_missing_data_reads": False}
             leaf = tensorstore.open(place, read=True).result()
-            if leaf.shape != shape:
+            if leaf.shape != weight.shape:
                 name = jax.tree_util.keystr(path, simple=True, separator=".")
-                raise ValueError(f"{name} has shape {leaf.shape}, not {shape}")
+                raise ValueError(f"{name} has shape {leaf.shape}, not {weight.shape}")
             return leaf
 
-        shapes = _ask(declare, config, directory / str(step))
+        declared = _ask(declare, config, directory / str(step))
         with _as_damage(directory / str(step)):
-            return config, jax.tree.map_with_path(open_one, shapes, is_leaf=_is_shape)
+            return config, jax.tree.map_with_path(open_one, declared)
 
 
 @contextlib.contextmanager
@@ -223,10 +223,6 @@ def _place(directory: Path, step: int, path: tuple) -> dict:
     if (base / "manifest.ocdbt").exists():
         kvstore = {"driver": "ocdbt", "base": f"file://{base}/", "path": f"{name}/"}
     return {"driver": "zarr", "kvstore": kvstore}
-
-
-def _is_shape(node: Any) -> bool:
-    return isinstance(node, tuple)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from model.attention import Places
-from model.config import TransformerConfig, layer_kinds
+from model.attention import TokenIndex
+from model.config import TransformerConfig, layer_kinds, require
 from model.loss import head_sums
 from model.transformer import Params, features
 from train.loop import LoopConfig
@@ -23,10 +23,11 @@ class LMConfig:
     z_loss: float = 0.0  # weight of logsumexp^2
 
     def __post_init__(self):
-        if not 2 <= self.seq_len < 2**31:
-            raise ValueError(f"seq_len is {self.seq_len}; it must be at least 2, below 2^31")
-        if self.z_loss < 0:
-            raise ValueError(f"z_loss is {self.z_loss}; it must be 0 or more")
+        require(
+            self,
+            seq_len=(2 <= self.seq_len < 2**31, "at least 2, below 2^31"),
+            z_loss=(self.z_loss >= 0, "0 or more"),
+        )
 
 
 def lm_loss(config: TransformerConfig, z_loss: float) -> LossFn:
@@ -42,13 +43,13 @@ def lm_loss(config: TransformerConfig, z_loss: float) -> LossFn:
     """
 
     def loss(params: Params, batch: Batch):
-        places = Places(batch["positions"], batch["segments"], balanced=True)
+        tokens = TokenIndex(batch["positions"], batch["segments"], balanced=True)
         weights_BL = batch["weights"]
-        x_BLD, head_DV, stats = features(config, params, batch["tokens"], places)
+        x_BLD, head_DV, stats = features(config, params, batch["tokens"], tokens)
         total, nats, squares = head_sums(
             config, z_loss, x_BLD, head_DV, batch["targets"], weights_BL
         )
-        router = _router_sums(config, stats, places.segments_BL, weights_BL)
+        router = _router_sums(config, stats, tokens.segments_BL, weights_BL)
         if router:
             moe = config.moe
             total += moe.aux_loss * router["moe_balance"] + moe.z_loss * router["moe_z"]

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from model import flop
-from model.config import LAYOUT, TransformerConfig
+from model.config import LAYOUT, TransformerConfig, require
 from model.sharding import batch_sharding
 from model.transformer import Params
 from train.optimizer import OptimizerConfig, make_optimizer, make_schedule
@@ -40,15 +40,11 @@ class LoopConfig:
     keep_checkpoints: int = dataclasses.field(default=1, metadata=LAYOUT)  # newest ones kept
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not 1 <= value < 2**31:  # an optimizer counts in int32
-                raise ValueError(f"{field.name} is {value}; it must be at least 1, below 2^31")
-        if self.batch_size % self.num_microbatches:
-            raise ValueError(
-                f"num_microbatches is {self.num_microbatches}; "
-                f"it must divide batch_size = {self.batch_size}"
-            )
+        for key, value in vars(self).items():  # an optimizer counts in int32
+            require(self, **{key: (1 <= value < 2**31, "at least 1, below 2^31")})
+        divides = self.batch_size % self.num_microbatches == 0
+        allowed = f"a divisor of batch_size = {self.batch_size}"
+        require(self, num_microbatches=(divides, allowed))
 
 
 class PreemptedError(Exception):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from model.config import TransformerConfig
+from model.config import TransformerConfig, require
 from model.layer import is_matrix
 from model.transformer import declare
 
@@ -44,22 +44,20 @@ class OptimizerConfig:
     clip_norm: float = 1.0  # global gradient norm
 
     def __post_init__(self):
-        ranges = {
-            "kind": (self.kind in KINDS, f"one of {KINDS}"),
-            "schedule": (self.schedule in SCHEDULES, f"one of {SCHEDULES}"),
-            "peak_lr": (self.peak_lr > 0, "above 0"),
-            "warmup_steps": (self.warmup_steps >= 0, "0 or more"),
-            "decay_fraction": (0 <= self.decay_fraction <= 1, "in [0, 1]"),
-            "final_lr_fraction": (0 <= self.final_lr_fraction <= 1, "in [0, 1]"),
-            "weight_decay": (self.weight_decay >= 0, "0 or more"),
-            "beta1": (0 <= self.beta1 < 1, "in [0, 1)"),
-            "beta2": (0 <= self.beta2 < 1, "in [0, 1)"),
-            "eps": (self.eps > 0, "above 0"),
-            "clip_norm": (self.clip_norm > 0, "above 0"),
-        }
-        for key, (fits, allowed) in ranges.items():
-            if not fits:
-                raise ValueError(f"{key} is {getattr(self, key)!r}; it must be {allowed}")
+        require(
+            self,
+            kind=(self.kind in KINDS, f"one of {KINDS}"),
+            schedule=(self.schedule in SCHEDULES, f"one of {SCHEDULES}"),
+            peak_lr=(self.peak_lr > 0, "above 0"),
+            warmup_steps=(self.warmup_steps >= 0, "0 or more"),
+            decay_fraction=(0 <= self.decay_fraction <= 1, "in [0, 1]"),
+            final_lr_fraction=(0 <= self.final_lr_fraction <= 1, "in [0, 1]"),
+            weight_decay=(self.weight_decay >= 0, "0 or more"),
+            beta1=(0 <= self.beta1 < 1, "in [0, 1)"),
+            beta2=(0 <= self.beta2 < 1, "in [0, 1)"),
+            eps=(self.eps > 0, "above 0"),
+            clip_norm=(self.clip_norm > 0, "above 0"),
+        )
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -189,10 +187,8 @@ def _add_muon(
     return optax.partition({"adamw": adamw, "muon": muon}, labels)
 
 
-def _by_leaf(model_config: TransformerConfig, fn: Callable[[str, tuple[str, ...]], Any]) -> Any:
+def _by_leaf(model_config: TransformerConfig, fn: Callable[[str, str], Any]) -> Any:
     """fn(name, letters) of every weight, as a tree like the parameters'."""
     return jax.tree.map_with_path(
-        lambda path, declared: fn(path[-1].key, declared[0]),
-        declare(model_config),
-        is_leaf=lambda node: isinstance(node, tuple),
+        lambda path, weight: fn(path[-1].key, weight.letters), declare(model_config)
     )

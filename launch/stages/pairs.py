@@ -109,8 +109,8 @@ def _to_rows(job: Job, name: str, pairs: Sequence[Pair]) -> tuple[list[Batch], i
     """Arrays of pairs, and the number of those that are too long, which are left out."""
     seq_len = job.settings.reward.seq_len
     rows, num_long = preference.pair_rows(pairs, seq_len, job.tokenizer.pad_id)
-    tokens_N2L = np.stack([row["tokens"] for row in rows])
-    refuse_unknown_ids(tokens_N2L, job.model.vocab_size, [name])
+    tokens_B2L = np.stack([row["tokens"] for row in rows])
+    refuse_unknown_ids(tokens_B2L, job.model.vocab_size, [name])
     if num_long:
         lost = own_sets.share(num_long, len(pairs))
         job.progress.note(f"{name}: {lost} pairs longer than reward.seq_len = {seq_len}, left out")

@@ -182,7 +182,7 @@ def _lazy(source: Any, progress: Progress) -> dict:
             found.setdefault(piece.path, []).append(made)
     for path, made in found.items():
         *parents, last_key = path
-        _, shape = functools.reduce(dict.__getitem__, path, declared)
+        shape = functools.reduce(dict.__getitem__, path, declared).shape
         section = functools.reduce(lambda node, key: node.setdefault(key, {}), parents, tree)
         section[last_key] = checkpoint.Lazy(shape, made)
     return tree
@@ -209,14 +209,11 @@ def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
         raise BadInput(f"--stage={stage}: must be one of {', '.join(STAGES)}")
     progress.stage("export")
 
-    def shapes(saved: dict) -> Any:
+    def declared(saved: dict) -> Any:
         load.refuse_other_tokenizer(run, stage, saved)
-        weights = declare(to_dataclass(TransformerConfig, saved["model"], "model"))
-        return jax.tree.map(
-            lambda weight: weight[1], weights, is_leaf=lambda node: isinstance(node, tuple)
-        )
+        return declare(to_dataclass(TransformerConfig, saved["model"], "model"))
 
-    saved, leaves = checkpoint.open_params(run.checkpoints(stage), shapes)
+    saved, leaves = checkpoint.open_params(run.checkpoints(stage), declared)
     load.note_doubts(run, stage, progress.note)
     config = to_dataclass(TransformerConfig, saved["model"], "model")
     origin = run.stage("tokenizer") / ORIGIN

@@ -309,19 +309,19 @@ PECULIAR = {
     "deepseek2": {
         "experts/balance_bias": Rule(".exp_probs_b.bias", "E"),
         "attention/q": Rule(".attn_q.weight", "NH D", turn=True),
-        "attention/q_down": Rule(".attn_q_a.weight", "R D"),
-        "attention/q_down_norm/scale": Rule(".attn_q_a_norm.weight", "R"),
-        "attention/q_up": Rule(".attn_q_b.weight", "NH R", turn=True),
-        "attention/kv_down": Rule(".attn_kv_a_mqa.weight", "R D", turn=True),
-        "attention/kv_norm/scale": Rule(".attn_kv_a_norm.weight", "R"),
-        "attention/k_up": Rule(".attn_k_b.weight", "N R H"),
-        "attention/v_up": Rule(".attn_v_b.weight", "N H R"),
+        "attention/q_down": Rule(".attn_q_a.weight", "Z D"),
+        "attention/q_down_norm/scale": Rule(".attn_q_a_norm.weight", "Z"),
+        "attention/q_up": Rule(".attn_q_b.weight", "NH Z", turn=True),
+        "attention/kv_down": Rule(".attn_kv_a_mqa.weight", "Z D", turn=True),
+        "attention/kv_norm/scale": Rule(".attn_kv_a_norm.weight", "Z"),
+        "attention/k_up": Rule(".attn_k_b.weight", "N Z H"),
+        "attention/v_up": Rule(".attn_v_b.weight", "N H Z"),
     },
 }
 # As llama.cpp's converter wrote it before it kept keys and values apart.
 TOGETHER = {
-    "attention/k_up": Rule(".attn_kv_b.weight", "NH R", span=0),
-    "attention/v_up": Rule(".attn_kv_b.weight", "NH R", span=1),
+    "attention/k_up": Rule(".attn_kv_b.weight", "NH Z", span=0),
+    "attention/v_up": Rule(".attn_kv_b.weight", "NH Z", span=1),
 }
 
 

@@ -96,13 +96,13 @@ HF = {
     | {
         "experts/balance_bias": Rule(".mlp.gate.e_score_correction_bias", "E"),
         "attention/q": Rule(".self_attn.q_proj.weight", "NH D", turn=True),
-        **_linear("attention/q_down", ".self_attn.q_a_proj", "R D"),
-        "attention/q_down_norm/scale": Rule(".self_attn.q_a_layernorm.weight", "R"),
-        "attention/q_up": Rule(".self_attn.q_b_proj.weight", "NH R", turn=True),
-        **_with(_linear("attention/kv_down", ".self_attn.kv_a_proj_with_mqa", "R D"), turn=True),
-        "attention/kv_norm/scale": Rule(".self_attn.kv_a_layernorm.weight", "R"),
-        "attention/k_up": Rule(".self_attn.kv_b_proj.weight", "NH R", span=0),
-        "attention/v_up": Rule(".self_attn.kv_b_proj.weight", "NH R", span=1),
+        **_linear("attention/q_down", ".self_attn.q_a_proj", "Z D"),
+        "attention/q_down_norm/scale": Rule(".self_attn.q_a_layernorm.weight", "Z"),
+        "attention/q_up": Rule(".self_attn.q_b_proj.weight", "NH Z", turn=True),
+        **_with(_linear("attention/kv_down", ".self_attn.kv_a_proj_with_mqa", "Z D"), turn=True),
+        "attention/kv_norm/scale": Rule(".self_attn.kv_a_layernorm.weight", "Z"),
+        "attention/k_up": Rule(".self_attn.kv_b_proj.weight", "NH Z", span=0),
+        "attention/v_up": Rule(".self_attn.kv_b_proj.weight", "NH Z", span=1),
     },
     "gpt_oss": LLAMA
     | {

@@ -102,14 +102,15 @@ def parts(config: TransformerConfig, rules: Mapping[str, Rule], layer: str) -> l
     most = config.num_layers * max(1, config.moe.num_experts)
     if most > MAX_PLACES:
         raise ValueError(f"{most} layers times experts; at most {MAX_PLACES} are looked for")
-    for path, (letters, shape) in _leaves(config):
+    for entries, weight in jax.tree.leaves_with_path(declare(config)):
+        path, letters = tuple(entry.key for entry in entries), weight.letters
         kind, depths = _kind(config, path)
         if kind not in rules:
             raise ValueError(f"no tensor of this format holds {'.'.join(path)}")
         rule = rules[kind]
-        sizes = dict(zip(letters, shape, strict=True)) | {"V": config.vocab_size}
+        sizes = dict(zip(letters, weight.shape, strict=True)) | {"V": config.vocab_size}
         lead = ["X"] * (letters[0] == "X") + ["E"] * ("{e}" in rule.name)
-        ours = "".join(letters[len(lead) :])
+        ours = letters[len(lead) :]
         for index in np.ndindex(*(sizes[letter] for letter in lead)):
             place = dict(i=depths[index[0]] if depths else 0, e=index[-1] if index else 0)
             prefix = layer if rule.name.startswith(".") else ""
@@ -118,14 +119,6 @@ def parts(config: TransformerConfig, rules: Mapping[str, Rule], layer: str) -> l
             before = found[name].pieces if name in found else ()
             found[name] = Part(name, whole, (*before, piece))
     return list(found.values())
-
-
-def _leaves(config: TransformerConfig):
-    declared = jax.tree.leaves_with_path(
-        declare(config), is_leaf=lambda node: isinstance(node, tuple)
-    )
-    for path, weight in declared:
-        yield tuple(entry.key for entry in path), weight
 
 
 def _kind(config: TransformerConfig, path: tuple[str, ...]) -> tuple[str, list[int]]:

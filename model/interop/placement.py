@@ -38,9 +38,7 @@ def fill(
     declared = declare(config)
 
     def empty():
-        return jax.tree.map(
-            lambda weight: jnp.zeros(weight[1]), declared, is_leaf=lambda x: isinstance(x, tuple)
-        )
+        return jax.tree.map(lambda weight: jnp.zeros(weight.shape), declared)
 
     places = sharding.weight_shardings(declared, mesh) if mesh else None
     params = jax.jit(empty, out_shardings=places)()

@@ -47,11 +47,9 @@ def make_params(seed=0):
 
     def draw(path, declared):
         around = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
-        return np.float32(around + 0.2 * rng.normal(size=declared[1]))
+        return np.float32(around + 0.2 * rng.normal(size=declared.shape))
 
-    return jax.tree.map_with_path(
-        draw, declare(CONFIG), is_leaf=lambda node: isinstance(node, tuple)
-    )
+    return jax.tree.map_with_path(draw, declare(CONFIG))
 
 
 def make_pairs(count=5):

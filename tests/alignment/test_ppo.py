@@ -91,11 +91,9 @@ def make_params(config, seed):
 
     def draw(path, declared):
         around = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
-        return np.float32(around + 0.2 * rng.normal(size=declared[1]))
+        return np.float32(around + 0.2 * rng.normal(size=declared.shape))
 
-    return jax.tree.map_with_path(
-        draw, declare(config), is_leaf=lambda node: isinstance(node, tuple)
-    )
+    return jax.tree.map_with_path(draw, declare(config))
 
 
 def make_prompts(seed=0, rows=16):
@@ -166,9 +164,9 @@ def measure_one(tokens, prompt_length, finished):
 def by_hand(rolled):
     sequences = rolled[0]
     rows = []
-    for b, tokens_T in enumerate(sequences.tokens_BT):
-        tokens = tokens_T[sequences.real_BT[b] == 1]
-        rows.append(measure_one(tokens, sequences.real_BT[b, :4].sum(), finished=b > 0))
+    for b, tokens_L in enumerate(sequences.tokens_BL):
+        tokens = tokens_L[sequences.real_BL[b] == 1]
+        rows.append(measure_one(tokens, sequences.real_BL[b, :4].sum(), finished=b > 0))
     return list(zip(*rows, strict=True))
 
 

@@ -41,11 +41,9 @@ def make_params(config, seed=4):
 
     def draw(path, declared):
         around = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
-        return np.float32(around + 0.3 * rng.normal(size=declared[1]))
+        return np.float32(around + 0.3 * rng.normal(size=declared.shape))
 
-    return jax.tree.map_with_path(
-        draw, declare(config), is_leaf=lambda node: isinstance(node, tuple)
-    )
+    return jax.tree.map_with_path(draw, declare(config))
 
 
 def make_rows(num_pairs=5, seq_len=10, seed=0):
@@ -83,9 +81,8 @@ def test_start_keeps_the_trunk_and_has_a_fresh_head():
     params = make_params(language)
     started = reward.start_from(language, params, jax.random.key(0))
     assert jax.tree.map(np.shape, started) == jax.tree.map(
-        lambda declared: declared[1],
+        lambda declared: declared.shape,
         declare(reward.scalar_config(language)),
-        is_leaf=lambda node: isinstance(node, tuple),
     )
     for name in ("embedding", "stack0", "norm"):
         jax.tree.map(np.testing.assert_array_equal, started[name], params[name])

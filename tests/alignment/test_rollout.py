@@ -51,11 +51,9 @@ def make_params(config, seed=0):
 
     def draw(path, declared):
         around = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
-        return np.float32(around + 0.3 * rng.normal(size=declared[1]))
+        return np.float32(around + 0.3 * rng.normal(size=declared.shape))
 
-    return jax.tree.map_with_path(
-        draw, declare(config), is_leaf=lambda node: isinstance(node, tuple)
-    )
+    return jax.tree.map_with_path(draw, declare(config))
 
 
 def make_prompts():

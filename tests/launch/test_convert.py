@@ -65,9 +65,8 @@ def make_params(config, seed=0):
     """Random parameters, of which one may be added and taken away: Gemma stores scales less 1."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda weight: np.round(rng.standard_normal(weight[1], np.float32) * 1024) / 1024,
+        lambda weight: np.round(rng.standard_normal(weight.shape, np.float32) * 1024) / 1024,
         declare(config),
-        is_leaf=lambda node: isinstance(node, tuple),
     )
 
 

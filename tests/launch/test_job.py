@@ -12,14 +12,15 @@ import pytest
 from alignment.preference import Pair
 from data import instruct
 from data.errors import BadInput
-from launch import load, start
+from launch import load, schema, settings, start
 from launch.job import Job
 from launch.stages import conversations, pairs
 from launch.store.rundir import RunDir, write_json
+from model import sharding
 from model.config import MoEConfig, TransformerConfig
 from model.sharding import MeshConfig
 from tests import chat_oracle
-from tests.tiny import replace
+from tests.tiny import replace, whole_config
 
 
 def job(size=60, **loop):
@@ -105,3 +106,21 @@ def test_tuning_may_change_how_a_model_is_trained_and_not_which_it_is():
     other = dataclasses.replace(found, moe=dataclasses.replace(moe, top_k=1))
     with pytest.raises(BadInput, match="model.moe.top_k is 1; it must be 2, as in start=RUN"):
         start.refuse_other_model(found, other, Path("RUN"))
+
+
+def test_rules_of_the_sharding_table_are_keys():
+    """They come back from config.json, and rows are checked by the axes that split them."""
+    rules = dict(weight_rules=dict(F=["fsdp"]), activation_rules=dict(B=["data"]))
+    config = whole_config()
+    config["mesh"] |= dict(data=4, fsdp=2, **rules)
+    parsed = settings.parse(config)
+    assert "mesh" not in schema.identity(parsed)
+    assert schema.to_dict(settings.fit_mesh(parsed).mesh).items() >= rules.items()
+    mesh = sharding.make_mesh(parsed.mesh)
+    assert tuple(sharding.batch_sharding(mesh).spec) == ("data",)
+    config["pretrain"]["loop"]["batch_size"] = 6
+    with pytest.raises(BadInput, match="batch_size is 6; it must divide by mesh.data, which is 4"):
+        settings.fit_mesh(settings.parse(config))
+    config["mesh"]["weight_rules"] = dict(F=["rows"])
+    with pytest.raises(BadInput, match=r"mesh.weight_rules.F is \('rows',\); it must be some of"):
+        settings.parse(config)

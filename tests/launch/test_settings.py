@@ -163,7 +163,7 @@ def test_a_value_for_a_section_is_refused():
         ("data.sources.docs.gates", ("length", 3), "data.sources.docs.gates[1] is 3"),
         ("data.sources", {}, "sources: empty"),
         ("data.heldout_fraction", 0.9, "heldout_fraction: 0.9 must be above 0 and at most 0.5"),
-        ("pretrain.loop.num_microbatches", 999, "it must divide batch_size = "),
+        ("pretrain.loop.num_microbatches", 999, "it must be a divisor of batch_size = "),
         ("pretrain.optimizer.warmup_steps", 10**6, "pretrain.optimizer: warmup_steps is 1000000"),
         ("sft.loop.num_steps", 1, "it must be below num_steps = 1"),
         ("ppo.optimizer.warmup_steps", 10**6, "ppo.optimizer: warmup_steps is 1000000"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model import attention
-from model.attention import Places, visible
+from model.attention import TokenIndex, visible
 from model.config import RopeConfig
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -120,8 +120,8 @@ def test_rope_keeps_the_type_and_turns_in_float32():
 
 
 def test_visible_by_hand():
-    places = Places(np.array([[0, 1, 0, 1, 0, 1]]), np.array([[1, 1, 2, 2, 0, 0]]))
-    mask_LM = visible(places, places, 0)[0]
+    tokens = TokenIndex(np.array([[0, 1, 0, 1, 0, 1]]), np.array([[1, 1, 2, 2, 0, 0]]))
+    mask_LM = visible(tokens, tokens, 0)[0]
     expected = [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -135,8 +135,8 @@ def test_visible_by_hand():
 
 def test_a_window_counts_the_query_itself_and_order_in_memory_means_nothing():
     positions = np.array([[3, 0, 2, 1, 4]])
-    places = Places(positions, np.ones_like(positions))
-    mask_LM = visible(places, places, 2)[0]
+    tokens = TokenIndex(positions, np.ones_like(positions))
+    mask_LM = visible(tokens, tokens, 2)[0]
     back = positions[0][:, None] - positions[0][None]
     np.testing.assert_array_equal(mask_LM, (back == 0) | (back == 1))
 

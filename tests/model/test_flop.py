@@ -46,9 +46,8 @@ def count_products(jaxpr, times=1):
 
 def abstract_params(config):
     return jax.tree.map(
-        lambda weight: jax.ShapeDtypeStruct(weight[1], jnp.float32),
+        lambda weight: jax.ShapeDtypeStruct(weight.shape, jnp.float32),
         declare(config),
-        is_leaf=lambda node: isinstance(node, tuple),
     )
 
 

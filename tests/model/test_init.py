@@ -13,7 +13,7 @@ from configs import families as table
 from configs import quickstart
 from launch import settings
 from model import transformer
-from model.attention import Places
+from model.attention import TokenIndex
 from model.config import MLAConfig, TransformerConfig, stacks
 from model.loss import head_loss
 from tests.tiny import replace
@@ -69,7 +69,7 @@ def measure(config: TransformerConfig, params):
     tokens_BL = jax.random.randint(words, (B, L), 0, V)
     targets_BL = jax.random.randint(rows, (B, L), 0, V)
     ones_BL = jnp.ones((B, L), jnp.int32)
-    places = Places(jnp.cumsum(ones_BL, 1) - 1, ones_BL)
+    tokens = TokenIndex(jnp.cumsum(ones_BL, 1) - 1, ones_BL)
     model = transformer.build(config, params)
     first = np.cumsum([0, *(len(stack.layers) * stack.repeats for stack in stacks(config))])
 
@@ -77,12 +77,12 @@ def measure(config: TransformerConfig, params):
         x_BLD, stream, added = carry
         number, place = where
         depth = first[number] + index * len(stacks(config)[number].layers) + place
-        mix = functools.partial(transformer._mix, config, block, places)
-        y_BLD, _ = block(x_BLD, places, mix)
+        mix = functools.partial(transformer._mix, config, block, tokens)
+        y_BLD, _ = block(x_BLD, tokens, mix)
         stream = stream.at[depth + 1].set(jnp.mean(jnp.square(y_BLD)))
         return y_BLD, stream, added.at[depth].set(jnp.mean(jnp.square(y_BLD - x_BLD)))
 
-    x_BLD = model.embed(tokens_BL, places.positions_BL)
+    x_BLD = model.embed(tokens_BL, tokens.positions_BL)
     stream = jnp.full(config.num_layers + 1, jnp.mean(jnp.square(x_BLD)))
     x_BLD, stream, added = model.layers(body, (x_BLD, stream, jnp.zeros(config.num_layers)))
     inputs = (model.norm(x_BLD), model.head_matrix(), targets_BL, jnp.ones((B, L)))

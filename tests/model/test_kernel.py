@@ -15,7 +15,7 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental.pallas.ops.tpu import splash_attention
 
 from model import kernel, ring, sharding
-from model.attention import Places, attend, visible
+from model.attention import TokenIndex, attend, visible
 from model.config import Layout, TransformerConfig
 from tests.marks import by_default
 
@@ -54,14 +54,14 @@ def make_config(name="auto", softcap=0.0):
     )
 
 
-def make_places(*rows):
+def make_tokens(*rows):
     """Rows given as lengths of documents; a negative length is padding."""
     segments = [[i * (n > 0) for i, n in enumerate(row, 1) for _ in range(abs(n))] for row in rows]
     positions = [[p if n > 0 else 0 for n in row for p in range(abs(n))] for row in rows]
-    return Places(jnp.asarray(positions), jnp.asarray(segments))
+    return TokenIndex(jnp.asarray(positions), jnp.asarray(segments))
 
 
-PLACES = make_places((70, 130, -56), (-20, 235, 1))
+TOKENS = make_tokens((70, 130, -56), (-20, 235, 1))
 
 
 def make_arrays(B=2, L=256, N=4, K=2, H=24, Hv=16, dtype=jnp.float32):
@@ -70,9 +70,9 @@ def make_arrays(B=2, L=256, N=4, K=2, H=24, Hv=16, dtype=jnp.float32):
     return [jax.random.normal(k, s).astype(dtype) for k, s in zip(keys, shapes, strict=True)]
 
 
-def run(call, q, k, v, sink, probe, places):
+def run(call, q, k, v, sink, probe, tokens):
     """Outputs of real tokens, and gradients of a weighted sum of them."""
-    real = (places.segments_BL > 0)[..., None, None]
+    real = (tokens.segments_BL > 0)[..., None, None]
 
     def total(q, k, v, sink):
         mixed = call(q, k, v, sink)
@@ -83,16 +83,16 @@ def run(call, q, k, v, sink, probe, places):
     return [jnp.where(real, mixed, 0), *gradients]
 
 
-def reference(q, k, v, sink, probe, places, window=0, softcap=0.0, scale=0.3):
-    mask = visible(places, places, window)
-    return run(lambda *a: attend(*a[:3], mask, scale, softcap, a[3]), q, k, v, sink, probe, places)
+def reference(q, k, v, sink, probe, tokens, window=0, softcap=0.0, scale=0.3):
+    mask = visible(tokens, tokens, window)
+    return run(lambda *a: attend(*a[:3], mask, scale, softcap, a[3]), q, k, v, sink, probe, tokens)
 
 
-def by_kernel(config, q, k, v, sink, probe, places, window=0, scale=0.3):
+def by_kernel(config, q, k, v, sink, probe, tokens, window=0, scale=0.3):
     def call(q, k, v, sink):
-        return kernel.attention(config, q, k, v, places, window, scale, sink)
+        return kernel.attention(config, q, k, v, tokens, window, scale, sink)
 
-    return run(call, q, k, v, sink, probe, places)
+    return run(call, q, k, v, sink, probe, tokens)
 
 
 def assert_same(found, wanted, **tolerance):
@@ -143,8 +143,8 @@ def cuda(monkeypatch):
 def test_splash_is_the_reference(tpu, caplog, window, softcap, sinks, K, Hv):
     q, k, v, sink, probe = make_arrays(K=K, Hv=Hv)
     sink = sink if sinks else None
-    found = by_kernel(make_config(softcap=softcap), q, k, v, sink, probe, PLACES, window)
-    wanted = reference(q, k, v, sink, probe, PLACES, window, softcap)
+    found = by_kernel(make_config(softcap=softcap), q, k, v, sink, probe, TOKENS, window)
+    wanted = reference(q, k, v, sink, probe, TOKENS, window, softcap)
     assert_same(found, wanted, **TIGHT)
     assert not caplog.records
 
@@ -152,8 +152,8 @@ def test_splash_is_the_reference(tpu, caplog, window, softcap, sinks, K, Hv):
 def test_splash_in_bfloat16_is_near_the_reference_in_float32(tpu):
     arrays = make_arrays()
     narrow = [x.astype(jnp.bfloat16) for x in arrays]
-    wanted = reference(*(x.astype(jnp.float32) for x in narrow), PLACES, 40, 5.0)
-    found = by_kernel(make_config(softcap=5.0), *narrow, PLACES, 40)
+    wanted = reference(*(x.astype(jnp.float32) for x in narrow), TOKENS, 40, 5.0)
+    found = by_kernel(make_config(softcap=5.0), *narrow, TOKENS, 40)
     assert found[0].dtype == jnp.bfloat16
     # Sums of up to 235 products of numbers with 8 bits.
     assert_same([x.astype(jnp.float32) for x in found], wanted, rtol=0.03, atol=0.03)
@@ -162,10 +162,10 @@ def test_splash_in_bfloat16_is_near_the_reference_in_float32(tpu):
 @pytest.mark.parametrize("change", [lambda row: row.at[100].set(row[99]), lambda row: 2 * row])
 def test_splash_makes_rows_out_of_order_nan_and_leaves_the_others(tpu, change):
     q, k, v, _, _ = make_arrays()
-    mixed_BLNH = kernel.attention(make_config(), q, k, v, PLACES, 0, 0.3, None)
-    positions = PLACES.positions_BL
-    places = dataclasses.replace(PLACES, positions_BL=positions.at[1].set(change(positions[1])))
-    found_BLNH = kernel.attention(make_config(), q, k, v, places, 0, 0.3, None)
+    mixed_BLNH = kernel.attention(make_config(), q, k, v, TOKENS, 0, 0.3, None)
+    positions = TOKENS.positions_BL
+    tokens = dataclasses.replace(TOKENS, positions_BL=positions.at[1].set(change(positions[1])))
+    found_BLNH = kernel.attention(make_config(), q, k, v, tokens, 0, 0.3, None)
     np.testing.assert_array_equal(found_BLNH[0], mixed_BLNH[0])
     assert jnp.isnan(found_BLNH[1]).all()
 
@@ -174,12 +174,12 @@ def test_splash_makes_rows_out_of_order_nan_and_leaves_the_others(tpu, change):
 def test_splash_on_a_mesh_is_the_reference(tpu, caplog, K, sizes):
     data, fsdp, tensor = sizes
     arrays = make_arrays(B=4, K=K)
-    places = make_places((70, 130, -56), (-20, 235, 1), (256,), (128, 128))
-    wanted = reference(*arrays, places, 40)
+    tokens = make_tokens((70, 130, -56), (-20, 235, 1), (256,), (128, 128))
+    wanted = reference(*arrays, tokens, 40)
     config = sharding.MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
     mesh = sharding.make_mesh(config, jax.devices()[: data * fsdp * tensor])
     with jax.set_mesh(mesh):
-        found = by_kernel(make_config(), *arrays, places, 40)
+        found = by_kernel(make_config(), *arrays, tokens, 40)
     assert_same(found, wanted, **TIGHT)
     assert not caplog.records
 
@@ -198,15 +198,15 @@ def test_splash_over_a_context_axis_is_the_reference(tpu, caplog, window, softca
     q, k, v, sink, probe = make_arrays(L=1024, K=K)
     sink = sink if sinks else None
     order = ring.balanced_order(1024, sizes["context"])
-    places = make_places((500, 300, -224), (-20, 1000, 4))
-    laid_out = jax.tree.map(lambda x: x[:, order], places)
-    places = dataclasses.replace(laid_out, balanced=True)
-    wanted = reference(q, k, v, sink, probe, places, window, softcap)
+    tokens = make_tokens((500, 300, -224), (-20, 1000, 4))
+    laid_out = jax.tree.map(lambda x: x[:, order], tokens)
+    tokens = dataclasses.replace(laid_out, balanced=True)
+    wanted = reference(q, k, v, sink, probe, tokens, window, softcap)
     config = make_config(softcap=softcap)
     with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(**sizes))):
-        found = by_kernel(config, q, k, v, sink, probe, places, window)
-        wrong = places.positions_BL.at[1, 100].set(7)
-        broken = dataclasses.replace(places, positions_BL=wrong)
+        found = by_kernel(config, q, k, v, sink, probe, tokens, window)
+        wrong = tokens.positions_BL.at[1, 100].set(7)
+        broken = dataclasses.replace(tokens, positions_BL=wrong)
         mixed_BLNH = kernel.attention(config, q, k, v, broken, window, 0.3, sink)
     assert_same(found, wanted, **TIGHT)
     assert not caplog.records
@@ -215,19 +215,19 @@ def test_splash_over_a_context_axis_is_the_reference(tpu, caplog, window, softca
 
 def test_splash_in_pipeline_stages_is_the_reference(tpu):
     q, k, v, sink, _ = make_arrays(B=4)
-    places = make_places((70, 130, -56), (-20, 235, 1), (256,), (128, 128))
-    wanted_BLNH = attend(q, k, v, visible(places, places, 0), 0.3, 0.0, sink)
-    by_stage = jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), (q, k, v, places))
+    tokens = make_tokens((70, 130, -56), (-20, 235, 1), (256,), (128, 128))
+    wanted_BLNH = attend(q, k, v, visible(tokens, tokens, 0), 0.3, 0.0, sink)
+    by_stage = jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), (q, k, v, tokens))
     config = make_config()
     with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(stage=2, data=2, tensor=2))):
         found = jax.jit(
             jax.vmap(
-                lambda q, k, v, places: kernel.attention(config, q, k, v, places, 0, 0.3, sink),
+                lambda q, k, v, tokens: kernel.attention(config, q, k, v, tokens, 0, 0.3, sink),
                 spmd_axis_name="stage",
             )
         )(*by_stage)
     assert found.sharding.spec[0] == "stage"
-    real = places.segments_BL > 0
+    real = tokens.segments_BL > 0
     np.testing.assert_allclose(found.reshape(q.shape[:3] + (-1,))[real], wanted_BLNH[real], **TIGHT)
 
 
@@ -236,18 +236,18 @@ def test_splash_in_pipeline_stages_is_the_reference(tpu):
 def test_call_of_cudnn_is_the_reference(gpu, window, H, Hv):
     arrays = make_arrays(H=H, Hv=Hv)
     arrays[3] = None
-    found = by_kernel(make_config("cudnn"), *arrays, PLACES, window)
-    assert_same(found, reference(*arrays, PLACES, window), **TIGHT)
+    found = by_kernel(make_config("cudnn"), *arrays, TOKENS, window)
+    assert_same(found, reference(*arrays, TOKENS, window), **TIGHT)
 
 
 def test_call_of_cudnn_honours_rows_reordered_over_a_context_axis(gpu):
     arrays = make_arrays()
     arrays[3] = None
     order = np.random.default_rng(0).permutation(256)
-    places = jax.tree.map(lambda x: x[:, order], PLACES)
-    wanted = reference(*arrays, places, 40)
+    tokens = jax.tree.map(lambda x: x[:, order], TOKENS)
+    wanted = reference(*arrays, tokens, 40)
     with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(data=2, context=2, tensor=2))):
-        found = by_kernel(make_config("cudnn"), *arrays, places, 40)
+        found = by_kernel(make_config("cudnn"), *arrays, tokens, 40)
     assert_same(found, wanted, **TIGHT)
 
 
@@ -256,7 +256,7 @@ def lower_for_cuda(**shape):
     arrays = make_arrays(dtype=jnp.bfloat16, **shape)
 
     def total(q, k, v):
-        mixed = kernel.attention(make_config(), q, k, v, PLACES, 40, 0.3, None)
+        mixed = kernel.attention(make_config(), q, k, v, TOKENS, 40, 0.3, None)
         return mixed.sum(dtype=jnp.float32)
 
     traced = jax.jit(jax.grad(total, (0, 1, 2))).trace(*arrays[:3])
@@ -274,18 +274,18 @@ def test_cudnn_lowers_for_cuda_with_the_mask_as_its_bias(cuda, caplog):
 def test_stages_are_refused_because_cudnn_cannot_batch_its_mask(cuda, monkeypatch):
     monkeypatch.setattr(kernel, "refusal", lambda name, request: None)
     q, k, v, _, _ = make_arrays(dtype=jnp.bfloat16)
-    by_stage = jax.tree.map(lambda x: x[None], (q, k, v, PLACES))
+    by_stage = jax.tree.map(lambda x: x[None], (q, k, v, TOKENS))
     call = functools.partial(kernel.attention, make_config("cudnn"))
     with pytest.raises(TypeError, match="cannot reshape"):
         jax.eval_shape(jax.vmap(lambda *a: call(*a, 0, 0.3, None)), *by_stage)
 
 
 def test_what_the_mesh_says_reaches_the_choice(cuda, caplog):
-    kernel.say_once.cache_clear()
+    kernel.warn_once.cache_clear()
     q, k, v, _, _ = make_arrays(dtype=jnp.bfloat16)
     call = functools.partial(kernel.attention, make_config("splash"))
     with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(stage=2, context=2, tensor=2))):
-        jax.eval_shape(lambda *a: call(*a, 0, 0.3, None), q, k, v, PLACES)
+        jax.eval_shape(lambda *a: call(*a, 0, 0.3, None), q, k, v, TOKENS)
     assert [record.args[0] for record in caplog.records] == ["splash", "cudnn"]
     assert "stages" in caplog.records[1].args[1]
 
@@ -296,8 +296,8 @@ def test_tokamax_is_the_reference(window, softcap):
     arrays = make_arrays()
     arrays[3] = None
     with jax.numpy_rank_promotion("allow"):  # tokamax relies on it
-        found = by_kernel(make_config("tokamax", softcap), *arrays, PLACES, window)
-    assert_same(found, reference(*arrays, PLACES, window, softcap), **TIGHT)
+        found = by_kernel(make_config("tokamax", softcap), *arrays, TOKENS, window)
+    assert_same(found, reference(*arrays, TOKENS, window, softcap), **TIGHT)
 
 
 @pytest.mark.parametrize(
@@ -357,17 +357,17 @@ def test_refusal(name, base, change, words):
 def test_choice_falls_to_the_next_kernel_and_says_so_once(
     caplog, wanted, request_, chosen, refused
 ):
-    kernel.say_once.cache_clear()
+    kernel.warn_once.cache_clear()
     assert [kernel.choose(wanted, request_) for _ in range(3)] == [chosen] * 3
     assert [record.args[0] for record in caplog.records] == refused
     assert all(record.levelno == logging.WARNING for record in caplog.records)
 
 
 def test_a_kernel_of_another_platform_still_gives_the_reference(caplog):
-    kernel.say_once.cache_clear()
+    kernel.warn_once.cache_clear()
     arrays = make_arrays(L=256)
-    found = by_kernel(make_config("splash", 5.0), *arrays, PLACES, 40)
-    assert_same(found, reference(*arrays, PLACES, 40, 5.0), rtol=0, atol=0)
+    found = by_kernel(make_config("splash", 5.0), *arrays, TOKENS, 40)
+    assert_same(found, reference(*arrays, TOKENS, 40, 5.0), rtol=0, atol=0)
     assert "splash is not used: it runs on TPUs, not on a cpu" in caplog.text
 
 

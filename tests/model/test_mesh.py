@@ -98,11 +98,9 @@ def make_params(config, seed=0):
     def draw(path, declared):
         around = 1.0 if path[-1].key == "scale" else 0.0
         # About 1 over the root of the width: larger weights amplify rounding from layer to layer.
-        return np.float32(around + 0.15 * rng.normal(size=declared[1]))
+        return np.float32(around + 0.15 * rng.normal(size=declared.shape))
 
-    return jax.tree.map_with_path(
-        draw, declare(config), is_leaf=lambda node: isinstance(node, tuple)
-    )
+    return jax.tree.map_with_path(draw, declare(config))
 
 
 def make_batch(packed: bool, seed=0):

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from model import moe, sharding
-from model.attention import Places
+from model.attention import TokenIndex
 from model.config import MoEConfig, TransformerConfig
 from model.sharding import MeshConfig
 from tests.marks import by_default
@@ -50,25 +50,24 @@ def make_config(switches, **moe_changes):
     return TransformerConfig(**{**base, "d_ff": 16, **switches, "moe": routed})
 
 
+def as_weight(param):
+    return sharding.Weight("".join(param.out_sharding), param.shape)
+
+
 @functools.lru_cache(maxsize=32)
 def split(config):
     with nnx.use_eager_sharding(False):
         graph, state = jax.eval_shape(lambda: nnx.split(moe.Experts(config, nnx.Rngs(0))))
-    declared = nnx.to_pure_dict(state, extract_fn=lambda p: (tuple(p.out_sharding), p.shape))
+    declared = nnx.to_pure_dict(state, extract_fn=as_weight)
     return graph, declared
-
-
-def is_declared(node):
-    return isinstance(node, tuple)
 
 
 def make_params(config, seed=0):
     """Random weights, biases included; the router's are wide, so that choices are clear."""
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
-        lambda weight: np.float32(0.5 * rng.normal(size=weight[1])),
+        lambda weight: np.float32(0.5 * rng.normal(size=weight.shape)),
         split(config)[1],
-        is_leaf=is_declared,
     )
     params["router"] *= 3
     if "balance_bias" in params:
@@ -86,7 +85,7 @@ def make_batch(seed=1, rows=B, length=L):
 
 def apply(config, params, x_BLD, segments_BL):
     positions_BL = np.broadcast_to(np.arange(x_BLD.shape[1]), segments_BL.shape)
-    return nnx.merge(split(config)[0], params)(x_BLD, Places(positions_BL, segments_BL))
+    return nnx.merge(split(config)[0], params)(x_BLD, TokenIndex(positions_BL, segments_BL))
 
 
 def target(x_BLD):
@@ -255,6 +254,24 @@ def test_mesh_is_one_device(sizes, dispatch):
     params, (x_BLD, segments_BL) = make_params(config), make_batch()
     wanted = run(config, params, x_BLD, segments_BL, target(x_BLD))
     mesh = sharding.make_mesh(MeshConfig(**sizes))
+    assert_close(on_mesh(mesh, config, params, x_BLD, segments_BL, target(x_BLD)), wanted, MESH_TOL)
+
+
+@pytest.mark.parametrize(
+    ("dispatch", "rules"),
+    [
+        ("dropless", {"E": (), "D": ("tensor",)}),
+        ("dropless", {"B": ("data",)}),
+        ("capacity", {"E": ()}),
+    ],
+    ids=str,
+)
+def test_other_rules_for_tokens_and_experts_are_one_device(dispatch, rules):
+    """Experts' weights that are gathered, and tokens that several devices have."""
+    config = make_config(FULL, dispatch=dispatch, capacity_factor=0.7)
+    params, (x_BLD, segments_BL) = make_params(config), make_batch()
+    wanted = run(config, params, x_BLD, segments_BL, target(x_BLD))
+    mesh = sharding.make_mesh(MeshConfig(data=2, expert=2, tensor=2, activation_rules=rules))
     assert_close(on_mesh(mesh, config, params, x_BLD, segments_BL, target(x_BLD)), wanted, MESH_TOL)
 
 

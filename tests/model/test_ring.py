@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model import ring, sharding
-from model.attention import Places, attend, visible
+from model.attention import TokenIndex, attend, visible
 from model.config import Layout, TransformerConfig
 from tests.marks import by_default
 
@@ -30,14 +30,14 @@ def make_config(softcap=0.0):
     )
 
 
-def make_places(packed, order):
+def make_tokens(packed, order):
     positions, segments = np.tile(np.arange(L), (B, 1)), np.ones((B, L), np.int64)
     if packed:
         for row, cut in enumerate((20, 47)):
             positions[row, cut:] -= cut
             segments[row, cut:] = 2
         segments[1, 60:] = 0  # padding
-    return Places(jnp.asarray(positions[:, order]), jnp.asarray(segments[:, order]))
+    return TokenIndex(jnp.asarray(positions[:, order]), jnp.asarray(segments[:, order]))
 
 
 def make_arrays(length=L, num_kv_heads=K, rows=B):
@@ -48,9 +48,9 @@ def make_arrays(length=L, num_kv_heads=K, rows=B):
     return [3 * jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
 
 
-def run(call, places, q, k, v, sink, probe):
+def run(call, tokens, q, k, v, sink, probe):
     """Outputs of real tokens, and gradients of a weighted sum of them."""
-    real = (places.segments_BL > 0)[..., None, None]
+    real = (tokens.segments_BL > 0)[..., None, None]
 
     def total(q, k, v, sink):
         mixed = call(q, k, v, sink)
@@ -86,21 +86,21 @@ def test_ring_is_the_reference(
         "text": np.arange(L),
         "any": np.random.default_rng(0).permutation(L),
     }[layout]
-    places = make_places(packed, order)
+    tokens = make_tokens(packed, order)
     q, k, v, sink, probe = make_arrays(num_kv_heads=num_kv_heads)
     sink = sink if sinks else None
-    mask = visible(places, places, window)
+    mask = visible(tokens, tokens, window)
     wanted = run(
         lambda q, k, v, sink: attend(q, k, v, mask, 0.3, softcap, sink),
-        *(places, q, k, v, sink, probe),
+        *(tokens, q, k, v, sink, probe),
     )
     mesh = sharding.make_mesh(sharding.MeshConfig(**sizes))
     with jax.set_mesh(mesh):
         found = run(
             lambda q, k, v, sink: ring.attention(
-                make_config(softcap), q, k, v, places, window, 0.3, sink
+                make_config(softcap), q, k, v, tokens, window, 0.3, sink
             ),
-            *(places, q, k, v, sink, probe),
+            *(tokens, q, k, v, sink, probe),
         )
     for name, a, b in zip(NAMES, found, wanted, strict=False):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * jnp.abs(b).max(), err_msg=name)
@@ -114,10 +114,10 @@ def test_no_scores_stand_whole_in_memory():
     def bytes_of(length):
         q, k, v, _, _ = make_arrays(length=length, rows=1)
         ones = jnp.ones((1, length), jnp.int32)
-        places = Places(jnp.arange(length)[None], ones, balanced=True)
+        tokens = TokenIndex(jnp.arange(length)[None], ones, balanced=True)
 
         def total(q, k, v):
-            mixed = ring.attention(make_config(), q, k, v, places, 0, 0.3, None)
+            mixed = ring.attention(make_config(), q, k, v, tokens, 0, 0.3, None)
             return mixed.sum()
 
         with jax.set_mesh(mesh):
@@ -161,24 +161,24 @@ def test_what_cannot_go_round_is_said(length, num_shards, words):
 
 def test_gradients_in_bfloat16_keep_their_differences_in_float32():
     """Values with a common offset: the gradient of a score is a small difference of large sums."""
-    places = make_places(False, np.arange(L))
+    tokens = make_tokens(False, np.arange(L))
     q, k, v, _, probe = make_arrays()
     narrow = [x.astype(jnp.bfloat16) for x in (q / 3, k / 3 + 1, v / 3 + 4, probe / 3 + 1)]
     wide = [x.astype(jnp.float32) for x in narrow]
-    mask = visible(places, places, 0)
+    mask = visible(tokens, tokens, 0)
 
     def plainly(q, k, v, _):
         return attend(q, k, v, mask, 0.3)
 
     def error(call, q, k, v, probe):
         wanted = run(
-            lambda q, k, v, _: attend(q, k, v, mask, 0.3), places, *wide[:3], None, wide[3]
+            lambda q, k, v, _: attend(q, k, v, mask, 0.3), tokens, *wide[:3], None, wide[3]
         )
-        found = run(call, places, q, k, v, None, probe)[1].astype(jnp.float32)
+        found = run(call, tokens, q, k, v, None, probe)[1].astype(jnp.float32)
         return jnp.linalg.norm(found - wanted[1]) / jnp.linalg.norm(wanted[1])
 
     def by_ring(q, k, v, _):
-        return ring.attention(make_config(), q, k, v, places, 0, 0.3, None)
+        return ring.attention(make_config(), q, k, v, tokens, 0, 0.3, None)
 
     plain = error(plainly, *narrow)
     with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(context=2), jax.devices()[:2])):

@@ -1,7 +1,10 @@
 """The sharding table, and eight devices against one: same loss, same gradients, on any mesh."""
 
+import ast
 import dataclasses
 import functools
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ from model import sharding
 from model.config import HEADS, TransformerConfig
 from model.decode import generate
 from model.loss import cross_entropy
-from model.sharding import MeshConfig
+from model.sharding import MeshConfig, Weight
 from model.transformer import declare, forward, init
 from tests.marks import by_default
 
@@ -49,12 +52,11 @@ def make_params(config, seed=0):
     """Random weights, norm scales included, so that none of them is a bystander."""
     rng = np.random.default_rng(seed)
 
-    def draw(declared):
-        letters, shape = declared
-        around = 1.0 if letters[-1] in "DH" and len(shape) <= 2 else 0.0
-        return np.float32(around + 0.25 * rng.normal(size=shape))
+    def draw(weight):
+        around = 1.0 if weight.letters[-1] in "DH" and len(weight.shape) <= 2 else 0.0
+        return np.float32(around + 0.25 * rng.normal(size=weight.shape))
 
-    return jax.tree.map(draw, declare(config), is_leaf=lambda node: isinstance(node, tuple))
+    return jax.tree.map(draw, declare(config))
 
 
 def make_batch(seed=0):
@@ -124,6 +126,75 @@ def test_eight_devices_give_the_loss_and_gradients_of_one(sizes, head, on_one_de
     assert_trees_close(grads, expected_grads)
 
 
+RULES = {
+    "weights over data too": ({"D": ("fsdp", "data"), "F": (), "V": ()}, {}),
+    "activations along D": ({}, {"D": ("tensor",), "F": ()}),
+    "heads and vocabulary whole": ({"V": ("fsdp",)}, {"N": (), "K": (), "V": ()}),
+    "rows over data alone": ({"D": ("tensor",)}, {"B": ("data",), "F": ()}),
+}
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_other_rules_give_the_loss_and_gradients_of_one_device(rules, on_one_device):
+    """And the program of other rules is not used again, though all else is alike."""
+    weights, activations = RULES[rules]
+    plain = MeshConfig(data=2, fsdp=2, tensor=2)
+    other = dataclasses.replace(plain, weight_rules=weights, activation_rules=activations)
+    expected_loss, expected_grads = on_one_device("tied")
+    placed, programs = [], []
+    for mesh in map(sharding.make_mesh, (plain, other)):
+        shardings = sharding.weight_shardings(declare(CONFIG), mesh)
+        params = jax.device_put(make_params(CONFIG), shardings)
+        batch = jax.device_put(make_batch(), sharding.batch_sharding(mesh))
+        placed.append([x.sharding.spec for x in jax.tree.leaves((params, batch))])
+        with jax.set_mesh(mesh):
+            programs.append(loss_and_grad.lower(CONFIG, params, batch).as_text())
+            loss, grads = loss_and_grad(CONFIG, params, batch)
+        np.testing.assert_allclose(loss, expected_loss, MESH_RTOL)
+        assert_trees_close(grads, expected_grads)
+    assert (placed[0] != placed[1]) == bool(weights or "B" in activations)
+    assert programs[0] != programs[1]
+
+
+def test_rules_replace_entries_of_the_table_for_one_mesh():
+    x_BLV = np.ones((8, 3, 16), np.float32)
+    pin = jax.jit(lambda x: sharding.constrain(x, "BLV"))
+    shapes = []
+    for rules in ({}, {"V": ()}, {}, {"B": ("fsdp",)}):
+        with jax.set_mesh(
+            sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2, activation_rules=rules))
+        ):
+            shapes.append(pin(x_BLV).sharding.shard_shape(x_BLV.shape))
+    assert shapes == [(2, 3, 8), (2, 3, 16), (2, 3, 8), (4, 3, 8)]
+    sizes = MeshConfig(data=1, fsdp=2, tensor=2, weight_rules={"F": ("fsdp",)}).axis_sizes()
+    assert sharding.weight_spec(Weight("FH", (24, 8)), sizes) == PartitionSpec("fsdp", None)
+    assert sharding.weight_spec(Weight("FH", (24, 8)), {"fsdp": 2, "tensor": 2})[0] == "tensor"
+    declared = {"up": Weight("FH", (25, 8))}
+    with pytest.raises(ValueError, match="mesh.fsdp is 2, but dim F of weight up is 25"):
+        sharding.check_splits(declared, sizes)
+
+
+@pytest.mark.parametrize(
+    ("key", "rules", "complaint"),
+    [
+        ("weight_rules", {"Q": ("fsdp",)}, "weight_rules has 'Q'; allowed: B, C, D, E"),
+        ("weight_rules", {"_": ("fsdp",)}, "weight_rules has '_'; allowed"),
+        ("weight_rules", {"F": ("model",)}, r"weight_rules.F is \('model',\); it must be some of"),
+        ("weight_rules", {"F": ("fsdp", "fsdp")}, "it must be some of .* each once"),
+        (
+            "activation_rules",
+            {"L": ()},
+            "activation_rules has 'L'; allowed: B, C, D, E, F, K, N, V",
+        ),
+        ("activation_rules", {"F": ("data",)}, r"F is \('data',\); .* some of \('tensor',\)"),
+        ("activation_rules", {"K": ()}, r"N is \('tensor',\); it must be that of K, \(\)"),
+    ],
+)
+def test_rules_that_cannot_be_followed_are_refused(key, rules, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        MeshConfig(**{key: rules})
+
+
 def test_generation_on_a_mesh_is_generation_on_one_device():
     mesh, params = make_mesh((2, 2, 2)), make_params(CONFIG)
     prompt_BP = np.random.default_rng(1).integers(8, 64, (8, 5))
@@ -172,7 +243,7 @@ def test_specs_follow_the_table():
         ("XEDF", (2, 4, 16, 24), ("stage", "expert", ("fsdp", "context"), "tensor")),
         ("XDKH", (3, 16, 1, 8), (None, (*stored, "stage"), None, None)),  # 3 and 1 do not divide
     ]:
-        assert sharding.weight_spec(letters, shape, sizes) == PartitionSpec(*expected)
+        assert sharding.weight_spec(Weight(letters, shape), sizes) == PartitionSpec(*expected)
     with jax.set_mesh(sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
         assert sharding.activation_spec("BLD") == PartitionSpec(("data", "fsdp"), None, None)
         assert sharding.activation_spec("BLV") == PartitionSpec(("data", "fsdp"), None, "tensor")
@@ -182,16 +253,16 @@ def test_specs_follow_the_table():
 @pytest.mark.parametrize("head", HEADS)
 def test_no_weight_uses_an_axis_twice(head):
     config, sizes = dataclasses.replace(CONFIG, head=head), dict.fromkeys(sharding.AXES, 2)
-    leaves = jax.tree.leaves(declare(config), is_leaf=lambda node: isinstance(node, tuple))
-    for letters, shape in leaves:
-        axes = sharding.axes_of(sharding.weight_spec(letters, shape, sizes))
-        assert axes and len(axes) == len(set(axes)), letters
+    leaves = jax.tree.leaves(declare(config))
+    for weight in leaves:
+        axes = sharding.axes_of(sharding.weight_spec(weight, sizes))
+        assert axes and len(axes) == len(set(axes)), weight
 
 
 def test_replicated_bytes_by_hand():
     """K = 1 cannot be cut in two: half of that weight's bytes are one copy too many."""
     sizes = {"fsdp": 2, "tensor": 2}
-    declared = {"q": (("D", "N", "H"), (8, 2, 4)), "k": (("D", "K", "H"), (8, 1, 4))}
+    declared = {"q": Weight("DNH", (8, 2, 4)), "k": Weight("DKH", (8, 1, 4))}
     assert sharding.replicated(declared, sizes) == 16 / (64 + 32)
     assert sharding.replicated(declared, {"fsdp": 2, "data": 4}) == 0.0
     assert sharding.replicated({"q": declared["q"]}, sizes) == 0.0
@@ -204,6 +275,45 @@ def test_constrain_pins_an_activation_only_within_a_mesh():
     with jax.set_mesh(mesh):
         pinned = jax.jit(lambda x: sharding.constrain(x, "BLD"))(x_BLD)
     assert pinned.sharding.shard_shape(pinned.shape) == (2, 3, 16)
+
+
+def test_what_is_marked_as_unsplit_is_whole_on_each_device():
+    x_BLV, mesh = jnp.ones((8, 3, 16)), make_mesh((2, 2, 2))
+    with jax.set_mesh(mesh):
+        split, row, whole = jax.jit(
+            lambda x: (
+                sharding.constrain(x, "BLV"),
+                sharding.constrain(x, "BL_"),
+                sharding.replicate(x),
+            )
+        )(x_BLV)
+    shapes = [x.sharding.shard_shape(x.shape) for x in (split, row, whole)]
+    assert shapes == [(2, 3, 8), (2, 3, 16), (8, 3, 16)]
+    assert sharding.replicate(x_BLV) is x_BLV
+
+
+def name_letters(source):
+    """(x_BLD, BLD) of constrain(x_BLD, "BLD") and of activation_spec("BLD", x_BLD.shape)."""
+    name = r"(\w+_[A-Z]+)"
+    for node in ast.walk(ast.parse(source)):
+        call = ast.unparse(node) if isinstance(node, ast.Call) else ""
+        if found := re.fullmatch(rf"sharding.constrain\({name}, '(\w+)'\)", call):
+            yield found.groups()
+        if found := re.fullmatch(rf"sharding.activation_spec\('(\w+)', {name}.shape\)", call):
+            yield found.groups()[::-1]
+
+
+def test_letters_handed_to_the_table_are_those_of_the_name():
+    """`_` may stand for any of them."""
+    calls = [
+        (path.name, name, letters)
+        for path in sorted(Path(sharding.__file__).parent.glob("*.py"))
+        for name, letters in name_letters(path.read_text(encoding="utf-8"))
+    ]
+    assert len(calls) > 12
+    for path, name, letters in calls:
+        suffix = name.rpartition("_")[2]
+        assert re.fullmatch(letters.replace("_", "."), suffix), (path, name, letters)
 
 
 def test_mesh_of_some_devices():
@@ -284,7 +394,7 @@ def test_init_refuses_a_mesh_that_cannot_split_it():
 
 def test_what_does_not_divide_may_be_left_whole():
     mesh = sharding.make_mesh(MeshConfig(fsdp=4, tensor=2))
-    declared = {"embedding": (("V", "D"), (61, 16))}
+    declared = {"embedding": Weight("VD", (61, 16))}
     places = sharding.weight_shardings(declared, mesh, strict=False)
     assert places["embedding"].spec == PartitionSpec(None, "fsdp")
     with pytest.raises(ValueError, match="dim V of weight embedding is 61"):

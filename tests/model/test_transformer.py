@@ -50,11 +50,9 @@ def make_params(config, seed=0):
 
     def draw(path, declared):
         around = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
-        return np.float32(around + 0.25 * rng.normal(size=declared[1]))
+        return np.float32(around + 0.25 * rng.normal(size=declared.shape))
 
-    return jax.tree.map_with_path(
-        draw, declare(config), is_leaf=lambda node: isinstance(node, tuple)
-    )
+    return jax.tree.map_with_path(draw, declare(config))
 
 
 def make_row(*lengths, padding=0, seed=0):
@@ -332,9 +330,7 @@ def fresh():
 
 def test_fresh_parameters_are_what_is_declared(fresh):
     config, params = fresh
-    shapes = jax.tree.map(
-        lambda declared: declared[1], declare(config), is_leaf=lambda x: isinstance(x, tuple)
-    )
+    shapes = jax.tree.map(lambda declared: declared.shape, declare(config))
     assert jax.tree.map(lambda leaf: leaf.shape, params) == shapes
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
@@ -372,9 +368,9 @@ def test_fresh_parameters_do_not_depend_on_the_mesh(fresh):
 @pytest.mark.parametrize("head", HEADS)
 def test_only_an_own_head_is_a_weight(head):
     declared = declare(dataclasses.replace(CONFIG, head=head))
-    letters = {"tied": None, "untied": ("D", "V"), "scalar": ("D",)}[head]
-    assert declared["head"][0] == letters if letters else "head" not in declared
-    assert declared["stack0"]["layer0"]["attention"]["q"] == (("X", "D", "N", "H"), (2, 16, 4, 8))
+    letters = {"tied": None, "untied": "DV", "scalar": "D"}[head]
+    assert declared["head"].letters == letters if letters else "head" not in declared
+    assert declared["stack0"]["layer0"]["attention"]["q"] == sharding.Weight("XDNH", (2, 16, 4, 8))
 
 
 def test_there_is_nothing_beyond_learned_positions():

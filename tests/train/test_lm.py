@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from model import sharding
-from model.attention import Places
+from model.attention import TokenIndex
 from model.config import MoEConfig, TransformerConfig
 from model.sharding import MeshConfig
 from model.transformer import declare, features
@@ -44,9 +44,8 @@ FAST_COMPILE = {"xla_backend_optimization_level": 0}
 def make_params(config):
     rng = np.random.default_rng(0)
     return jax.tree.map(
-        lambda declared: np.float32(0.4 * rng.normal(size=declared[1])),
+        lambda declared: np.float32(0.4 * rng.normal(size=declared.shape)),
         declare(config),
-        is_leaf=lambda node: isinstance(node, tuple),
     )
 
 
@@ -72,8 +71,8 @@ def by_formula(config, params, batch):
 
     With experts, for each row and layer, its balance and z losses times the row's mean weight.
     """
-    places = Places(batch["positions"], batch["segments"])
-    x_BLD, head_DV, stats = features(config, params, batch["tokens"], places)
+    tokens = TokenIndex(batch["positions"], batch["segments"])
+    x_BLD, head_DV, stats = features(config, params, batch["tokens"], tokens)
     logits_BLV, weights_BL = (x_BLD @ head_DV)[..., :V], batch["weights"]
     logits_BLV = config.logit_softcap * jnp.tanh(logits_BLV / config.logit_softcap)
     lse_BL = jax.nn.logsumexp(logits_BLV, -1)

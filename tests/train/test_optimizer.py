@@ -172,9 +172,8 @@ def test_matrices_decay_and_norms_and_a_scalar_head_do_not(head):
 def make_params(seed, scale=1.0):
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda weight: (scale * rng.normal(size=weight[1])).astype(np.float32),
+        lambda weight: (scale * rng.normal(size=weight.shape)).astype(np.float32),
         declare(SHAPE),
-        is_leaf=lambda node: isinstance(node, tuple),
     )
 
 
@@ -227,6 +226,7 @@ def test_clipping_takes_the_size_and_leaves_the_direction(optimizer):
 
 
 RANGES = {
+    "kind": (("adamw", "muon"), ("sgd",)),
     "schedule": (("cosine", "wsd"), ("linear",)),
     "peak_lr": ((1e-9,), (0.0, -0.1)),
     "warmup_steps": ((0, 1), (-1,)),
@@ -251,9 +251,8 @@ def test_a_balancing_bias_moves_by_the_sign_of_its_surplus_alone():
     shape = dataclasses.replace(SHAPE, moe=moe)
     optimizer = make_optimizer(dataclasses.replace(CONFIG, clip_norm=0.5), shape, 20)
     params = jax.tree.map(
-        lambda declared: jnp.ones(declared[1]),
+        lambda declared: jnp.ones(declared.shape),
         declare(shape),
-        is_leaf=lambda node: isinstance(node, tuple),
     )
     grads = jax.tree.map(jnp.ones_like, params)
     experts = grads["stack0"]["layer0"]["feed_forward"]

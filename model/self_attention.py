@@ -1,7 +1,8 @@
 """Self-attention modules: from a layer's input to queries, keys and values, and back.
 
-Both have the same face: `project` gives what attention reads, `merge` takes what it gives. With
-`cached` they give what a cache should hold, which for latent attention is far smaller.
+Both implement one interface: `project` returns queries, keys and values, and `merge` maps
+attention's output back to D. With `cached`, keys and values are those that a cache holds, which for
+latent attention are far smaller.
 """
 
 import functools
@@ -46,8 +47,8 @@ class GroupedAttention(nnx.Module):
         if self.q_norm is not None:
             q_BLNH, k_BLKH = self.q_norm(q_BLNH), self.k_norm(k_BLKH)
         if self.config.positions == "rope":
-            turn = functools.partial(rope, config=self.config.rope, local=self.sliding)
-            q_BLNH, k_BLKH = turn(q_BLNH, positions_BL), turn(k_BLKH, positions_BL)
+            rotate = functools.partial(rope, config=self.config.rope, local=self.sliding)
+            q_BLNH, k_BLKH = rotate(q_BLNH, positions_BL), rotate(k_BLKH, positions_BL)
         return q_BLNH, jnp.moveaxis(k_BLKH, 1, 2), jnp.moveaxis(v_BLKH, 1, 2)
 
     def merge(self, mixed_BLNH: jax.Array, cached: bool) -> jax.Array:
@@ -72,61 +73,61 @@ class LatentAttention(nnx.Module):
         plain = config.head_dim - mla.rope_dim
         self.config, self.sliding, self.sink = config, sliding, None
         sizes = config.sizes()
-        down = {**sizes, "R": mla.kv_rank + mla.rope_dim}
-        up = {**sizes, "R": mla.kv_rank, "H": plain}
-        value = {**sizes, "R": mla.kv_rank, "H": mla.value_dim}
-        query = {**sizes, "R": mla.query_rank}
+        down = {**sizes, "Z": mla.kv_rank + mla.rope_dim}
+        up = {**sizes, "Z": mla.kv_rank, "H": plain}
+        value = {**sizes, "Z": mla.kv_rank, "H": mla.value_dim}
+        query = {**sizes, "Z": mla.query_rank}
         biased, ranked = "qkv" in config.bias, mla.query_rank > 0
         self.q = None if ranked else weight(rngs, "DNH", sizes, std(config.d_model))
-        self.q_down = weight(rngs, "DR", query, std(config.d_model)) if ranked else None
-        self.q_down_bias = weight(rngs, "R", query) if ranked and biased else None
-        self.q_down_norm = Norm(config, "R", rngs, query, "rms") if ranked else None
-        self.q_up = weight(rngs, "RNH", query, std(mla.query_rank)) if ranked else None
-        self.kv_down = weight(rngs, "DR", down, std(config.d_model))
-        self.kv_down_bias = weight(rngs, "R", down) if biased else None
-        self.kv_norm = Norm(config, "R", rngs, up, "rms")
-        self.k_up = weight(rngs, "RNH", up, std(mla.kv_rank))
-        self.v_up = weight(rngs, "RNH", value, std(mla.kv_rank))
+        self.q_down = weight(rngs, "DZ", query, std(config.d_model)) if ranked else None
+        self.q_down_bias = weight(rngs, "Z", query) if ranked and biased else None
+        self.q_down_norm = Norm(config, "Z", rngs, query, "rms") if ranked else None
+        self.q_up = weight(rngs, "ZNH", query, std(mla.query_rank)) if ranked else None
+        self.kv_down = weight(rngs, "DZ", down, std(config.d_model))
+        self.kv_down_bias = weight(rngs, "Z", down) if biased else None
+        self.kv_norm = Norm(config, "Z", rngs, up, "rms")
+        self.k_up = weight(rngs, "ZNH", up, std(mla.kv_rank))
+        self.v_up = weight(rngs, "ZNH", value, std(mla.kv_rank))
         self.out = weight(rngs, "NHD", value, _out_std(config, mla.value_dim))
         self.out_bias = weight(rngs, "D", sizes) if "out" in config.bias else None
 
     def project(self, x_BLD: jax.Array, positions_BL: jax.Array, cached: bool):
         """As GroupedAttention.project; with `cached`, K = 1 and keys are (latent, rotated key)."""
         rope_dim = self.config.mla.rope_dim
-        turn = functools.partial(rope, config=self.config.rope, local=self.sliding)
+        rotate = functools.partial(rope, config=self.config.rope, local=self.sliding)
         q_BLNH = self._queries(x_BLD)
-        kv_BLR = self._multiply("BLD,DR->BLR", x_BLD, self.kv_down)
-        kv_BLR = add_bias(kv_BLR, self.kv_down_bias)
-        latent_BLR = self.kv_norm(kv_BLR[..., :-rope_dim])
-        turned_BL1H = turn(kv_BLR[:, :, None, -rope_dim:], positions_BL)
+        kv_BLZ = self._multiply("BLD,DZ->BLZ", x_BLD, self.kv_down)
+        kv_BLZ = add_bias(kv_BLZ, self.kv_down_bias)
+        latent_BLZ = self.kv_norm(kv_BLZ[..., :-rope_dim])
+        rotary_BL1H = rotate(kv_BLZ[:, :, None, -rope_dim:], positions_BL)
         plain_BLNH, rotated_BLNH = q_BLNH[..., :-rope_dim], q_BLNH[..., -rope_dim:]
-        rotated_BLNH = turn(rotated_BLNH, positions_BL)
+        rotated_BLNH = rotate(rotated_BLNH, positions_BL)
         if cached:
             k_up = cast(x_BLD, self.k_up)
-            plain_BLNH = jnp.einsum("BLNH,RNH->BLNR", plain_BLNH, k_up)
-            k_BLKH = jnp.concatenate([latent_BLR[:, :, None], turned_BL1H], -1)
-            v_BLKH = latent_BLR[:, :, None]
+            plain_BLNH = jnp.einsum("BLNH,ZNH->BLNZ", plain_BLNH, k_up)
+            k_BLKH = jnp.concatenate([latent_BLZ[:, :, None], rotary_BL1H], -1)
+            v_BLKH = latent_BLZ[:, :, None]
         else:
-            k_BLKH = self._multiply("BLR,RNH->BLNH", latent_BLR, self.k_up)
-            turned_BLNH = jnp.broadcast_to(turned_BL1H, (*k_BLKH.shape[:3], rope_dim))
-            k_BLKH = jnp.concatenate([k_BLKH, turned_BLNH], -1)
-            v_BLKH = self._multiply("BLR,RNH->BLNH", latent_BLR, self.v_up)
+            k_BLKH = self._multiply("BLZ,ZNH->BLNH", latent_BLZ, self.k_up)
+            rotary_BLNH = jnp.broadcast_to(rotary_BL1H, (*k_BLKH.shape[:3], rope_dim))
+            k_BLKH = jnp.concatenate([k_BLKH, rotary_BLNH], -1)
+            v_BLKH = self._multiply("BLZ,ZNH->BLNH", latent_BLZ, self.v_up)
         q_BLNH = jnp.concatenate([plain_BLNH, rotated_BLNH], -1)
         return q_BLNH, jnp.moveaxis(k_BLKH, 1, 2), jnp.moveaxis(v_BLKH, 1, 2)
 
     def merge(self, mixed_BLNH: jax.Array, cached: bool) -> jax.Array:
-        """Output projection; with `cached`, what was mixed are latents."""
+        """Output projection; with `cached`, attention's output is a mean of latents."""
         if cached:
             v_up = cast(mixed_BLNH, self.v_up)
-            mixed_BLNH = jnp.einsum("BLNR,RNH->BLNH", mixed_BLNH, v_up)
+            mixed_BLNH = jnp.einsum("BLNZ,ZNH->BLNH", mixed_BLNH, v_up)
         return add_bias(self._multiply("BLNH,NHD->BLD", mixed_BLNH, self.out), self.out_bias)
 
     def _queries(self, x_BLD: jax.Array) -> jax.Array:
         if self.q is not None:
             return self._multiply("BLD,DNH->BLNH", x_BLD, self.q)
-        down_BLR = self._multiply("BLD,DR->BLR", x_BLD, self.q_down)
-        down_BLR = self.q_down_norm(add_bias(down_BLR, self.q_down_bias))
-        return self._multiply("BLR,RNH->BLNH", down_BLR, self.q_up)
+        down_BLZ = self._multiply("BLD,DZ->BLZ", x_BLD, self.q_down)
+        down_BLZ = self.q_down_norm(add_bias(down_BLZ, self.q_down_bias))
+        return self._multiply("BLZ,ZNH->BLNH", down_BLZ, self.q_up)
 
     def _multiply(self, equation: str, x: jax.Array, w: nnx.Param) -> jax.Array:
         return product(equation, x, cast(x, w), None, self.config.quantized)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model import pipeline, sharding
+from model import layer_pipeline, sharding
 from model.config import Layout, TransformerConfig
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -79,7 +79,7 @@ def test_pipeline_is_one_scan_over_the_layers(sizes, repeats, microbatches):
         sharding.MeshConfig(**sizes), jax.devices()[: int(np.prod(list(sizes.values())))]
     )
     with jax.set_mesh(mesh):
-        got = measure(lambda *x: pipeline.run(config, counted, *x), carry, layers)
+        got = measure(lambda *x: layer_pipeline.run(config, counted, *x), carry, layers)
     assert num_rows == {B // microbatches}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, TOL, TOL), got, wanted)
 
@@ -89,7 +89,7 @@ def test_layers_and_rows_are_split_over_the_stages():
     carry, layers = make_arrays()
     mesh = sharding.make_mesh(sharding.MeshConfig(stage=2), jax.devices()[:2])
     with jax.set_mesh(mesh):
-        run = jax.jit(lambda *x: pipeline.run(make_config(2, 4), step, *x))
+        run = jax.jit(lambda *x: layer_pipeline.run(make_config(2, 4), step, *x))
         compiled = run.lower(carry, layers).compile()
     shapes = set(re.findall(r"f32\[([\d,]+)\]", compiled.as_text().split("ENTRY")[0]))
     assert f"1,2,2,{D},{D}" in shapes, "one stage's of (stages, repeats, layers of a part)"
@@ -118,7 +118,7 @@ def test_what_cannot_be_split_is_refused(
 ):
     request = (make_config(repeats, microbatches), num_layers, num_stages, num_rows)
     if complaint is None:
-        pipeline.check(*request)
+        layer_pipeline.check(*request)
     else:
         with pytest.raises(ValueError, match=complaint):
-            pipeline.check(*request)
+            layer_pipeline.check(*request)

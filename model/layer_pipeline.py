@@ -1,11 +1,12 @@
 """Pipeline parallelism over the mesh axis 'stage': a circular schedule in one scan.
 
-Layers are cut into repeats x stages x layers of one visit. Microbatch m enters the first stage at
-iteration m; every iteration each stage runs its layers on what it holds and hands it to the next;
-what leaves the last stage comes back for its next repeat, or is done. The stages are one vmapped
-dim that XLA splits over the axis, and the hand-over is a rotation of it.
+Layers are split into repeats x stages x layers of a stage. Microbatch w enters the first stage at
+iteration w. In every iteration each stage runs its layers on one microbatch and sends it to the
+next stage; after the last stage it returns to the first one for the next repeat, or is done. The
+stages are a vmapped dim that XLA splits over the axis, and sending is a rotation of that dim.
 
-Idle share: (S - 1) / (R M + S - 1) for S stages, R repeats and M microbatches.
+Beside README's letters: S stages, U repeats, W microbatches. Share of idle time:
+(S - 1) / (U W + S - 1).
 Source: arXiv 1811.06965 (GPipe), arXiv 2104.04473, section 2.2 (interleaved stages).
 """
 
@@ -42,10 +43,10 @@ def run(config: TransformerConfig, step: Callable, carry: Any, layers: Any) -> A
     """Runs `carry, _ = step(carry, layer)` over all layers, stage by stage.
 
     Args:
-      config: stage_microbatches M and stage_repeats R.
+      config: stage_microbatches W and stage_repeats U.
       step: one layer, as for jax.lax.scan.
-      carry: arrays that lead with B; rows must not depend on each other.
-      layers: tree of arrays that lead with X, in order.
+      carry: arrays whose first dim is B; rows must not depend on each other.
+      layers: tree of arrays whose first dim is X, in order.
 
     Returns:
       The carry after the last layer, as a scan over `layers` would give.
@@ -53,44 +54,41 @@ def run(config: TransformerConfig, step: Callable, carry: Any, layers: Any) -> A
     Raises:
       ValueError: the numbers do not divide.
     """
-    S, R, M = (
-        sharding.axis_size("stage"),
-        config.layout.stage_repeats,
-        config.layout.stage_microbatches,
-    )
+    U, W = config.layout.stage_repeats, config.layout.stage_microbatches
+    S = sharding.axis_size("stage")
     X, B = jax.tree.leaves(layers)[0].shape[0], jax.tree.leaves(carry)[0].shape[0]
     check(config, X, S, B)
-    # Layer r S k + s k + j is the j-th of stage s in repeat r.
-    layers_SR = jax.tree.map(
-        lambda x: _pin(jnp.swapaxes(x.reshape(R, S, X // (R * S), *x.shape[1:]), 0, 1)), layers
+    # Layer u S k + s k + j is the j-th of stage s in repeat u.
+    layers_SU = jax.tree.map(
+        lambda x: _pin(jnp.swapaxes(x.reshape(U, S, X // (U * S), *x.shape[1:]), 0, 1)), layers
     )
-    # Part m takes every M-th row, so that rows split over devices stay on them.
-    held = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(B // M, M, *x.shape[1:]), 1, 0), carry)
+    # Part w has every W-th row, so that no row moves to another device.
+    held = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(B // W, W, *x.shape[1:]), 1, 0), carry)
     stages = jax.tree.map(lambda x: jnp.zeros((S, *x.shape[1:]), x.dtype), held)
 
-    def visit(layers_R, repeat, rows):
-        return jax.lax.scan(step, rows, jax.tree.map(lambda x: x[repeat], layers_R))[0]
+    def run_stage(layers_U, repeat, rows):
+        return jax.lax.scan(step, rows, jax.tree.map(lambda x: x[repeat], layers_U))[0]
 
-    visit_all = jax.vmap(visit, spmd_axis_name="stage")
+    run_stages = jax.vmap(run_stage, spmd_axis_name="stage")
 
     def iterate(state, t):
         held, stages = state
-        # What enters after the last microbatch is zeros: padding, which counts for nothing.
-        entering = jax.tree.map(lambda x: jnp.where(t < M * R, x[t % M], 0), held)
+        # After the last microbatch zeros enter: padding, which no statistic counts.
+        entering = jax.tree.map(lambda x: jnp.where(t < W * U, x[t % W], 0), held)
         stages = jax.tree.map(
             lambda x, first: _pin(jnp.roll(x, 1, 0).at[0].set(first)), stages, entering
         )
-        repeat_S = jnp.clip((t - jnp.arange(S)) // M, 0, R - 1)
-        stages = jax.tree.map(_pin, visit_all(layers_SR, repeat_S, stages))
+        repeat_S = jnp.clip((t - jnp.arange(S)) // W, 0, U - 1)
+        stages = jax.tree.map(_pin, run_stages(layers_SU, repeat_S, stages))
         left = t - (S - 1)
         held = jax.tree.map(
-            lambda all_rows, x: jnp.where(left >= 0, all_rows.at[left % M].set(x[-1]), all_rows),
+            lambda all_rows, x: jnp.where(left >= 0, all_rows.at[left % W].set(x[-1]), all_rows),
             held,
             stages,
         )
         return (held, stages), None
 
-    (held, _), _ = jax.lax.scan(iterate, (held, stages), jnp.arange(M * R + S - 1))
+    (held, _), _ = jax.lax.scan(iterate, (held, stages), jnp.arange(W * U + S - 1))
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, *x.shape[2:]), held)
 
 
