@@ -1,10 +1,11 @@
 """Switches of a decoder that make no sense are refused by their key."""
 
 import dataclasses
+import math
 
 import pytest
 
-from model.config import TransformerConfig
+from model.config import MLAConfig, TransformerConfig
 from tests.tiny import replace
 
 CONFIG = TransformerConfig(
@@ -19,6 +20,14 @@ BAD = [
     ({"dtype": "float16"}, "model.dtype is 'float16'; it must be one of"),
     ({"chunk_tokens": 0}, "layout.chunk_tokens is 0; it must be at least 1"),
     ({"remat": "some"}, "layout.remat is 'some'; it must be one of"),
+    ({"norm_eps": 0.0}, "model.norm_eps is 0.0; it must be above 0"),
+    ({"attention_scale": math.inf}, "model.attention_scale is inf; it must be at least 0, finite"),
+    ({"layers": ("full", "wide")}, r"model.layers is \('full', 'wide'\); it must be one of"),
+    ({"mla": MLAConfig(8, 8, 2, 4)}, "model.num_kv_heads is 2; it must be num_heads with latent"),
+    (
+        {"mla": MLAConfig(8, 8, 2, 4), "positions": "learned", "max_positions": 8},
+        "model.positions is 'learned'; it must be 'rope' with latent attention",
+    ),
 ]
 
 
