@@ -32,6 +32,9 @@ class RewardConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     centering: float = 0.01  # weight of (chosen + rejected)^2
     pairs: PreferenceConfig = PreferenceConfig()
+    # In the place of the reward model, for ppo and grpo: 'grade' (as evaluation grades), or
+    # MODULE:NAME of a function fn(example, answer) -> float.
+    function: str = ""
     # Preference pairs of the user's own, by name; pairs.num_prompts=0 leaves out those made here.
     data: Mapping[str, OwnSet] = dataclasses.field(default_factory=dict)
 

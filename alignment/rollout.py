@@ -49,7 +49,7 @@ def prompt_rows(
         real_P = (np.arange(max_prompt_tokens) >= max_prompt_tokens - len(ids)).astype(np.int32)
         rows.append({"tokens": tokens_P, "real": real_P, "index": np.int32(index)})
     if not rows:
-        raise BadInput(f"ppo.max_prompt_tokens is {max_prompt_tokens}: no prompt fits")
+        raise BadInput(f"rollout.max_prompt_tokens is {max_prompt_tokens}: no prompt fits")
     return rows
 
 

@@ -48,31 +48,25 @@ def get_config() -> ConfigDict:
         scale_embedding=True,
     )
     config.layout = dict(scan_layers=False)
-    config.pretrain = dict(
-        seq_len=256,
-        z_loss=1e-4,
-        loop=dict(num_steps=360, batch_size=16, eval_every=120),
-        optimizer=dict(peak_lr=3e-3, warmup_steps=40),
-    )
-    config.sft = dict(
-        seq_len=256,
-        loop=dict(num_steps=420, batch_size=16, eval_every=420),
-        optimizer=dict(peak_lr=2e-3, warmup_steps=30),
-    )
-    config.reward = dict(
-        seq_len=96,
-        loop=dict(num_steps=120, batch_size=32, eval_every=120),
-        optimizer=dict(peak_lr=3e-4, warmup_steps=10, weight_decay=0.0),
-    )
-    config.dpo = dict(
-        loop=dict(num_steps=80, batch_size=32, eval_every=80),
-        optimizer=dict(peak_lr=1e-4, warmup_steps=10, weight_decay=0.0),
-    )
-    config.ppo = dict(
-        max_prompt_tokens=64,
-        max_new_tokens=32,
-        loop=dict(num_steps=40, batch_size=64, eval_every=40),
-        optimizer=dict(peak_lr=1e-4, warmup_steps=8, weight_decay=0.0),
-        critic_optimizer=dict(peak_lr=3e-4, warmup_steps=8, weight_decay=0.0),
-    )
+    config.pretrain = dict(seq_len=256, z_loss=1e-4, **training(360, 16, 3e-3, 40))
+    config.sft = dict(seq_len=256, **training(420, 16, 2e-3, 30))
+    config.reward = dict(seq_len=96, **training(120, 32, 3e-4, 10))
+    config.dpo = training(80, 32, 1e-4, 10)
+    config.ppo = training(40, 64, 1e-4, 8)
+    config.ppo["critic_optimizer"] = dict(peak_lr=3e-4, warmup_steps=8)
+    config.grpo = training(40, 16, 1e-4, 8)
+    # What the training stages share, but for what their own sections say.
+    config.loop = dict(eval_every=200)
+    config.optimizer = dict(weight_decay=0.0)
+    config.rollout = dict(max_prompt_tokens=64, max_new_tokens=32)
+    for section in (config.pretrain, config.sft):
+        section.optimizer.weight_decay = 0.1
     return config
+
+
+def training(num_steps: int, batch_size: int, peak_lr: float, warmup_steps: int) -> dict:
+    """Length and rate of a training stage."""
+    return dict(
+        loop=dict(num_steps=num_steps, batch_size=batch_size),
+        optimizer=dict(peak_lr=peak_lr, warmup_steps=warmup_steps),
+    )

@@ -7,6 +7,7 @@ code as an input; the log says when other code made a checkpoint.
 """
 
 import dataclasses
+import importlib.util
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -71,6 +72,10 @@ def describe_files(settings: Settings, name: str) -> dict:
     if name == "tokenizer" and (path := settings.tokenizer.path):
         return {"files": tokenizer_source.fingerprint("tokenizer.path", Path(path))}
     content = own_sets.fingerprint(settings, name)
+    module = settings.reward.function.partition(":") if name in ("ppo", "grpo") else ("", "", "")
+    if module[1]:
+        spec = importlib.util.find_spec(module[0])
+        content["reward.function"] = hash_file(Path(spec.origin)) if spec else "absent"
     found = {"content": content} if content else {}
     if reads_start(settings, name):
         found["start_weights"] = load.weights_hash(load.find_start(settings.start))

@@ -10,7 +10,7 @@ from launch.settings import Settings
 READERS = {
     "sft": functools.partial(read_conversations, needs_answer=True),
     "reward": read_pairs,
-    "ppo": functools.partial(read_conversations, needs_answer=False),
+    **dict.fromkeys(("ppo", "grpo"), functools.partial(read_conversations, needs_answer=False)),
 }
 # Stages that read the sets of another: DPO its pairs, evaluation the held-out conversations.
 SECTION = {"dpo": "reward", "eval": "sft"}
@@ -19,9 +19,11 @@ MAX_NOTED = 3  # broken rows of a set that are named
 
 def sets_of(settings: Settings, stage: str) -> Mapping[str, OwnSet]:
     """The sets that a stage reads, by the dotted path of their section."""
-    section = SECTION.get(stage, stage)
-    found = getattr(getattr(settings, section, None), "data", {}) if section in READERS else {}
-    return {f"{section}.data.{name}": own for name, own in found.items()}
+    name = SECTION.get(stage, stage)
+    section = getattr(settings, name, None) if name in READERS else None
+    path = f"{name}.rollout.data" if hasattr(section, "rollout") else f"{name}.data"
+    found = getattr(section, "rollout", section).data if section else {}
+    return {f"{path}.{key}": own for key, own in found.items()}
 
 
 def fingerprint(settings: Settings, stage: str) -> dict[str, list]:

@@ -150,8 +150,10 @@ def about(cls: type) -> dict[str, str]:
     A comment may also stand alone in the line above; the docstring has `Attributes:` with a line or
     more for a key, or for several with commas between.
     """
-    lines, start = inspect.getsourcelines(cls)
     found = _documented(inspect.getdoc(cls) or "")
+    for base in cls.__bases__:
+        found |= about(base) if dataclasses.is_dataclass(base) else {}
+    lines, _ = inspect.getsourcelines(cls)
     for node in ast.parse(textwrap.dedent("".join(lines))).body[0].body:
         if isinstance(node, ast.AnnAssign):
             _, _, beside = lines[node.end_lineno - 1].partition("  # ")

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 
 from alignment.dpo import DPOConfig
+from alignment.grpo import GRPOConfig
+from alignment.policy import RolloutConfig
 from alignment.ppo import PPOConfig
 from alignment.reward import RewardConfig
 from alignment.sft import SFTConfig
@@ -69,9 +71,7 @@ class Settings:
     stages: tuple[str, ...]  # in order
     seed: int = 0  # of initialisation, shuffling and sampling
     start: str = ""  # RUN[:STAGE[:STEP]]: a model to start from, imported or trained here
-    start_optimizer: bool = (
-        False  # go on with its optimizer's moments too; the schedule begins anew
-    )
+    start_optimizer: bool = False  # its optimizer's moments too; the schedule begins anew
     eval: EvalConfig = EvalConfig()
     cost: CostConfig = CostConfig()
     mesh: MeshConfig = dataclasses.field(default=MeshConfig(data=-1), metadata=LAYOUT)
@@ -86,13 +86,14 @@ class Settings:
     reward: RewardConfig | None = None
     dpo: DPOConfig | None = None
     ppo: PPOConfig | None = None
+    grpo: GRPOConfig | None = None
 
     def __post_init__(self):
         require(self, seed=(0 <= self.seed < 2**31, "in [0, 2**31)"))
 
 
 # Sections whose keys are the defaults of every training stage; its own section overrides them.
-SHARED = {"optimizer": OptimizerConfig, "loop": LoopConfig}
+SHARED = {"optimizer": OptimizerConfig, "loop": LoopConfig, "rollout": RolloutConfig}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +102,7 @@ class Whole(Settings):
 
     optimizer: OptimizerConfig | None = None
     loop: LoopConfig | None = None
+    rollout: RolloutConfig | None = None
 
 
 def parse(config: Any) -> Settings:
@@ -164,6 +166,8 @@ def _check_stages(given: Mapping) -> tuple[str, ...]:
         row, wanted = STAGES[name], list(STAGES[name].needs)
         if row.starts and not row.parent(stages) and not given.get("start"):
             wanted.append(row.starts[0])
+        if "reward" in wanted and _section(given, "reward").get("function"):
+            wanted.remove("reward")
         if name == "tokenizer" and "pretrain" not in stages and _is_taken(given):
             wanted.remove("curate")  # one is taken as it is, and no text is packed
         for need in wanted:
@@ -180,9 +184,13 @@ def _check_stages(given: Mapping) -> tuple[str, ...]:
 
 def _is_taken(given: Mapping) -> bool:
     """Whether the tokenizer is one that is there already."""
-    section = given.get("tokenizer", {})
-    path = section.get("path", "") if hasattr(section, "items") else ""
-    return bool(given.get("start") or path)
+    return bool(given.get("start") or _section(given, "tokenizer").get("path"))
+
+
+def _section(given: Mapping, name: str) -> Any:
+    """A section, or {} where there is none (or what is refused as no section)."""
+    section = given.get(name, {})
+    return section if hasattr(section, "items") else {}
 
 
 def _with_vocabulary(given: Mapping) -> Any:
@@ -251,7 +259,8 @@ def _check_schedules(settings: Settings) -> None:
         optimizers, updates = {"optimizer": section.optimizer}, section.loop.num_steps
         if name == "ppo":
             optimizers["critic_optimizer"] = section.critic_optimizer
-            updates *= section.num_epochs * section.num_minibatches
+        if hasattr(section, "rollout"):
+            updates *= section.rollout.num_updates()
         for key, optimizer in optimizers.items():
             try:
                 make_schedule(optimizer, updates)
@@ -308,8 +317,9 @@ def _check_rows(settings: Settings, model: TransformerConfig, sizes: Mapping[str
         check_pipeline("eval", settings.eval.batch_size)
     for name in _trained(settings):
         section = getattr(settings, name)
-        parts = section.loop.num_microbatches * (section.num_minibatches if name == "ppo" else 1)
-        rows = section.loop.batch_size // parts
+        rollout = getattr(section, "rollout", None)
+        parts = section.loop.num_microbatches * (rollout.num_minibatches if rollout else 1)
+        rows = section.loop.batch_size * getattr(section, "group_size", 1) // parts
         if rows % ways:
             cut = f", {rows} in each of {parts} parts" if parts > 1 else ""
             raise ValueError(
@@ -328,8 +338,10 @@ def _check_lengths(settings: Settings, model: TransformerConfig) -> None:
         for name in ("pretrain", "sft", "reward")
         if name in settings.stages
     }
-    if "ppo" in settings.stages:
-        key = "ppo.max_prompt_tokens + ppo.max_new_tokens"
-        lengths[key] = settings.ppo.max_prompt_tokens + settings.ppo.max_new_tokens
+    for name in ("ppo", "grpo"):
+        if name in settings.stages:
+            rollout = getattr(settings, name).rollout
+            length = rollout.max_prompt_tokens + rollout.max_new_tokens
+            lengths[f"{name}.rollout.max_prompt_tokens + max_new_tokens"] = length
     for key, length in lengths.items():
         model.check_length(f"a row by {key}", length)

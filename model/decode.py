@@ -111,7 +111,7 @@ def prefill(
       mask_BP: 1 on real tokens, which stand side by side. A row without any is left as it is; its
         logits mean nothing.
       groups: from `Transformer.unstack`, by a caller with a loop of its own.
-      aligned: all rows have one index_B, as after prompts that end in one column: this is faster.
+      aligned: all rows have one index_B, and their prompts end in the last column: this is faster.
 
     Returns:
       logits_BV after each row's last token, float32; the cache.
@@ -173,8 +173,10 @@ def _extend(config, params, cache: Cache, tokens_BL, real_BL, num_new_B, groups,
 
     x_BLD = model.embed(tokens_BL, queries.positions_BL)
     x_BLD, layers = model.layers(body, (x_BLD, cache.layers), groups)
-    last_B = jnp.maximum(num_new_B - 1, 0)
-    logits_BV = model.project(jnp.take_along_axis(x_BLD, last_B[:, None, None], 1))[:, 0]
+    if not aligned and tokens_BL.shape[1] > 1:
+        last_B = jnp.maximum(num_new_B - 1, 0)
+        x_BLD = jnp.take_along_axis(x_BLD, last_B[:, None, None], 1)
+    logits_BV = model.project(x_BLD[:, -1:])[:, 0]
     return logits_BV, Cache(layers, cache.first_B, cache.index_B + num_new_B)
 
 

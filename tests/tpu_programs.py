@@ -212,8 +212,8 @@ def settings(folder: Path, axes: dict[str, int], more: dict[str, Any]) -> dict[s
         "sft.seq_len": LENGTH,
         "reward.seq_len": LENGTH,
         "reward.pairs.corrupt_rate": 1.0,  # the model's own answers are all alike: ones
-        "ppo.max_prompt_tokens": LENGTH + 1 - SMALL["ppo.max_new_tokens"],
-        "ppo.num_epochs": 1,
+        "ppo.rollout.max_prompt_tokens": LENGTH + 1 - SMALL["ppo.rollout.max_new_tokens"],
+        "ppo.rollout.num_epochs": 1,
     }
     mesh = {f"mesh.{axis}": size for axis, size in axes.items()}
     return SMALL | MIX | sources(folder / "text") | changes | mesh | more

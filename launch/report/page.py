@@ -64,6 +64,7 @@ PANELS = {
     "value_loss": "value loss",
     "value_grad_norm": "gradient norm of the critic",
     "explained_variance": "explained variance of the critic",
+    "even_groups": "share of prompts whose answers all score alike",
     "answer_tokens": "answer length, tokens",
     "finished": "share of finished answers",
 }

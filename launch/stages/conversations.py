@@ -30,7 +30,8 @@ def read(job: Job) -> Sets:
         job.refuse_changed_files()
     train = {BUILT_IN: built["train"]} | {name: made.train for name, made in found.items()}
     heldout = {BUILT_IN: built["heldout"]} | {name: made.heldout for name, made in found.items()}
-    weights = {name: job.section.data[name].weight for name in found}
+    sets = own_sets.sets_of(job.settings, job.stage)
+    weights = {key.rpartition(".")[2]: own.weight for key, own in sets.items()}
     return Sets(
         {name: examples for name, examples in train.items() if examples},
         heldout,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignment import ppo, rollout
+from alignment import policy, ppo, rollout, score
 from model import sharding
 from model.config import TransformerConfig
 from model.decode import generate
@@ -62,20 +62,23 @@ OPTIMIZER = OptimizerConfig(
     eps=1e-8,
     clip_norm=1.0,
 )
-CONFIG = ppo.PPOConfig(
+ROLLOUT = policy.RolloutConfig(
     max_prompt_tokens=4,
     max_new_tokens=5,
     temperature=0.8,
     kl_coef=0.05,
-    gamma=0.97,
-    gae_lambda=0.9,
     clip_low=0.2,
     clip_high=0.3,
-    dual_clip=3.0,
-    value_clip=0.5,
     num_epochs=2,
     num_minibatches=2,
     missing_eos_score=-1.25,
+)
+CONFIG = ppo.PPOConfig(
+    rollout=ROLLOUT,
+    gamma=0.97,
+    gae_lambda=0.9,
+    dual_clip=3.0,
+    value_clip=0.5,
     loop=LOOP,
     optimizer=OPTIMIZER,
     critic_optimizer=OPTIMIZER,
@@ -99,7 +102,8 @@ def make_params(config, seed):
 def make_prompts(seed=0, rows=16):
     rng = np.random.default_rng(seed)
     real_BP = (np.arange(4) >= rng.integers(0, 4, (rows, 1))).astype(np.int32)
-    return {"tokens": rng.integers(8, 32, (rows, 4)) * real_BP, "real": real_BP}
+    tokens_BP = rng.integers(8, 32, (rows, 4)) * real_BP
+    return {"tokens": tokens_BP, "real": real_BP, "index": np.arange(rows)}
 
 
 POLICY, CRITIC, REFERENCE, REWARD = (
@@ -110,7 +114,15 @@ POLICY, CRITIC, REFERENCE, REWARD = (
 # ------------------------------------------------------------ one rollout, measured
 
 
-measure = jax.jit(ppo.measure, static_argnums=(0, 1))
+SCORE = score.by_model(SHAPE, REWARD, 0.15, 0.4)
+measure_scored = jax.jit(ppo.measure, static_argnums=(0, 1))
+
+
+def measure(config, shape, params, critic, sequences, finished_B):
+    score_B = SCORE(sequences, None)
+    return measure_scored(config, shape, REFERENCE, params, critic, sequences, finished_B, score_B)
+
+
 FINISHED_B = np.array([False, True, True, True])
 
 
@@ -122,8 +134,7 @@ def rolled():
     tokens_BR = rng.integers(8, 32, (4, 5)) * mask_BR
     tokens_BR[[1, 2, 3], [2, 0, 4]] = Letters.end_id
     sequences = rollout.Sequences(*map(np.asarray, rollout.join(prompts, tokens_BR, mask_BR)))
-    judges = ppo.scorer_arrays(ppo.Scorer(REWARD, 0.15, 0.4, REFERENCE))
-    measured = measure(CONFIG, SHAPE, judges, POLICY, CRITIC, sequences, FINISHED_B)
+    measured = measure(CONFIG, SHAPE, POLICY, CRITIC, sequences, FINISHED_B)
     return sequences, *jax.tree.map(np.asarray, measured)
 
 
@@ -142,14 +153,14 @@ def measure_one(tokens, prompt_length, finished):
     answer, steps = tokens[prompt_length:], range(len(tokens) - prompt_length)
 
     def logprobs(params):
-        logits = outputs(SHAPE, params, tokens) / CONFIG.temperature
+        logits = outputs(SHAPE, params, tokens) / ROLLOUT.temperature
         logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         return np.array([logp[prompt_length - 1 + t, answer[t]] for t in steps])
 
     score = (outputs(SCALAR, REWARD, tokens)[-1] - 0.15) / 0.4 if finished else -1.25
     logp, ref_logp = logprobs(POLICY), logprobs(REFERENCE)
     values = outputs(SCALAR, CRITIC, tokens)[prompt_length - 1 : -1]
-    rewards = -CONFIG.kl_coef * (logp - ref_logp)
+    rewards = -ROLLOUT.kl_coef * (logp - ref_logp)
     rewards[-1] += score
     advantages = np.zeros(len(answer))
     for t in steps:  # the definition: discounted sum of temporal differences
@@ -179,13 +190,13 @@ def test_measure_is_the_numpy_one(rolled, by_hand):
     sequences, experience, _ = rolled
     _, logps, _, values, advantages, returns = by_hand
     mask_BR = sequences.mask_BR
-    assert_rows(experience.old_logp_BR, logps, mask_BR)
+    assert_rows(experience.policy.old_logp_BR, logps, mask_BR)
     assert_rows(experience.old_values_BR, values, mask_BR)
     assert_rows(experience.returns_BR, returns, mask_BR)
     flat = np.concatenate(advantages)
     white = [(row - flat.mean()) / flat.std() for row in advantages]
-    assert_rows(experience.advantages_BR, white, mask_BR)
-    assert np.all(experience.advantages_BR[mask_BR == 0] == 0)
+    assert_rows(experience.policy.advantages_BR, white, mask_BR)
+    assert np.all(experience.policy.advantages_BR[mask_BR == 0] == 0)
 
 
 def test_metrics_are_the_numpy_ones(rolled, by_hand):
@@ -211,20 +222,19 @@ def test_metrics_are_the_numpy_ones(rolled, by_hand):
 def test_measure_does_not_depend_on_the_mesh(rolled):
     sequences, *expected = rolled
     mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
-    judges = ppo.scorer_arrays(ppo.Scorer(REWARD, 0.15, 0.4, REFERENCE))
     shardings = sharding.weight_shardings(declare(SHAPE), mesh)
     with jax.set_mesh(mesh):
         spread = jax.device_put(sequences, sharding.batch_sharding(mesh))
-        policy = jax.device_put(POLICY, shardings)
-        measured = measure(CONFIG, SHAPE, judges, policy, CRITIC, spread, FINISHED_B)
-    assert len(measured[0].advantages_BR.sharding.device_set) == 8
+        placed = jax.device_put(POLICY, shardings)
+        measured = measure(CONFIG, SHAPE, placed, CRITIC, spread, FINISHED_B)
+    assert len(measured[0].policy.advantages_BR.sharding.device_set) == 8
     for got, wanted in zip(jax.tree.leaves(measured), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(got, wanted, MESH_RTOL, MESH_ATOL)
 
 
 @pytest.fixture(scope="module")
 def policy_grad():
-    loss = ppo.policy_loss(CONFIG, SHAPE)
+    loss = policy.policy_loss(ROLLOUT, SHAPE, dual_clip=CONFIG.dual_clip)
 
     def sums(params, part):
         sums = loss(params, part)
@@ -234,7 +244,7 @@ def policy_grad():
 
 
 def test_the_first_ratio_is_exactly_one(rolled, policy_grad):
-    (loss, (weight, named)), _ = policy_grad(POLICY, rolled[1])
+    (loss, (weight, named)), _ = policy_grad(POLICY, rolled[1].policy)
     assert named["update_kl"] == 0 and named["clip_fraction"] == 0 and weight == 14
     np.testing.assert_allclose(loss, 0.0, atol=MESH_ATOL)  # whitened advantages sum to 0
     assert 0.5 * 14 < named["entropy"] < np.log(32) * 14
@@ -247,23 +257,23 @@ def test_the_first_gradient_is_the_policy_gradient(rolled, policy_grad):
     @jax.jit
     @jax.grad
     def by_hand(params):
-        logp_BR = rollout.answer_logprobs(SHAPE, params, sequences, CONFIG.temperature)
-        return -jnp.sum(logp_BR * experience.advantages_BR * sequences.mask_BR)
+        logp_BR = rollout.answer_logprobs(SHAPE, params, sequences, ROLLOUT.temperature)
+        return -jnp.sum(logp_BR * experience.policy.advantages_BR * sequences.mask_BR)
 
-    _, grads = policy_grad(POLICY, experience)
+    _, grads = policy_grad(POLICY, experience.policy)
     for got, wanted in zip(jax.tree.leaves(grads), jax.tree.leaves(by_hand(POLICY)), strict=True):
         np.testing.assert_allclose(got, wanted, MESH_RTOL, MESH_ATOL)
 
 
 def test_another_policy_is_clipped(rolled, policy_grad):
-    _, (_, named) = policy_grad(REFERENCE, rolled[1])[0]
+    _, (_, named) = policy_grad(REFERENCE, rolled[1].policy)[0]
     assert named["update_kl"] > 0 and 0 < named["clip_fraction"] < 14
 
 
 # ------------------------------------------------------------ iterations
 
 
-def make_run(config, scorer, sizes=(1, 1, 1), seed=5):
+def make_run(config, sizes=(1, 1, 1), seed=5):
     """(mesh, start, iteration)."""
     mesh = sharding.make_mesh(
         sharding.MeshConfig(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))),
@@ -271,7 +281,9 @@ def make_run(config, scorer, sizes=(1, 1, 1), seed=5):
     )
     with jax.set_mesh(mesh):
         start = functools.partial(ppo.start, config, SHAPE, POLICY, CRITIC, mesh)
-        iteration = ppo.make_iteration(config, SHAPE, scorer, Letters(), seed, mesh, start())
+        iteration = ppo.make_iteration(
+            config, SHAPE, SCORE, REFERENCE, Letters(), seed, mesh, start()
+        )
     return mesh, start, iteration
 
 
@@ -287,12 +299,9 @@ def iterate(run, count, state=None, first=0):
     return state, measured
 
 
-SCORER = ppo.Scorer(REWARD, 0.15, 0.4, REFERENCE)
-
-
 @pytest.fixture(scope="module")
 def run():
-    return make_run(CONFIG, SCORER)
+    return make_run(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -348,8 +357,8 @@ def test_nothing_compiles_after_the_first_iteration(run, three):
 
 
 def test_every_answer_is_learnt_from_once_an_epoch():
-    experience = ppo.Experience(*[np.arange(16)] * 5)
-    parts = list(ppo._minibatches(CONFIG, experience, jax.random.key(0)))
+    experience = policy.Experience(*[np.arange(16)] * 4)
+    parts = list(policy.minibatches(ROLLOUT, 16, experience, jax.random.key(0)))
     rows = [part.old_logp_BR.tolist() for part in parts]
     assert [len(row) for row in rows] == [8] * 4
     for epoch in (rows[:2], rows[2:]):
@@ -367,32 +376,38 @@ def test_a_learnable_reward_is_learnt(run):
 
 @pytest.mark.slow
 def test_eight_devices_are_one(three):
-    state, measured = iterate(make_run(CONFIG, SCORER, (2, 2, 2)), 1)
+    state, measured = iterate(make_run(CONFIG, (2, 2, 2)), 1)
     for name, value in three[1][0].items():
         np.testing.assert_allclose(measured[0][name], value, MESH_RTOL, MESH_ATOL, err_msg=name)
     assert state.params["embedding"].sharding.device_set == set(jax.devices())
 
 
 RANGES = {
+    "gamma": ((0.0, 1.0), (-0.1, 1.1)),
+    "gae_lambda": ((0.0, 1.0), (-0.1, 1.1)),
+    "dual_clip": ((1.01, math.inf), (1.0,)),
+    "value_clip": ((0.01, math.inf), (0.0,)),
+}
+ROLLOUT_RANGES = {
     "max_prompt_tokens": ((1,), (0,)),
     "max_new_tokens": ((1,), (0,)),
     "temperature": ((0.01,), (0.0, -1.0)),
     "kl_coef": ((0.0,), (-0.1,)),
-    "gamma": ((0.0, 1.0), (-0.1, 1.1)),
-    "gae_lambda": ((0.0, 1.0), (-0.1, 1.1)),
     "clip_low": ((0.01, 0.99), (0.0, 1.0)),
     "clip_high": ((0.01, 1.5), (0.0,)),
-    "dual_clip": ((1.01, math.inf), (1.0,)),
-    "value_clip": ((0.01, math.inf), (0.0,)),
     "num_epochs": ((1,), (0,)),
-    "num_minibatches": ((1,), (0, 3)),
+    "num_minibatches": ((1,), (0,)),
 }
 
 
 def test_each_number_is_taken_in_its_range_alone():
     check_ranges(CONFIG, RANGES)
+    check_ranges(ROLLOUT, ROLLOUT_RANGES)
 
 
 def test_microbatches_must_divide_a_minibatch():
-    with pytest.raises(ValueError, match="num_minibatches is 16; .*num_microbatches = 2"):
-        dataclasses.replace(CONFIG, num_minibatches=16)
+    for count in (3, 16):
+        words = f"rollout.num_minibatches is {count}; .*num_microbatches = 2"
+        with pytest.raises(ValueError, match=words):
+            cut = dataclasses.replace(ROLLOUT, num_minibatches=count)
+            dataclasses.replace(CONFIG, rollout=cut)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from alignment import ppo, rollout
+from alignment import policy, rollout
 from data.loader import Loader
 from model import decode, sharding
 from tests.alignment.test_ppo import (
@@ -15,12 +15,15 @@ from tests.alignment.test_ppo import (
     LOOP,
     OPTIMIZER,
     POLICY,
-    SCORER,
+    REFERENCE,
+    ROLLOUT,
+    SCORE,
     SHAPE,
     Letters,
     iterate,
     make_prompts,
     make_run,
+    measure,
 )
 from tests.marks import by_default
 from train import loop
@@ -32,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 def test_the_last_minibatch_of_the_last_iteration_has_the_final_rate():
     """Twelve iterations of 2 epochs of 2 minibatches are 48 updates, falling from 0.01 to 0."""
     fall = dataclasses.replace(OPTIMIZER, decay_fraction=1.0, final_lr_fraction=0.0)
-    rate = ppo.learning_rate(dataclasses.replace(CONFIG, optimizer=fall))
+    rate = policy.learning_rate(ROLLOUT, fall, LOOP.num_steps)
     expected = [0.01 * (47 - (4 * iteration + 3)) / 47 for iteration in range(12)]
     np.testing.assert_allclose([rate(i) for i in range(12)], expected, 1e-5, 1e-8)
     assert rate(11) == 0.0
@@ -42,13 +45,16 @@ def test_the_last_minibatch_of_the_last_iteration_has_the_final_rate():
 def short():
     """One iteration of two updates each, at a rate at which the critic's numbers overflow."""
     critic_optimizer = dataclasses.replace(OPTIMIZER, peak_lr=1e38)
-    config = dataclasses.replace(CONFIG, num_epochs=1, critic_optimizer=critic_optimizer)
-    return config, make_run(config, SCORER)
+    once = dataclasses.replace(ROLLOUT, num_epochs=1)
+    config = dataclasses.replace(CONFIG, rollout=once, critic_optimizer=critic_optimizer)
+    return config, make_run(config)
 
 
 def test_metrics_are_means_over_the_updates_and_growth_the_greatest(short, monkeypatch):
-    seen, mean = [], ppo._mean
-    monkeypatch.setattr(ppo, "_mean", lambda updates: seen.extend(updates) or mean(updates))
+    seen, mean = [], policy.mean_metrics
+    monkeypatch.setattr(
+        policy, "mean_metrics", lambda updates: seen.extend(updates) or mean(updates)
+    )
     _, measured = iterate(short[1], 1)
     assert len(seen) == 2
     names = {"loss", "grad_norm", "param_growth", "clip_fraction", "entropy", "update_kl"}
@@ -68,7 +74,9 @@ def test_held_out_reward_is_what_measure_says_of_the_same_answers(count):
     rows = [{name: x[i] for name, x in given.items()} for i in range(count)]
     mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        evaluate = ppo.heldout_reward(CONFIG, SHAPE, SCORER, Letters, rows, 5, mesh)
+        evaluate = policy.heldout_reward(
+            ROLLOUT, SHAPE, SCORE, REFERENCE, Letters, rows, 16, 5, mesh
+        )
         found = evaluate(POLICY)
         filled = {
             name: np.concatenate([x, np.repeat(x[:1], 16 - count, 0)]) for name, x in given.items()
@@ -79,16 +87,15 @@ def test_held_out_reward_is_what_measure_says_of_the_same_answers(count):
             filled["tokens"],
             filled["real"],
             jax.random.fold_in(jax.random.key(5), 0),
-            max_new_tokens=CONFIG.max_new_tokens,
-            temperature=CONFIG.temperature,
+            max_new_tokens=ROLLOUT.max_new_tokens,
+            temperature=ROLLOUT.temperature,
             end_id=Letters.end_id,
             pad_id=Letters.pad_id,
         )
         tokens_BR, mask_BR = (np.asarray(x)[:count] for x in answers[:2])
         finished_B = ((tokens_BR == Letters.end_id) & (mask_BR == 1)).any(-1)
         sequences = rollout.join(given, tokens_BR, mask_BR)
-        judges = ppo.scorer_arrays(SCORER)
-        _, wanted = ppo.measure(CONFIG, SHAPE, judges, POLICY, CRITIC, sequences, finished_B)
+        _, wanted = measure(CONFIG, SHAPE, POLICY, CRITIC, sequences, finished_B)
     assert count == 1 or (finished_B.any() and not finished_B.all())
     for name in ("reward", "kl"):
         np.testing.assert_allclose(found[name], wanted[name], 1e-5, 1e-6, err_msg=name)

@@ -93,9 +93,9 @@ run_forward = jax.jit(forward, static_argnums=0)
 def before_each_answer_token(config, params, sequences):
     """What the head says there, row by row and without padding; one shape, for one compilation."""
     rows = []
-    for tokens_T, real_T in zip(sequences.tokens_BT, sequences.real_BT, strict=True):
-        ids = np.asarray(tokens_T)[np.asarray(real_T) == 1]
-        first = int(np.asarray(real_T)[:NUM_PROMPT].sum()) - 1
+    for tokens_L, real_L in zip(sequences.tokens_BL, sequences.real_BL, strict=True):
+        ids = np.asarray(tokens_L)[np.asarray(real_L) == 1]
+        first = int(np.asarray(real_L)[:NUM_PROMPT].sum()) - 1
         width = NUM_PROMPT + NUM_NEW
         padded = np.pad(ids, (0, width - len(ids)))[None]
         out = run_forward(config, params, padded, np.arange(width)[None], np.ones((1, width), int))
@@ -129,7 +129,7 @@ def test_values_are_of_the_state_before_each_token(rolled):
 def test_no_value_depends_on_the_token_it_judges(rolled):
     _, sequences = rolled
     params = make_params(CRITIC, seed=4)
-    changed = sequences._replace(tokens_BT=sequences.tokens_BT.at[:, NUM_PROMPT + 2].set(50))
+    changed = sequences._replace(tokens_BL=sequences.tokens_BL.at[:, NUM_PROMPT + 2].set(50))
     once, again = (answer_values(CONFIG, params, x) for x in (sequences, changed))
     np.testing.assert_array_equal(once[:, :3], again[:, :3])
     assert np.abs(once - again)[0, 3:].min() > 0
@@ -139,7 +139,7 @@ def test_sequence_kl_is_the_sum_over_the_answer(rolled):
     _, sequences = rolled
     params, reference = make_params(CONFIG), make_params(CONFIG, seed=1)
     kl_B = rollout.sequence_kl(CONFIG, params, reference, sequences, 1.0)
-    tokens_BR1 = np.asarray(sequences.tokens_BT)[:, NUM_PROMPT:, None]
+    tokens_BR1 = np.asarray(sequences.tokens_BL)[:, NUM_PROMPT:, None]
     logps = []
     for weights in (params, reference):
         logits_BRV = before_each_answer_token(CONFIG, weights, sequences)
@@ -154,11 +154,11 @@ def test_sequence_kl_is_the_sum_over_the_answer(rolled):
 def test_join_lays_answers_beside_prompts(rolled):
     answers, sequences = rolled
     prompts = make_prompts()
-    np.testing.assert_array_equal(sequences.tokens_BT[:, :NUM_PROMPT], prompts["tokens"])
-    np.testing.assert_array_equal(sequences.tokens_BT[:, NUM_PROMPT:], answers.tokens_BR)
-    np.testing.assert_array_equal(sequences.real_BT[:, :NUM_PROMPT], prompts["real"])
-    np.testing.assert_array_equal(sequences.real_BT[:, NUM_PROMPT:], answers.mask_BR)
-    assert sequences.real_BT.dtype == jnp.int32
+    np.testing.assert_array_equal(sequences.tokens_BL[:, :NUM_PROMPT], prompts["tokens"])
+    np.testing.assert_array_equal(sequences.tokens_BL[:, NUM_PROMPT:], answers.tokens_BR)
+    np.testing.assert_array_equal(sequences.real_BL[:, :NUM_PROMPT], prompts["real"])
+    np.testing.assert_array_equal(sequences.real_BL[:, NUM_PROMPT:], answers.mask_BR)
+    assert sequences.real_BL.dtype == jnp.int32
 
 
 def make_example(question):
@@ -178,5 +178,5 @@ def test_prompt_rows_by_hand():
 
 
 def test_prompts_that_all_do_not_fit_are_refused():
-    with pytest.raises(BadInput, match="ppo.max_prompt_tokens is 3: no prompt fits"):
+    with pytest.raises(BadInput, match="rollout.max_prompt_tokens is 3: no prompt fits"):
         rollout.prompt_rows([make_example("ab")], Letters(), 3)

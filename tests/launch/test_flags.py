@@ -83,7 +83,7 @@ def test_a_flag_that_a_verb_has_not_is_told_those_that_it_has(flag):
         ("data.sources.a.path=x", "unknown key 'a'; config.data.sources is '' and has no keys"),
         ("seed.x=1", "unknown key 'x'; config.seed has no keys"),
         ("pretrain.loop.steps=1", "unknown key 'steps'; allowed here: ['num_steps'"),
-        ("sft.optimizer.peak=1", "unknown key 'peak'; allowed here: ['peak_lr'"),
+        ("sft.optimizer.peak=1", "unknown key 'peak'; allowed here: ['kind', 'peak_lr'"),
         ("nothing=1", "unknown key 'nothing'; allowed here: ['name', 'stages'"),
     ],
 )

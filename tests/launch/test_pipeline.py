@@ -115,7 +115,7 @@ PAGE = ("report",)  # it shows the configuration
         ("sft.optimizer.peak_lr", 0.5, AFTER_PRETRAIN[1:]),
         ("reward.pairs.noise_rate", 0.123, AFTER_PRETRAIN[2:]),
         ("dpo.beta", 0.123, ("dpo", "eval", "report")),
-        ("ppo.kl_coef", 0.123, ("ppo", "eval", "report")),
+        ("ppo.rollout.kl_coef", 0.123, ("ppo", "eval", "report")),
         ("eval.num_comparisons", 7, ("eval", "report")),
         ("eval.num_heldout", 7, PAGE),
         ("stages", ALL[:-1], ()),

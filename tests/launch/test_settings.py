@@ -57,7 +57,7 @@ def find(config: dict, path: tuple[str, ...]) -> object:
 LEAVES = list(leaves(nested()))
 SECTIONS = list(sections(nested()))
 # A score may have either sign.
-UNBOUNDED = {("ppo", "missing_eos_score")}
+UNBOUNDED = {("ppo", "rollout", "missing_eos_score")}
 
 
 def dotted(path: tuple[str, ...]) -> str:
@@ -168,8 +168,12 @@ def test_a_value_for_a_section_is_refused():
         ("sft.loop.num_steps", 1, "it must be below num_steps = 1"),
         ("ppo.optimizer.warmup_steps", 10**6, "ppo.optimizer: warmup_steps is 1000000"),
         ("ppo.critic_optimizer.warmup_steps", 10**6, "ppo.critic_optimizer: warmup_steps is"),
-        ("ppo.num_minibatches", 999, "a divisor of loop.batch_size = "),
-        ("ppo.temperature", 0.0, "ppo.temperature is 0.0"),
+        (
+            "ppo.rollout.num_minibatches",
+            999,
+            "ppo.rollout.num_minibatches is 999; with loop.num_microbatches",
+        ),
+        ("ppo.rollout.temperature", 0.0, "ppo.rollout.temperature is 0.0"),
         ("dpo.kind", "hinge", "'hinge'"),
         (
             "reward.pairs.max_new_tokens",
@@ -262,16 +266,19 @@ ROWS_OF_A_PART = "it must divide by mesh.data x mesh.fsdp x mesh.expert, which i
                 **dict.fromkeys(("mesh.context", "layout.stage_microbatches"), 4),
                 "mesh.data": 1,
                 "mesh.stage": 2,
-                "ppo.num_minibatches": 32,
+                "ppo.rollout.num_minibatches": 32,
             },
             "ppo: layout.stage_microbatches is 4; it must divide the 2 rows",
         ),
         (
-            {"ppo.num_minibatches": 16},
+            {"ppo.rollout.num_minibatches": 16},
             f"ppo.loop.batch_size is 64, 4 in each of 16 parts; {ROWS_OF_A_PART} 8",
         ),
-        ({"ppo.num_minibatches": 4, "ppo.loop.num_microbatches": 4}, "64, 4 in each of 16 parts"),
-        ({"ppo.num_minibatches": 4, "ppo.loop.num_microbatches": 2}, ""),
+        (
+            {"ppo.rollout.num_minibatches": 4, "ppo.loop.num_microbatches": 4},
+            "64, 4 in each of 16 parts",
+        ),
+        ({"ppo.rollout.num_minibatches": 4, "ppo.loop.num_microbatches": 2}, ""),
         ({"pretrain.loop.num_microbatches": 4}, "16, 4 in each of 4 parts"),
         # A pair is two rows of the model.
         (
@@ -284,7 +291,7 @@ ROWS_OF_A_PART = "it must divide by mesh.data x mesh.fsdp x mesh.expert, which i
                 "layout.stage_microbatches": 32,
                 **{f"{name}.loop.batch_size": 32 for name in ("pretrain", "sft", "ppo")},
                 **{f"{name}.loop.batch_size": 16 for name in ("reward", "dpo")},
-                "ppo.num_minibatches": 1,
+                "ppo.rollout.num_minibatches": 1,
             },
             "",
         ),
@@ -294,7 +301,7 @@ ROWS_OF_A_PART = "it must divide by mesh.data x mesh.fsdp x mesh.expert, which i
                 "layout.stage_microbatches": 32,
                 **{f"{name}.loop.batch_size": 32 for name in ("pretrain", "sft", "ppo", "dpo")},
                 "reward.loop.batch_size": 8,
-                "ppo.num_minibatches": 1,
+                "ppo.rollout.num_minibatches": 1,
             },
             "reward: layout.stage_microbatches is 32; it must divide the 16 rows",
         ),

@@ -52,7 +52,7 @@ def write_own(folder):
     return {
         "sft.data.mine.path": folder / "own.jsonl",
         "reward.data.mine.path": folder / "pairs.jsonl",
-        "ppo.data.mine.path": folder / "own.jsonl",
+        "ppo.rollout.data.mine.path": folder / "own.jsonl",
         **{f"{stage}.data.mine.heldout_fraction": 0.3 for stage in ("sft", "reward", "ppo")},
     }
 

@@ -27,7 +27,7 @@ MODEL = dataclasses.replace(TINY, vocab_size=384, max_positions=512)
 # Not those of the quickstart's model; the imported one has its own.
 SIZES = {key: value for key, value in SMALL.items() if not key.startswith("model.")} | MIX
 SIZES |= {"tokenizer.vocab_size": MODEL.vocab_size, "sft.seq_len": 320, "reward.seq_len": 320}
-SIZES |= {"ppo.max_prompt_tokens": 256, "ppo.loop.save_every": 2}
+SIZES |= {"ppo.rollout.max_prompt_tokens": 256, "ppo.loop.save_every": 2}
 STAGES = ("curate", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "eval")
 
 

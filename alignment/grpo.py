@@ -1,0 +1,161 @@
+"""Group relative policy optimisation: several answers to a prompt, each against their mean.
+
+    seedbed grpo --config=configs/quickstart.py --config.stages=...
+
+One iteration: prompts, `group_size` times each -> `policy.answer` -> a score an answer ->
+`advantages` -> epochs of minibatches through `train.step.make_step`. There is no critic.
+
+Source: arXiv 2402.03300, section 4.1; every answer token of a batch weighs the same, as in arXiv
+2503.14476, section 3.3 (the paper averages over each answer first, which favours short ones).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from alignment import policy, rollout
+from alignment.policy import Experience, RolloutConfig, Score
+from data.tokenizers.tokenizer import Tokenizer
+from model.config import TransformerConfig, require
+from model.transformer import Params
+from train.loop import LoopConfig
+from train.optimizer import OptimizerConfig, make_optimizer
+from train.step import Batch, TrainState, init_state, make_step, state_shardings
+
+STD_FLOOR = 1e-4  # of a group whose scores are all but equal
+
+
+@dataclasses.dataclass(frozen=True)
+class GRPOConfig:
+    """GRPO; a step of `loop` is one iteration of `loop.batch_size` prompts."""
+
+    loop: LoopConfig = LoopConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    group_size: int = 8  # answers to each prompt
+    scale: bool = True  # advantages are divided by their group's deviation (arXiv 2503.20783: not)
+
+    def __post_init__(self):
+        require(self, group_size=(self.group_size >= 2, "at least 2"))
+        answers = self.loop.batch_size * self.group_size
+        self.rollout.check_rows(answers, self.loop.num_microbatches)
+
+
+def advantages(score_B: jax.Array, mask_BR: jax.Array, group_size: int, scale: bool) -> jax.Array:
+    """Each answer's score less its group's mean, over its deviation, at every token of the answer.
+
+    Args:
+      score_B: scores; the answers to one prompt are neighbours.
+      mask_BR: 1 on answer tokens.
+      group_size: answers to a prompt.
+      scale: whether to divide by the group's standard deviation (of the population).
+
+    Returns:
+      advantages_BR, 0 where the mask is. A group of equal scores has none.
+
+    Source: arXiv 2402.03300, section 4.1.2; without the deviation arXiv 2503.20783, section 3.
+    """
+    score_GS = score_B.reshape(-1, group_size)
+    apart_GS = score_GS - score_GS.mean(-1, keepdims=True)
+    if scale:
+        apart_GS = apart_GS / (jnp.sqrt(jnp.square(apart_GS).mean(-1, keepdims=True)) + STD_FLOOR)
+    return apart_GS.reshape(-1, 1) * mask_BR
+
+
+def start(
+    config: GRPOConfig, model_config: TransformerConfig, params: Params, mesh: Mesh
+) -> TrainState:
+    """State before the first iteration; the parameters are copied, since they are the reference."""
+    optimizer = _optimizer(config, model_config)
+    shardings = state_shardings(optimizer, model_config, params, mesh)
+    return init_state(jax.tree.map(jnp.copy, params), optimizer, shardings)
+
+
+def make_iteration(
+    config: GRPOConfig,
+    model_config: TransformerConfig,
+    score: Score,
+    reference: Params,
+    tokenizer: Tokenizer,
+    seed: int,
+    mesh: Mesh,
+    start_state: TrainState,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """One GRPO iteration as a step for `train.loop.run`.
+
+    Args:
+      config: of the stage.
+      model_config: shape of the policy.
+      score: gives rewards.
+      reference: what the KL is measured from.
+      tokenizer: for the end and padding tokens.
+      seed: of sampling and minibatch order, with the iteration's number.
+      mesh: device mesh.
+      start_state: from `start`, for its shapes.
+
+    Returns:
+      iteration(state, prompts) -> (state, metrics): those of `policy.measure`, and means over the
+      iteration's updates of the policy's metrics.
+    """
+    settings = config.rollout
+    step = make_step(
+        policy.policy_loss(
+            settings, model_config, dual_clip=float("inf"), kl_coef=settings.kl_coef
+        ),
+        _optimizer(config, model_config),
+        config.loop.num_microbatches,
+        state_shardings(_optimizer(config, model_config), model_config, start_state.params, mesh),
+    )
+    gather = functools.partial(jax.jit(_gather, static_argnums=(0, 1)), config, model_config)
+
+    @jax.jit
+    def repeat(prompts: Batch) -> Batch:
+        return {name: jnp.repeat(x, config.group_size, axis=0) for name, x in prompts.items()}
+
+    def iteration(state: TrainState, prompts: Batch):
+        number = state.step // settings.num_updates()
+        rng, order_rng = jax.random.split(jax.random.fold_in(jax.random.key(seed), number))
+        rows = repeat(prompts)
+        sequences, finished_B = policy.answer(
+            settings, model_config, tokenizer, state.params, rows, rng
+        )
+        score_B = score(sequences, rows["index"])
+        experience, metrics = gather(reference, state.params, sequences, finished_B, score_B)
+        updates = []
+        for part in policy.minibatches(settings, len(score_B), experience, order_rng):
+            state, found = step(state, part)
+            updates.append(found)
+        return state, metrics | policy.mean_metrics(updates)
+
+    return iteration
+
+
+def _gather(
+    config: GRPOConfig,
+    model_config: TransformerConfig,
+    reference: Params,
+    params: Params,
+    sequences: rollout.Sequences,
+    finished_B: jax.Array,
+    score_B: jax.Array,
+) -> tuple[Experience, dict[str, jax.Array]]:
+    """A scored rollout as experience, and the iteration's metrics."""
+    mask_BR = sequences.mask_BR
+    score_B = policy.replace_unfinished(score_B, finished_B, config.rollout)
+    logp_BR, ref_logp_BR = policy.logprobs(
+        config.rollout, model_config, params, reference, sequences
+    )
+    metrics = policy.measure(score_B, finished_B, logp_BR, ref_logp_BR, mask_BR)
+    advantages_BR = advantages(score_B, mask_BR, config.group_size, config.scale)
+    even = jnp.abs(advantages_BR).max(-1) == 0
+    metrics["even_groups"] = jnp.mean(even.astype(jnp.float32))
+    return Experience(sequences, logp_BR, ref_logp_BR, advantages_BR), metrics
+
+
+def _optimizer(config: GRPOConfig, model_config: TransformerConfig):
+    num_updates = config.loop.num_steps * config.rollout.num_updates()
+    return make_optimizer(config.optimizer, model_config, num_updates)

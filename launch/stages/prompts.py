@@ -1,0 +1,104 @@
+"""What PPO and GRPO are handed: prompts by set, and the reward of an answer."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from alignment import policy, rollout, score
+from alignment.policy import Score
+from data.errors import BadInput
+from data.instruct import Example
+from data.loader import Batch
+from eval import tasks
+from launch import own_sets
+from launch.job import Job
+from launch.stages import conversations
+from launch.stages.conversations import BUILT_IN
+from model.transformer import Params
+
+GRADE = "grade"  # the reward function that grades an answer as evaluation does
+
+
+class Prompts(NamedTuple):
+    """Rows of prompts by set, '' of the built-in ones in `heldout`; `examples` by their index."""
+
+    sources: dict[str, tuple[list[Batch], float]]
+    heldout: dict[str, list[Batch]]
+    examples: list[Example]
+
+
+def read(job: Job) -> Prompts:
+    """The prompts of a stage; those that are too long are left out, with a note."""
+    sets, examples = conversations.read(job), []
+
+    def rows(name: str, chosen: Sequence[Example]) -> list[Batch]:
+        limit, first = job.section.rollout.max_prompt_tokens, len(examples)
+        found = rollout.prompt_rows(chosen, job.tokenizer, limit)
+        examples.extend(chosen)
+        lost = own_sets.share(len(chosen) - len(found), len(chosen))
+        job.progress.note(
+            f"{name}: {len(found)} prompts; {lost} over max_prompt_tokens = {limit}, left out"
+        )
+        return [{**row, "index": row["index"] + first} for row in found]
+
+    if not sets.train:
+        raise BadInput(
+            f"{job.stage}: instruct.num_train is 0 and rollout.data is empty: no prompts"
+        )
+    sources = {name: (rows(name, found), sets.weights[name]) for name, found in sets.train.items()}
+    heldout = {
+        name.removeprefix(BUILT_IN): rows(name, few)
+        for name, found in sets.heldout.items()
+        if (few := conversations.first(found, job.settings.eval.num_heldout))
+    }
+    return Prompts(sources, heldout, examples)
+
+
+def make_score(job: Job, examples: Sequence[Example]) -> Score:
+    """The reward of an answer: by `reward.function`, or else by the run's reward model."""
+    if job.settings.reward.function:
+        fn = find_function(job.settings.reward.function)
+        return score.by_function(fn, examples, job.tokenizer)
+    normalizer = job.run.read_done("reward")["summary"]["normalizer"]
+    return score.by_model(job.model, job.params("reward"), normalizer["mean"], normalizer["std"])
+
+
+def find_function(name: str) -> score.RewardFn:
+    """The function that `reward.function` names: 'grade', or MODULE:NAME of fn(example, answer).
+
+    Raises:
+      BadInput: there is no such module or function.
+    """
+    if name == GRADE:
+        return tasks.grade
+    module, _, function = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # modules beside the command, as of python -m
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadInput(f"reward.function is {name!r}: {error}") from error
+    if not callable(found) or len(inspect.signature(found).parameters) < 2:
+        raise BadInput(f"reward.function is {name!r}; it must be a function of (example, answer)")
+    return found
+
+
+def evaluators(job: Job, prompts: Prompts, score: Score, reference: Params) -> dict:
+    """Rewards of answers to held-out prompts, by set."""
+    config = job.section
+    return {
+        f"heldout_{name}".rstrip("_"): policy.heldout_reward(
+            config.rollout,
+            job.model,
+            score,
+            reference,
+            job.tokenizer,
+            rows,
+            config.loop.batch_size,
+            job.settings.seed,
+            job.mesh,
+        )
+        for name, rows in prompts.heldout.items()
+    }
