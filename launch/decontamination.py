@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from data import files, instruct
-from eval import sets
+from eval import sets, task
 from launch.schema import to_dict
 from launch.settings import Settings
 from launch.store.rundir import digest
@@ -12,8 +12,8 @@ from launch.store.rundir import digest
 def texts(settings: Settings, note: Callable[[str], None]) -> Iterator[tuple[str, str]]:
     """Yields (set, text) of all that this configuration evaluates.
 
-    The held-out conversations of the eval stage, and the files of `eval.sets`; `note` takes a line
-    on those that cannot be read.
+    The held-out conversations of the eval stage, every example of `eval.tasks`, and the files of
+    `eval.sets`; `note` takes a line on those that cannot be read.
     """
     if not _is_wanted(settings):
         return
@@ -21,6 +21,9 @@ def texts(settings: Settings, note: Callable[[str], None]) -> Iterator[tuple[str
         for example in instruct.build(settings.instruct)["heldout"]:
             yield "instruct", example.reference
             yield from (("instruct", message["content"]) for message in example.messages)
+    for name in settings.eval.tasks:
+        for example in task.load(name, settings.eval.data).examples:
+            yield from ((name, text) for text in example.texts)
     yield from sets.texts(settings.eval.sets, note)
 
 
@@ -37,4 +40,13 @@ def fingerprint(settings: Settings) -> str:
     found = settings.eval.sets
     hashes = files.fingerprint("eval.sets", found) if found else []
     dialog = "sft" in settings.stages and "eval" in settings.stages
-    return digest([hashes, to_dict(settings.instruct) if dialog else None])
+    own = to_dict(settings.instruct) if dialog else None
+    return digest([hashes, own, task_files(settings)])
+
+
+def task_files(settings: Settings) -> dict[str, list[list[str]]]:
+    """Names and hashes of the files of each benchmark that is named."""
+    folder = settings.eval.data
+    return {
+        name: files.fingerprint("eval.data", f"{folder}/{name}") for name in settings.eval.tasks
+    }

@@ -65,6 +65,8 @@ def describe_files(settings: Settings, name: str) -> dict:
         return _describe_start(RunDir(Path(settings.start), "start"), name)
     if name == "tokenizer" and (path := settings.tokenizer.path):
         return {"files": tokenizer_source.fingerprint("tokenizer.path", Path(path))}
+    if name == "eval":
+        return {"task_files": decontamination.task_files(settings)}
     if name == "sft" and (path := settings.instruct.path):
         return {"own": files.fingerprint("instruct.path", path)}
     return {}

@@ -146,6 +146,7 @@ def _measured(results: Mapping) -> dict:
     return {
         "models": _models(results),
         "headline": _headline(results),
+        "tasks": _tasks(results),
         "kinds": _kinds(results),
         "reward_model": results.get("reward_model"),
         "mixture": _mixture(results.get("mixture")),
@@ -203,6 +204,7 @@ def _counted(parts: Iterable[str]) -> list[str]:
 def _models(results: Mapping) -> dict[str, str]:
     """Keys and titles of the models that were measured, in the order in which they were made."""
     found = {*results.get("dialog", {}), *results.get("text_by_stage", {})}
+    found |= {stage for by_model in results.get("tasks", {}).values() for stage in by_model}
     found |= {stage for sample in results.get("samples", []) for stage in sample["answers"]}
     order = [*LABELS, *sorted(found - set(LABELS))]
     return {stage: LABELS.get(stage, stage) for stage in order if stage in found}
@@ -282,6 +284,17 @@ def _kinds(results: Mapping) -> dict | None:
         {"kind": kind, "cells": [dialog[stage].get(kind) for stage in models]} for kind in kinds
     ]
     return {"titles": list(models.values()), "rows": rows}
+
+
+def _tasks(results: Mapping) -> dict | None:
+    """The mean of each benchmark under each model; how it was asked is the same for all."""
+    tasks = results.get("tasks", {})
+    models = _models({"tasks": tasks})
+    rows = [
+        {"name": name, "about": next(iter(found.values())), "cells": [found.get(m) for m in models]}
+        for name, found in tasks.items()
+    ]
+    return {"titles": list(models.values()), "rows": rows} if rows else None
 
 
 def _plan(shards: Mapping | None, pretrained: Mapping | None) -> dict | None:

@@ -10,8 +10,9 @@ import numpy as np
 from alignment import rollout
 from data import chat, instruct
 from data.loader import fixed_batches
-from eval import baseline, dialog, rater
+from eval import baseline, dialog, harness, rater, task
 from eval.dialog import Response
+from eval.task import Task
 from eval.text import bits_per_byte
 from launch.job import Job
 from launch.stages import conversations
@@ -28,11 +29,15 @@ MAX_NGRAM_BYTES = 1 << 25
 
 def run(job: Job) -> dict:
     """Measures every language model of the run; writes eval/results.json."""
+    tasks = [task.load(name, job.settings.eval.data) for name in job.settings.eval.tasks]
+    job.refuse_changed_files()
     models = {stage: job.params(stage) for stage in MODELS if stage in job.settings.stages}
     results: dict[str, Any] = {"mixture": _mixture(job)}
     results |= _measure_text(job, models)
     if any(STAGES[stage].chats for stage in models):
         results |= _measure_dialog(job, models)
+    if tasks:
+        results["tasks"] = {one.name: _measure_task(job, models, one) for one in tasks}
     if "reward" in job.settings.stages:
         accuracy = job.run.read_done("reward")["summary"]["heldout_accuracy"]
         results["reward_model"] = {
@@ -55,6 +60,8 @@ def headline(results: dict) -> dict:
             lines[key] = {
                 name: round(table[key]["mean"], 4) for name, table in results["dialog"].items()
             }
+    for name, by_model in results.get("tasks", {}).items():
+        lines[name] = {model: round(found["mean"], 4) for model, found in by_model.items()}
     if results.get("preference"):
         keys = ("win_rate", "low", "high", "kl_nats")
         lines["gold_wins_over_start"] = {
@@ -156,6 +163,24 @@ def _measure_dialog(job: Job, models: dict[str, Params]) -> dict:
         },
         "samples": _samples(examples, greedy, config.num_samples),
     }
+
+
+def _measure_task(job: Job, models: dict[str, Params], one: Task) -> dict[str, dict]:
+    """A benchmark's means by model."""
+    config, found = job.settings.eval, {}
+    for name, params in models.items():
+        job.progress.log(f"{one.name}: {name}")
+        found[name] = harness.measure(
+            one,
+            job.model,
+            params,
+            job.tokenizer,
+            num_shots=config.num_shots,
+            limit=config.limit,
+            batch_size=config.batch_size,
+            log=job.progress.log,
+        )
+    return found
 
 
 def _kl_spent(job: Job, params, reference, examples, answers) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 from alignment import reward
 from data import chat, instruct
 from data.errors import BadInput
-from eval import tasks
+from eval import grade
 from launch.job import Job
 from launch.stages import pairs
 from train.checkpoint import params_hash
@@ -38,7 +38,7 @@ def run(job: Job) -> dict:
     return {
         "train_pairs": len(rows),
         "too_long_pairs": num_long,
-        "heldout_accuracy": tasks.summarise(hits.tolist()),
+        "heldout_accuracy": grade.summarise(hits.tolist()),
         # The rewards of reference answers: they then score 0 on average.
         "normalizer": {"mean": float(scores.mean()), "std": float(scores.std())},
         "params_sha256": params_hash(state.params),

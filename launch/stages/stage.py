@@ -66,7 +66,10 @@ _ROWS = (
         "curate",
         "sources to clean, distinct documents",
         reads=("data",),
-        code=("data", "eval/sets.py", "launch/decontamination.py", "launch/stages/curate.py"),
+        code=(
+            *("data", "eval/sets.py", "eval/task.py", "eval/tasks"),
+            *("launch/decontamination.py", "launch/stages/curate.py"),
+        ),
     ),
     Stage(
         "tokenizer",
@@ -144,6 +147,7 @@ _ROWS = (
             *_POLICY,
             *("eval.batch_size", "eval.max_new_tokens", "eval.temperature"),
             *("eval.num_comparisons", "eval.num_samples", "eval.ngram_order"),
+            *("eval.tasks", "eval.num_shots", "eval.limit"),
             *("instruct", "pretrain.seq_len"),
         ),
         code=(*_ALIGN, "launch/stages/texts.py", "launch/stages/eval.py"),
