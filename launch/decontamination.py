@@ -13,9 +13,12 @@ def texts(settings: Settings, note: Callable[[str], None]) -> Iterator[tuple[str
     """Yields (set, text) of all that this configuration evaluates.
 
     The held-out conversations of the eval stage, every example of `eval.tasks`, and the files of
-    `eval.sets`; `note` takes a line on those that cannot be read.
+    `eval.sets`; `note` takes a line on those that cannot be read, and on benchmarks that no source
+    is held against.
     """
     if not _is_wanted(settings):
+        if settings.eval.tasks:
+            note("eval.tasks: no source has the gate 'contamination': training may hold their text")
         return
     if "sft" in settings.stages and "eval" in settings.stages:
         for example in instruct.build(settings.instruct)["heldout"]:
