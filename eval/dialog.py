@@ -3,21 +3,15 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
 from data import chat
 from data.errors import BadInput
 from data.instruct import Example
 from data.tokenizers.tokenizer import Tokenizer
-from eval import tasks
-from model import decode
+from eval import batching, grade
 from model.config import TransformerConfig
 from model.transformer import Params
-
-# Prompts are padded to a multiple of this, so that generation compiles a few times and no more.
-BUCKET_TOKENS = 32
-LOG_EVERY_BATCHES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +38,8 @@ def respond(
 ) -> list[Response]:
     """Answers every conversation.
 
-    Prompts are sorted by length, padded on the left and generated in batches of one size. A greedy
-    answer depends on its own conversation alone; a sampled one on its place among the others too.
+    A greedy answer depends on its own conversation alone; a sampled one on its place among the
+    others too.
 
     Args:
         config: shape of the model.
@@ -68,42 +62,34 @@ def respond(
     prompts = [chat.render_prompt(tokenizer, messages) for messages in conversations]
     limit = (max_tokens or config.max_tokens()) - max_new_tokens
     _check_lengths(prompts, limit, max_new_tokens)
-    batches = _plan(prompts, batch_size, limit)
-    responses: dict[int, Response] = {}
-    for number, (width, chosen) in enumerate(batches):
-        tokens_BP, mask_BP = _pad_left([prompts[i] for i in chosen], width, batch_size, tokenizer)
-        generation = decode.generate(
-            config,
-            params,
-            tokens_BP,
-            mask_BP,
-            jax.random.fold_in(jax.random.key(seed), number),
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            end_id=chat.end_id(tokenizer),
-            pad_id=tokenizer.pad_id,
-        )
-        rows = zip(np.asarray(generation.tokens_BR), np.asarray(generation.mask_BR), strict=True)
-        for index, (tokens_R, mask_R) in zip(chosen, rows, strict=False):
-            responses[index] = _response(tokenizer, tokens_R[mask_R == 1])
-        if number % LOG_EVERY_BATCHES == LOG_EVERY_BATCHES - 1 or number == len(batches) - 1:
-            log(f"answered {len(responses)} of {len(prompts)} prompts")
-    return [responses[index] for index in range(len(prompts))]
+    answers = batching.generate(
+        config,
+        params,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        batch_size=batch_size,
+        end_id=chat.end_id(tokenizer),
+        pad_id=tokenizer.pad_id,
+        log=log,
+    )
+    return [_response(tokenizer, ids) for ids in answers]
 
 
 def evaluate(examples: Sequence[Example], responses: Sequence[Response]) -> dict[str, dict]:
-    """The table of `tasks.measure`, with the share of finished answers and their length.
+    """The table of `grade.measure`, with the share of finished answers and their length.
 
     Args:
         examples: what was asked; at least one.
         responses: the answers, in the same order.
 
     Returns:
-        As `tasks.measure`, and "finished" and "response_tokens", each {"mean", "stderr", "count"}.
+        As `grade.measure`, and "finished" and "response_tokens", each {"mean", "stderr", "count"}.
     """
-    table = tasks.measure(examples, [response.text for response in responses])
-    table["finished"] = tasks.summarise([float(response.finished) for response in responses])
-    table["response_tokens"] = tasks.summarise([len(response.tokens) for response in responses])
+    table = grade.measure(examples, [response.text for response in responses])
+    table["finished"] = grade.summarise([float(response.finished) for response in responses])
+    table["response_tokens"] = grade.summarise([len(response.tokens) for response in responses])
     return table
 
 
@@ -116,33 +102,5 @@ def _check_lengths(prompts: Sequence[np.ndarray], limit: int, max_new_tokens: in
             )
 
 
-def _plan(
-    prompts: Sequence[np.ndarray], batch_size: int, limit: int
-) -> list[tuple[int, list[int]]]:
-    """Padded width and conversations of each batch, shortest first."""
-    buckets: dict[int, list[int]] = {}
-    for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index])):
-        rounded = -(-len(prompts[index]) // BUCKET_TOKENS) * BUCKET_TOKENS
-        buckets.setdefault(min(rounded, limit), []).append(index)
-    return [
-        (width, indices[start : start + batch_size])
-        for width, indices in buckets.items()
-        for start in range(0, len(indices), batch_size)
-    ]
-
-
-def _pad_left(
-    prompts: Sequence[np.ndarray], width: int, batch_size: int, tokenizer: Tokenizer
-) -> tuple[np.ndarray, np.ndarray]:
-    tokens_BP = np.full((batch_size, width), tokenizer.pad_id, np.int32)
-    mask_BP = np.zeros((batch_size, width), np.int32)
-    for row in range(batch_size):
-        prompt = prompts[row] if row < len(prompts) else prompts[0]
-        tokens_BP[row, width - len(prompt) :] = prompt
-        mask_BP[row, width - len(prompt) :] = 1
-    return tokens_BP, mask_BP
-
-
-def _response(tokenizer: Tokenizer, tokens: np.ndarray) -> Response:
-    ids = tuple(tokens.tolist())
+def _response(tokenizer: Tokenizer, ids: tuple[int, ...]) -> Response:
     return Response(chat.read_answer(tokenizer, ids), ids, ids[-1] == chat.end_id(tokenizer))

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from data.instruct import CLOSERS, OPENERS, Example, wrap_filler
-from eval.tasks import grade
+from eval.grade import grade
 
 FILLER_PENALTY, MOST_FILLER = 0.15, 2
 WORD_PENALTY, MOST_VERBOSITY = 0.02, 0.2

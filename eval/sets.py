@@ -30,7 +30,7 @@ def texts(path: str, note: Callable[[str], None]) -> Iterator[tuple[str, str]]:
     if not path:
         return
     there = files.find("eval.sets", path)
-    found = [file for file in there if _stem(file.name).endswith(SUFFIXES)]
+    found = [file for file in there if unpacked_name(file.name).endswith(SUFFIXES)]
     others = [file.name for file in there if file not in found]
     if others:
         note(f"eval.sets: {len(others)} files of other kinds are not read, as {others[0]}")
@@ -41,7 +41,7 @@ def texts(path: str, note: Callable[[str], None]) -> Iterator[tuple[str, str]]:
     for file in found:
         folder, slash, name = file.name.partition("/")
         label = folder if slash else name.partition(".")[0] or folder.partition(".")[0]
-        for row in _rows(file):
+        for row in rows("eval.sets", file):
             for text in _strings(row):
                 is_empty = False
                 yield label, text
@@ -49,14 +49,24 @@ def texts(path: str, note: Callable[[str], None]) -> Iterator[tuple[str, str]]:
         raise BadInput(f"eval.sets: {path}: not one text in {len(found)} file(s)")
 
 
-def _stem(name: str) -> str:
+def unpacked_name(name: str) -> str:
+    """A file's name without the suffix of its packing."""
     for packing in (".gz", ".zst", ".bz2", ".xz"):
         name = name.removesuffix(packing)
     return name
 
 
-def _rows(file: files.File) -> Iterator[Any]:
-    name = _stem(file.name)
+def rows(key: str, file: files.File) -> Iterator[Any]:
+    """Yields the rows of a file: lists of strings from CSV or TSV, any object from JSON.
+
+    Args:
+        key: the setting that the file is of, for messages.
+        file: of one of SUFFIXES, packed or not.
+
+    Raises:
+        BadInput: it is not what its name says.
+    """
+    name = unpacked_name(file.name)
     try:
         with files.open_plain(file.path) as stream:
             if name.endswith(".jsonl"):
@@ -69,7 +79,7 @@ def _rows(file: files.File) -> Iterator[Any]:
                     lines, delimiter="\t" if name.endswith(".tsv") else ",", strict=True
                 )
     except (OSError, EOFError, ValueError, csv.Error) as error:
-        raise BadInput(f"eval.sets: {file.path}: cannot be read: {error}") from error
+        raise BadInput(f"{key}: {file.path}: cannot be read: {error}") from error
 
 
 def _strings(value: Any) -> Iterator[str]:

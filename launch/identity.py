@@ -77,6 +77,8 @@ def describe_files(settings: Settings, name: str) -> dict:
         spec = importlib.util.find_spec(module[0])
         content["reward.function"] = hash_file(Path(spec.origin)) if spec else "absent"
     found = {"content": content} if content else {}
+    if name == "eval":
+        found["task_files"] = decontamination.task_files(settings)
     if reads_start(settings, name):
         found["start_weights"] = load.weights_hash(load.find_start(settings.start))
     return found

@@ -18,6 +18,7 @@ from data.errors import BadInput
 from data.instruct import InstructConfig
 from data.mixture import MixtureConfig
 from data.tokenizers.tokenizer import TokenizerConfig
+from eval import task
 from launch.schema import check_keys, hint_of, keys_of, to_dataclass
 from launch.stages.stage import STAGES, TRAINED, sections_of
 from model import layer_pipeline, ring, sharding
@@ -27,6 +28,8 @@ from model.transformer import declare
 from train.lm import LMConfig
 from train.loop import LoopConfig
 from train.optimizer import OptimizerConfig, make_schedule
+
+MAX_SHOTS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +58,30 @@ class EvalConfig:
     num_heldout: int = 8  # held out, for training: documents a domain, conversations a kind
     ngram_order: int = 5  # bytes, of the n-gram baseline
     sets: str = ""  # files of evaluation sets, for the gate contamination; none is evaluated
+    tasks: tuple[str, ...] = ()  # benchmarks to measure each model on: files of eval/tasks
+    data: str = ""  # folder with a folder of files for each of them: mmlu/, gsm8k/
+    num_shots: int = -1  # examples shown before a question; -1: as many as the task shows
+    limit: int = 0  # questions asked of each task, spread evenly over it; 0: all
 
     def __post_init__(self):
         for key in ("batch_size", "max_new_tokens", "num_comparisons", "ngram_order"):
             require(self, **{key: (getattr(self, key) >= 1, "at least 1")})
-        for key in ("temperature", "num_samples", "num_heldout"):
+        for key in ("temperature", "num_samples", "num_heldout", "limit"):
             require(self, **{key: (getattr(self, key) >= 0, "0 or more")})
+        shots = (-1 <= self.num_shots <= MAX_SHOTS, f"between -1 and {MAX_SHOTS}")
+        require(self, num_shots=shots)
+        self._check_tasks()
+
+    def _check_tasks(self):
+        """Refuses names that no benchmark has, and names without their files."""
+        for name in self.tasks:
+            if name not in task.names():
+                allowed = ", ".join(task.names())
+                raise ValueError(f"tasks has {name!r}; allowed: {allowed}")
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks is {self.tasks}; each must be named once")
+        if self.tasks and not self.data:
+            raise ValueError(f"data is ''; it must be the folder that holds {self.tasks[0]}/")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -275,6 +275,10 @@ def find_uncalled(files: Files) -> list[str]:
     # The pipeline calls the body of each row.
     rows = re.findall(r'Stage\(\s*"(\w+)"', files.get("launch/stages/stage.py", ""))
     used |= {f"launch.stages.{name}:run" for name in rows}
+    # eval/task.py calls that of each benchmark.
+    used |= {
+        f"{path[:-3].replace('/', '.')}:load" for path in files if path.startswith("eval/tasks/")
+    }
     for path, room, tree in _modules(files, tests=False):
         module = path[:-3].replace("/", ".")
         own = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}

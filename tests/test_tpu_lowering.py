@@ -28,8 +28,8 @@ ENVIRONMENT = {
 
 # (stage that runs it first, function that holds its `jax.jit`): whether attention in it is the
 # splash kernel, where it is not ring attention. Generation attends to its cache by XLA; rows of
-# sequence_kl are one shorter than sft.seq_len, which is a multiple of 128; the others have no
-# attention.
+# sequence_kl are one shorter than sft.seq_len, which is a multiple of 128, and those of
+# _sum_logprobs short prompts; the others have no attention.
 EXPECTED = {
     ("pretrain", "model.transformer.init"): False,
     ("pretrain", "train.step.init_state"): False,
@@ -60,6 +60,7 @@ EXPECTED = {
     ("ppo", "alignment.policy.heldout_reward"): True,
     ("eval", "model.decode.generate"): False,
     ("eval", "alignment.rollout.sequence_kl"): False,
+    ("eval", "eval.batching._sum_logprobs"): False,
 }
 # Jitted functions that no stage calls on several chips, and why they are left out:
 # {function that holds it: why}.

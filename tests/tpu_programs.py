@@ -199,7 +199,7 @@ class Program:
 
 def settings(folder: Path, axes: dict[str, int], more: dict[str, Any]) -> dict[str, Any]:
     """The pulse of test_launch_stages, with rows that splash attention takes, on the mesh."""
-    from tests.launch.test_stages import MIX, SMALL, sources
+    from tests.launch.test_stages import MIX, SMALL, benchmarks, sources
 
     changes = {
         "mesh.data": 1,
@@ -216,7 +216,9 @@ def settings(folder: Path, axes: dict[str, int], more: dict[str, Any]) -> dict[s
         "ppo.rollout.num_epochs": 1,
     }
     mesh = {f"mesh.{axis}": size for axis, size in axes.items()}
-    return SMALL | MIX | sources(folder / "text") | changes | mesh | more
+    return (
+        SMALL | MIX | sources(folder / "text") | benchmarks(folder / "eval") | changes | mesh | more
+    )
 
 
 def main(folder: str, topology: str, kind: str) -> None:

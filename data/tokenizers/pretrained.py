@@ -59,6 +59,8 @@ class Pretrained:
     Attributes:
         vocab_size: the highest id + 1; a model may have more rows, for padding, never fewer.
         bos_id, eos_id, pad_id: None where the tokenizer has none.
+        adds_bos: whether transformers puts BOS before a text. Its configuration says so, or its
+            tokenizer.json; a tokenizer.model that stands alone does (Llama, Gemma).
         chat_template: Jinja source, or None.
         date: that a chat template which asks for the day is told; None for today's.
         named: special tokens by the names that a chat template has for them.
@@ -73,10 +75,12 @@ class Pretrained:
         named: dict[str, str],
         chat_template: str | None,
         control: Sequence[str] = (),
+        adds_bos: bool = False,
     ):
         """Takes what `load` has read and checked."""
         self._backend = backend
         self.bos_id, self.eos_id, self.pad_id = (roles[role] for role in ROLES)
+        self.adds_bos = adds_bos and self.bos_id is not None
         self.named, self.chat_template = named, chat_template
         self.date: datetime | None = None
         self.vocab_size = max(backend.vocab.values()) + 1
@@ -152,6 +156,8 @@ class _Fast:
     def __init__(self, tokenizer: FastTokenizer, about: Description, roles: dict[str, int | None]):
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        # What the file itself puts before a text.
+        self.begin = next(iter(tokenizer.encode("").ids), None)
         tokenizer.encode_special_tokens = True  # as the text that they are
         for i, token in about.added:
             if tokenizer.token_to_id(token.content) is None:
@@ -224,6 +230,7 @@ class _Pieces:
         self.vocab = dict(zip(self._processor.id_to_piece(ids), ids, strict=True))
         roles = {role: getattr(self._processor, role.replace("token", "id"))() for role in ROLES}
         self.roles = {role: i for role, i in roles.items() if i >= 0}
+        self.begin = self.roles.get("bos_token")
         controls = zip(
             self._processor.is_control(ids), self._processor.is_unknown(ids), strict=True
         )
@@ -326,9 +333,13 @@ def load(folder: Path, vocab_size: int | None = None, control: Sequence[str] = (
     for token in control:
         if token not in backend.vocab:
             raise BadInput(f"tokenizer.control has {token!r}; {folder / name} has no such token")
+    begin, adds_bos = roles["bos_token"], about.add_bos_token
+    if adds_bos is None:
+        adds_bos = begin is not None and backend.begin == begin
     # A role that only the vocabulary's file tells of has a name too.
     told = {role: token for token, i in backend.vocab.items() for role in ROLES if roles[role] == i}
-    return Pretrained(backend, roles, told | about.named, about.chat_template, control)
+    named = told | about.named
+    return Pretrained(backend, roles, named, about.chat_template, control, adds_bos)
 
 
 def load_for_training(folder: Path, vocab_size: int, control: Sequence[str]) -> Pretrained:

@@ -209,8 +209,10 @@ class Tokenizer:
     Attributes:
         pad_id, bos_id, eos_id, unk_id, system_id, user_id, assistant_id, end_id: 0 to 7.
         vocab_size: number of ids.
+        adds_bos: whether a text that a model is to continue begins with BOS: as in training.
     """
 
+    adds_bos = True
     pad_id, bos_id, eos_id, unk_id = PAD_ID, BOS_ID, EOS_ID, UNK_ID
     system_id, user_id, assistant_id, end_id = SYSTEM_ID, USER_ID, ASSISTANT_ID, END_ID
 

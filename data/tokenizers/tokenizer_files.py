@@ -46,6 +46,7 @@ class Description:
         tokenizer_class: its name in transformers, without "Fast"; "" where it is not said.
         add_prefix_space: the key of that name, None where it is absent or null.
         legacy: the key of that name, True where it is absent or null.
+        add_bos_token: the key of that name, None where it is absent or null.
     """
 
     roles: dict[str, str | None]
@@ -57,6 +58,7 @@ class Description:
     tokenizer_class: str
     add_prefix_space: bool | None
     legacy: bool
+    add_bos_token: bool | None
 
 
 def describe(folder: Path, max_rows: int) -> Description:
@@ -89,7 +91,8 @@ def describe(folder: Path, max_rows: int) -> Description:
             template = {entry["name"]: entry["template"] for entry in template}.get("default")
         if template is not None and not isinstance(template, str):
             raise ValueError(f"chat_template is a {type(template).__name__}, must be text")
-        prefix, legacy = (_read_flag(content, key) for key in ("add_prefix_space", "legacy"))
+        flags = ("add_prefix_space", "legacy", "add_bos_token")
+        prefix, legacy, add_bos = (_read_flag(content, key) for key in flags)
     with blame(folder / ADDED_TOKENS):
         for token, i in (read_object(folder / ADDED_TOKENS) if decoder is None else {}).items():
             is_special = token in special
@@ -104,7 +107,7 @@ def describe(folder: Path, max_rows: int) -> Description:
     tokenizer_class = str(content.get("tokenizer_class") or "").removesuffix("Fast")
     return Description(
         *(roles, named, special, max_rows, kept, template, tokenizer_class),
-        *(prefix, legacy is not False),
+        *(prefix, legacy is not False, add_bos),
     )
 
 

@@ -6,7 +6,6 @@ It reads the files of a run directory and nothing else, so a report can be made 
 
 import contextlib
 import datetime
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,8 +16,8 @@ import jinja2
 from data.errors import BadInput
 from data.instruct import FACT_KINDS
 from launch.identity import find_faults
+from launch.report import forms, plot
 from launch.report import funnel as funnel_rows
-from launch.report import plot
 from launch.settings import CostConfig
 from launch.stages.stage import MODELS, STAGES, START
 from launch.store import rundir
@@ -148,6 +147,7 @@ def _measured(results: Mapping) -> dict:
     return {
         "models": _models(results),
         "headline": _headline(results),
+        "tasks": _tasks(results),
         "kinds": _kinds(results),
         "reward_model": results.get("reward_model"),
         "mixture": _mixture(results.get("mixture")),
@@ -205,6 +205,7 @@ def _counted(parts: Iterable[str]) -> list[str]:
 def _models(results: Mapping) -> dict[str, str]:
     """Keys and titles of the models that were measured, in the order in which they were made."""
     found = {*results.get("dialog", {}), *results.get("text_by_stage", {})}
+    found |= {stage for by_model in results.get("tasks", {}).values() for stage in by_model}
     found |= {stage for sample in results.get("samples", []) for stage in sample["answers"]}
     order = [*LABELS, *sorted(found - set(LABELS))]
     return {stage: LABELS.get(stage, stage) for stage in order if stage in found}
@@ -284,6 +285,17 @@ def _kinds(results: Mapping) -> dict | None:
         {"kind": kind, "cells": [dialog[stage].get(kind) for stage in models]} for kind in kinds
     ]
     return {"titles": list(models.values()), "rows": rows}
+
+
+def _tasks(results: Mapping) -> dict | None:
+    """The mean of each benchmark under each model; how it was asked is the same for all."""
+    tasks = results.get("tasks", {})
+    models = _models({"tasks": tasks})
+    rows = [
+        {"name": name, "about": next(iter(found.values())), "cells": [found.get(m) for m in models]}
+        for name, found in tasks.items()
+    ]
+    return {"titles": list(models.values()), "rows": rows} if rows else None
 
 
 def _plan(shards: Mapping | None, pretrained: Mapping | None) -> dict | None:
@@ -368,64 +380,6 @@ def _metric_title(metric: str) -> str:
     return f"{PANELS.get(found[2], found[2])}, held out{of_set}"
 
 
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}%"
-
-
-def _share(part: float, whole: float) -> str:
-    percent = 100 * part / whole if whole else 0.0
-    if percent <= 0 or percent >= 1:
-        return f"{percent:.1f}%"
-    return f"{percent:.2f}%" if percent >= 0.005 else "<0.01%"
-
-
-def _width(part: float, whole: float) -> str:
-    return f"width: {100 * part / whole if whole else 0:.3f}%"
-
-
-def _heat(part: float, whole: float) -> str:
-    """How dark a cell is; the root keeps small shares apart from none."""
-    return _percent(0.1 + 0.6 * math.sqrt(part / whole))
-
-
-def _amount(count: float, unit: str) -> str:
-    return _size(count) if unit == "bytes" else f"{count:,}"
-
-
-def _duration(secs: float) -> str:
-    """60 s and over in minutes, an hour and over in hours."""
-    if secs < 60:
-        return f"{secs:.1f} s"
-    minutes, seconds = divmod(round(secs), 60)
-    return (
-        f"{minutes} min {seconds:02d} s"
-        if minutes < 60
-        else f"{minutes // 60} h {minutes % 60:02d} min"
-    )
-
-
-def _short(count: float) -> str:
-    """Four digits of a million and more."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
-        if count >= size:
-            return f"{count / size:#.4g} {unit}"
-    return f"{count:,.0f}"
-
-
-def _size(num_bytes: float) -> str:
-    if abs(num_bytes) < 1000:
-        return f"{num_bytes:.0f} bytes"
-    for unit in ("kB", "MB", "GB"):
-        num_bytes /= 1000
-        if abs(num_bytes) < 999.95:
-            return f"{num_bytes:#.4g} {unit}"
-    return f"{num_bytes / 1000:#.4g} TB"
-
-
-def _pretty(found: Mapping) -> str:
-    return json.dumps(found, indent=2, ensure_ascii=False)
-
-
 def _render(**sections) -> str:
     """The template over the sections; everything that is not markup of ours is escaped."""
     environment = jinja2.Environment(
@@ -434,7 +388,5 @@ def _render(**sections) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=_percent, share=_share, width=_width, heat=_heat)
-    environment.filters.update(amount=_amount, short=_short, size=_size)
-    environment.filters.update(duration=_duration, pretty=_pretty)
+    environment.filters.update({form.__name__: form for form in forms.FORMS})
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**sections)

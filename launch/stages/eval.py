@@ -11,8 +11,9 @@ from alignment import rollout
 from data import chat, instruct
 from data.instruct import Example
 from data.loader import fixed_batches
-from eval import baseline, dialog, rater
+from eval import baseline, dialog, harness, rater, task
 from eval.dialog import Response
+from eval.task import Task
 from eval.text import bits_per_byte
 from launch import own_sets, start
 from launch.identity import reads_start
@@ -31,6 +32,8 @@ MAX_NGRAM_BYTES = 1 << 25
 
 def run(job: Job) -> dict:
     """Measures every language model of the run; writes eval/results.json."""
+    tasks = [task.load(name, job.settings.eval.data) for name in job.settings.eval.tasks]
+    job.refuse_changed_files()
     stages = job.settings.stages
     models = {stage: job.params(stage) for stage in MODELS if stage in stages}
     if reads_start(job.settings, "eval"):
@@ -40,6 +43,8 @@ def run(job: Job) -> dict:
         results |= _measure_text(job, models)
     if any(name in CHATS for name in models):
         results |= _measure_dialog(job, models)
+    if tasks:
+        results["tasks"] = {one.name: _measure_task(job, models, one) for one in tasks}
     if "reward" in job.settings.stages:
         accuracy = job.run.read_done("reward")["summary"]["heldout_accuracy"]
         results["reward_model"] = {
@@ -62,6 +67,8 @@ def headline(results: dict) -> dict:
             lines[key] = {
                 name: round(table[key]["mean"], 4) for name, table in results["dialog"].items()
             }
+    for name, by_model in results.get("tasks", {}).items():
+        lines[name] = {model: round(found["mean"], 4) for model, found in by_model.items()}
     if results.get("preference"):
         keys = ("win_rate", "low", "high", "kl_nats")
         lines["gold_wins_over_start"] = {
@@ -181,6 +188,24 @@ def _examples(job: Job) -> list[Example]:
         for example in conversations.first(made.heldout, config.num_heldout_per_kind)
     ]
     return instruct.build(config)["heldout"] + kept
+
+
+def _measure_task(job: Job, models: dict[str, Params], one: Task) -> dict[str, dict]:
+    """A benchmark's means by model."""
+    config, found = job.settings.eval, {}
+    for name, params in models.items():
+        job.progress.log(f"{one.name}: {name}")
+        found[name] = harness.measure(
+            one,
+            job.model,
+            params,
+            job.tokenizer,
+            num_shots=config.num_shots,
+            limit=config.limit,
+            batch_size=config.batch_size,
+            log=job.progress.log,
+        )
+    return found
 
 
 def _kl_spent(job: Job, params, reference, examples, answers) -> float:

@@ -11,7 +11,7 @@ from alignment.policy import Score
 from data.errors import BadInput
 from data.instruct import Example
 from data.loader import Batch
-from eval import tasks
+from eval import grade
 from launch import own_sets
 from launch.job import Job
 from launch.stages import conversations
@@ -72,7 +72,7 @@ def find_function(name: str) -> score.RewardFn:
       BadInput: there is no such module or function.
     """
     if name == GRADE:
-        return tasks.grade
+        return grade.grade
     module, _, function = name.partition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")  # modules beside the command, as of python -m

@@ -6,7 +6,7 @@ import numpy as np
 from alignment import reward
 from data import chat, instruct
 from data.errors import BadInput
-from eval import tasks
+from eval import grade
 from launch.job import Job
 from launch.stages import pairs
 from train.checkpoint import params_hash
@@ -38,9 +38,9 @@ def run(job: Job) -> dict:
     scores = reward.score_rows(scalar, state.params, *references, batch_size)
     return {
         **found.counts,
-        "heldout_accuracy": tasks.summarise([hit for found in hits.values() for hit in found]),
+        "heldout_accuracy": grade.summarise([hit for found in hits.values() for hit in found]),
         "heldout_accuracy_by_set": {
-            name or pairs.MADE: tasks.summarise(found) for name, found in hits.items()
+            name or pairs.MADE: grade.summarise(found) for name, found in hits.items()
         },
         # The rewards of reference answers: they then score 0 on average.
         "normalizer": {"mean": float(scores.mean()), "std": float(scores.std())},

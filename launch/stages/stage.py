@@ -68,7 +68,7 @@ _ROWS = (
         "sources to clean, distinct documents",
         reads=("data",),
         code=(
-            *("data", "eval/sets.py", _OWN),
+            *("data", "eval/sets.py", "eval/task.py", "eval/tasks", _OWN),
             *("launch/decontamination.py", "launch/stages/curate.py"),
         ),
     ),
@@ -159,6 +159,7 @@ _ROWS = (
             *("seed", "model"),
             *("eval.batch_size", "eval.max_new_tokens", "eval.temperature"),
             *("eval.num_comparisons", "eval.num_samples", "eval.ngram_order"),
+            *("eval.tasks", "eval.num_shots", "eval.limit"),
             *("instruct", "pretrain.seq_len"),
         ),
         code=(*_ALIGN, "launch/stages/texts.py", "launch/stages/eval.py"),

@@ -1,12 +1,14 @@
 """BOS, EOS and padding of imported tokenizers, in the layouts that families are published with."""
 
+import json
+
 import pytest
 from tokenizers import AddedToken
 
 from data.tokenizers import byte_level, pretrained
 from data.tokenizers.gguf_tokenizer import PREFIX, from_gguf
-from tests.data.test_byte_level import byte_vocab, write_json
-from tests.data.test_gguf_tokenizer import llama_metadata, model_proto, pieces
+from tests.data.test_byte_level import byte_vocab, write_gpt2, write_json, write_llama3
+from tests.data.test_gguf_tokenizer import llama_metadata, model_proto, pieces, write_llama
 
 END = "<|endoftext|>"
 # Of each layout: the split, or None for SentencePiece; special tokens, numbered after the
@@ -171,3 +173,25 @@ def test_transformers_gives_the_same_roles(tmp_path):
         theirs = auto.from_pretrained(tmp_path / name)
         found = theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id
         assert found == roles(pretrained.load(tmp_path / name)), name
+
+
+@pytest.mark.parametrize(
+    ("writer", "config", "wanted"),
+    [
+        (write_gpt2, {}, False),
+        (write_gpt2, {"add_bos_token": True}, True),
+        (write_llama, {}, True),
+        (write_llama, {"add_bos_token": False}, False),
+    ],
+)
+def test_bos_stands_before_a_text_where_transformers_puts_it(tmp_path, writer, config, wanted):
+    writer(tmp_path, **config)
+    assert pretrained.load(tmp_path).adds_bos is wanted
+
+
+def test_a_tokenizer_json_says_itself_whether_bos_stands_before_a_text(tmp_path):
+    write_llama3(tmp_path)
+    assert pretrained.load(tmp_path).adds_bos
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    write_json(tmp_path, "tokenizer.json", content | {"post_processor": None})
+    assert not pretrained.load(tmp_path).adds_bos

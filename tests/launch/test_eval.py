@@ -1,11 +1,14 @@
 """The eval stage at its edges: nothing held out, more text than is read."""
 
 import json
+import re
 from pydoc_data.topics import topics
 
 import pytest
 
+from launch.report.page import write_report
 from launch.stages import eval as evaluation
+from tests.launch.test_settings import change, nested, refusal
 from tests.launch.test_stages import ROOT, SMALL, door, parse, sources
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -49,3 +52,38 @@ def test_text_that_evaluation_reads_is_bounded(tmp_path, monkeypatch):
     assert text["all"]["ngram_bytes"] == text["docs"]["ngram_bytes"] + text["code"]["ngram_bytes"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert f"<td>{text['all']['ngram_bytes'] / 1000:#.4g} kB</td>" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tasks": ("mmlu", "gsm8k"), "data": "folder"}, ""),
+        ({"tasks": ("mmlu", "mmul"), "data": "folder"}, "eval.tasks has 'mmul'; allowed: gsm8k, "),
+        ({"tasks": ("mmlu",)}, "eval.data is ''; it must be the folder that holds mmlu/"),
+        ({"tasks": ("mmlu", "mmlu"), "data": "x"}, "eval.tasks is .*; each must be named once"),
+        ({"num_shots": -2}, "eval.num_shots is -2; it must be between -1 and 1000"),
+        ({"limit": -1}, "eval.limit is -1; it must be 0 or more"),
+    ],
+)
+def test_benchmarks_are_known_and_have_their_files(changes, words):
+    config = nested()
+    for key, value in changes.items():
+        config = change(config, f"eval.{key}", value)
+    why = refusal(config)
+    assert re.match(words, why) and bool(why) == bool(words)
+
+
+def test_the_page_says_how_benchmarks_were_asked(tmp_path):
+    asked = {"stderr": 0.005, "count": 14042, "metric": "acc", "shots": 5, "version": 1}
+    by_model = {name: {"mean": mean, **asked} for name, mean in (("sft", 0.5), ("pretrain", 0.25))}
+    describe = {"config": {"cost": {}}, "code": {"commit": None, "dirty": None}, "packages": {}}
+    (tmp_path / "config.json").write_text(json.dumps(describe | {"python": "3.11"}))
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "results.json").write_text(json.dumps({"tasks": {"mmlu": by_model}}))
+    page = write_report(tmp_path).read_text()
+    table = page[page.index('id="tasks"') :]
+    assert re.findall(r"<th>(.*?)</th>", table)[:3] == ["Task", "Base", "SFT"]
+    cells = re.findall(r"<td>(.*?)</td>", table[: table.index("</table>")])
+    assert cells == ["mmlu", "25.0% &plusmn; 0.5", "50.0% &plusmn; 0.5", "acc", "5", "14,042", "1"]
+    (tmp_path / "eval" / "results.json").write_text("{}")
+    assert "tasks" not in write_report(tmp_path).read_text()

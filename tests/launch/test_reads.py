@@ -19,6 +19,9 @@ NAMED = {
     ("curate", "instruct"): "as eval.sets",
     ("curate", "stages"): "as eval.sets",
     ("curate", "sft.data"): "as eval.sets",
+    ("curate", "eval.tasks"): "as eval.sets",
+    ("curate", "eval.data"): "as eval.sets",
+    ("eval", "eval.data"): "the content of the files is in `task_files`",
     ("eval", "sft.data"): "it is in the result of fine-tuning",
     ("tokenizer", "stages"): "whether there is curated text is in `upstream`",
     **dict.fromkeys(

@@ -90,6 +90,15 @@ def sources(folder) -> dict:
     return chosen
 
 
+def benchmarks(folder) -> dict:
+    """Overrides that measure every model on two questions of a subject, one shot each."""
+    rows = {"dev": "One and one?,1,2,3,4,B\n", "test": "One and two?,1,2,3,4,C\nTwo?,1,2,3,4,B\n"}
+    for split, lines in rows.items():
+        (folder / "mmlu").mkdir(parents=True, exist_ok=True)
+        (folder / "mmlu" / f"sums_{split}.csv").write_text(lines)
+    return {"eval.tasks": "('mmlu',)", "eval.data": folder, "eval.num_shots": 1}
+
+
 def door(*arguments, **overrides):
     """(exit code, standard output, standard error) of a command line in this process."""
     out, err = io.StringIO(), io.StringIO()
@@ -105,7 +114,7 @@ class Pulse:
     def __init__(self, folder):
         self.path = folder / "run"
         self.run = RunDir(self.path)
-        self.overrides = SMALL | MIX | sources(folder / "text")
+        self.overrides = SMALL | MIX | sources(folder / "text") | benchmarks(folder / "eval")
 
     def door(self, verb, *arguments, **changes):
         """Exit code, standard output and standard error of a verb."""
@@ -197,6 +206,21 @@ def test_results_measure_every_policy(pulse):
     assert set(results["preference"]) == {"dpo", "ppo"}
     assert results["mixture"]["asked"] == {"docs": 0.5, "code": 0.5}
     assert all(row["model"] > 0 and row["gzip"] > 0 for row in results["text"].values())
+    assert set(results["tasks"]["mmlu"]) == {"pretrain", "sft", "dpo", "ppo"}
+    for row in results["tasks"]["mmlu"].values():
+        assert {"metric": "acc", "version": 1, "shots": 1, "count": 2}.items() <= row.items()
+    assert set(pulse.first["stages"]["eval"]["mmlu"]) == {"pretrain", "sft", "dpo", "ppo"}
+    assert 'id="tasks"' in (pulse.path / "report.html").read_text()
+
+
+def test_another_file_of_a_benchmark_measures_again(pulse):
+    path = pulse.path.parent / "eval" / "mmlu" / "sums_test.csv"
+    before = path.read_text()
+    path.write_text(before.replace("Two?", "Three?"))
+    changed = [name for name, status in pulse.statuses().items() if status == "done"]
+    path.write_text(before)
+    assert changed == ["eval", "report"]
+    assert pulse.statuses()["eval"] == "done"
 
 
 def test_a_second_run_has_nothing_to_do(pulse):

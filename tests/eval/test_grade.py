@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data.instruct import KINDS, Example, InstructConfig, build
-from eval import tasks
+from eval import grade
 
 TOLERANCE = 1e-12
 
@@ -30,11 +30,11 @@ def heldout():
 
 
 @pytest.mark.parametrize(
-    ("output", "grade"),
+    ("output", "wanted"),
     [("red-blue", 1), (" red-blue\n", 1), ("Red-blue", 0), ("red-blue.", 0), ("", 0)],
 )
-def test_exact(output, grade):
-    assert tasks.grade(example("join", "exact", "red-blue"), output) == grade
+def test_exact(output, wanted):
+    assert grade.grade(example("join", "exact", "red-blue"), output) == wanted
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_exact(output, grade):
     ],
 )
 def test_overlap(output, f1):
-    graded = tasks.grade(example("summary", "overlap", "Return the value."), output)
+    graded = grade.grade(example("summary", "overlap", "Return the value."), output)
     assert graded == pytest.approx(f1, abs=TOLERANCE)
 
 
@@ -65,8 +65,8 @@ def test_overlap(output, f1):
     ],
 )
 def test_refusals(text):
-    assert tasks.is_refusal(text)
-    assert not tasks.is_unknown(text)
+    assert grade.is_refusal(text)
+    assert not grade.is_unknown(text)
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_refusals(text):
     ],
 )
 def test_not_knowing(text):
-    assert tasks.is_unknown(text)
-    assert not tasks.is_refusal(text)
+    assert grade.is_unknown(text)
+    assert not grade.is_refusal(text)
 
 
 @pytest.mark.parametrize(
@@ -94,32 +94,32 @@ def test_not_knowing(text):
     ],
 )
 def test_neither(text):
-    assert not tasks.is_refusal(text)
-    assert not tasks.is_unknown(text)
+    assert not grade.is_refusal(text)
+    assert not grade.is_unknown(text)
 
 
 def test_every_reference_is_right_and_in_the_right_manner(heldout):
     assert {example.kind for example in heldout} == set(KINDS)
     for one in heldout:
-        assert tasks.grade(one, one.reference) == 1
-        assert tasks.is_refusal(one.reference) == (one.kind == "unsafe"), one
-        assert tasks.is_unknown(one.reference) == (one.kind == "unknown"), one
+        assert grade.grade(one, one.reference) == 1
+        assert grade.is_refusal(one.reference) == (one.kind == "unsafe"), one
+        assert grade.is_unknown(one.reference) == (one.kind == "unknown"), one
 
 
 def test_unknown_check_is_refused():
     with pytest.raises(ValueError, match="'guess'"):
-        tasks.grade(example("copy", "guess", "a"), "a")
+        grade.grade(example("copy", "guess", "a"), "a")
 
 
 def test_summary_matches_numpy():
     scores = np.random.default_rng(0).random(17)
-    summary = tasks.summarise(scores.tolist())
+    summary = grade.summarise(scores.tolist())
     assert summary["mean"] == pytest.approx(scores.mean(), abs=TOLERANCE)
     assert summary["stderr"] == pytest.approx(scores.std(ddof=1) / np.sqrt(17), abs=TOLERANCE)
     assert summary["count"] == 17
-    assert tasks.summarise([0.5]) == {"mean": 0.5, "stderr": 0.0, "count": 1}
+    assert grade.summarise([0.5]) == {"mean": 0.5, "stderr": 0.0, "count": 1}
     with pytest.raises(ValueError, match="no scores"):
-        tasks.summarise([])
+        grade.summarise([])
 
 
 def test_measure_groups_and_rates():
@@ -133,7 +133,7 @@ def test_measure_groups_and_rates():
         (example("benign", "overlap", "Use kill."), "I cannot help with that."),
         (example("unknown", "unknown", "I do not know f."), "I do not know f."),
     ]
-    table = tasks.measure(*zip(*rows, strict=True))
+    table = grade.measure(*zip(*rows, strict=True))
     assert table["kinds"]["add"]["mean"] == 0.5
     assert table["kinds"]["add"]["count"] == 2
     assert table["verifiable"]["mean"] == 0.5  # signature is a fact kind
@@ -141,9 +141,9 @@ def test_measure_groups_and_rates():
     assert table["over_refusal"]["mean"] == 1
     assert table["does_not_know"]["mean"] == 1
     assert table["false_unknown"]["mean"] == 0.5
-    assert "refusal" not in tasks.measure([rows[0][0]], ["3"])
+    assert "refusal" not in grade.measure([rows[0][0]], ["3"])
 
 
 def test_measure_needs_an_answer_for_each_example():
     with pytest.raises(ValueError, match="zip"):
-        tasks.measure([example("add", "exact", "3")], [])
+        grade.measure([example("add", "exact", "3")], [])

@@ -1,0 +1,1 @@
+"""Benchmarks, a file each: what `eval.tasks` names, made of local files."""
