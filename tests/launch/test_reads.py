@@ -34,6 +34,7 @@ NAMED = {
     ("sft", "eval.num_heldout"): MEASURED,
     ("dpo", "eval.batch_size"): "rows of the reference at a time, each by itself",
     ("ppo", "eval.num_heldout"): MEASURED,
+    ("grpo", "eval.num_heldout"): MEASURED,
     ("eval", "stages"): "which of them have results is in `upstream`",
     **{
         (name, "stages"): "which one it starts from is in `upstream`"

@@ -16,7 +16,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from configs import corpus, domains
 from data.instruct import KINDS
 from launch.cli import run_command
-from launch.stages.stage import STAGES, TRAINED
+from launch.stages.stage import MODELS, STAGES, TRAINED
 from launch.store.rundir import RunDir
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -115,6 +115,7 @@ class Pulse:
         self.path = folder / "run"
         self.run = RunDir(self.path)
         self.overrides = SMALL | MIX | sources(folder / "text") | benchmarks(folder / "eval")
+        self.overrides["stages"] = tuple(STAGES)
 
     def door(self, verb, *arguments, **changes):
         """Exit code, standard output and standard error of a verb."""
@@ -170,7 +171,8 @@ def test_run_answers_with_every_stage(pulse):
 
 def test_every_training_stage_measures_what_it_never_trains_on(pulse):
     lines = metrics(pulse.path)
-    wanted = {name: {"heldout/loss"} for name in TRAINED} | {"ppo": {"heldout/reward"}}
+    wanted = {name: {"heldout/loss"} for name in TRAINED}
+    wanted["ppo"] = wanted["grpo"] = {"heldout/reward"}
     wanted["reward"] = wanted["dpo"] = {"heldout/loss", "heldout/accuracy", "heldout/margin"}
     for stage, names in wanted.items():
         measured = [line for line in lines[stage] if names <= line.keys()]
@@ -201,15 +203,15 @@ def test_metrics_have_each_step_of_each_stage_once(pulse):
 
 def test_results_measure_every_policy(pulse):
     results = json.loads((pulse.path / "eval" / "results.json").read_text())
-    assert set(results["dialog"]) == {"pretrain", "sft", "dpo", "ppo"}
+    assert set(results["dialog"]) == set(MODELS)
     assert set(results["text"]) == {"docs", "code", "all"}
-    assert set(results["preference"]) == {"dpo", "ppo"}
+    assert set(results["preference"]) == {"dpo", "ppo", "grpo"}
     assert results["mixture"]["asked"] == {"docs": 0.5, "code": 0.5}
     assert all(row["model"] > 0 and row["gzip"] > 0 for row in results["text"].values())
-    assert set(results["tasks"]["mmlu"]) == {"pretrain", "sft", "dpo", "ppo"}
+    assert set(results["tasks"]["mmlu"]) == set(MODELS)
     for row in results["tasks"]["mmlu"].values():
         assert {"metric": "acc", "version": 1, "shots": 1, "count": 2}.items() <= row.items()
-    assert set(pulse.first["stages"]["eval"]["mmlu"]) == {"pretrain", "sft", "dpo", "ppo"}
+    assert set(pulse.first["stages"]["eval"]["mmlu"]) == set(MODELS)
     assert 'id="tasks"' in (pulse.path / "report.html").read_text()
 
 
