@@ -28,10 +28,10 @@ VERBS = {
 FLAGS = {
     **dict.fromkeys(
         ("run", "tokenizer"),
-        ("config", "run", "fresh", "runner", "workers", "ray-address", "json"),
+        ("config", "run", "store", "fresh", "runner", "workers", "ray-address", "json"),
     ),
     "curate": (
-        *("config", "run", "out", "fresh", "runner", "workers", "ray-address", "json"),
+        *("config", "run", "out", "store", "fresh", "runner", "workers", "ray-address", "json"),
         *("fit-quality", "fit-toxicity", "explain", "score"),
     ),
     "chat": ("run", "stage", "prompt", "tokens", "json"),
@@ -44,8 +44,8 @@ FLAGS = {
 # What `curate` does instead of curating.
 ASIDES = ("explain", "score", "fit-quality", "fit-toxicity")
 # An empty one would mean a place that nobody named.
-PLACES = ("run", "out", "hf", "gguf", "score", "explain")
-LOCAL_PLACES = ("run", "out", "hf", "gguf")
+PLACES = ("run", "out", "store", "hf", "gguf", "score", "explain")
+LOCAL_PLACES = ("run", "out", "store", "hf", "gguf")
 DATA_FLAGS = ("runner", "ray-address", "explain", "score")
 # Flags without which a verb cannot start.
 NEEDED = {"chat": ("run",), "report": ("run",), "import": ("out",), "export": ("run", "hf")}
@@ -56,6 +56,10 @@ FLAG_LINES = {
         "the configuration; --config.SECTION.KEY=VALUE overrides one key",
     ),
     "run": ("--run=DIR", "run directory; runs/NAME unless given (chat, report, export need it)"),
+    "store": (
+        "--store=DIR",
+        "run, curate, tokenizer: where runs share these; .store beside the run unless given",
+    ),
     "json": ("--json", "one JSON object on standard output, nothing else there"),
     "fresh": ("--fresh", "throw away what the stages to run have left, and start them over"),
     "stage": (
@@ -147,7 +151,7 @@ def parse(verb: str, arguments: list[str]) -> Parsed:
     """
     given = flags.FlagValues()
     flags.DEFINE_string("config", None, "config", flag_values=given)
-    for name in (*("run", "stage", "prompt", "hf", "gguf", "out"), *DATA_FLAGS):
+    for name in (*("run", "stage", "prompt", "hf", "gguf", "out", "store"), *DATA_FLAGS):
         flags.DEFINE_string(name, "", name, flag_values=given)
     flags.DEFINE_integer("tokens", None, "tokens", lower_bound=1, flag_values=given)
     flags.DEFINE_integer("workers", 0, "workers", lower_bound=0, flag_values=given)

@@ -21,6 +21,7 @@ from launch.identity import (
 from launch.job import Job
 from launch.settings import Settings
 from launch.stages.stage import STAGES, Stage
+from launch.store import shared
 from launch.store.rundir import RunDir, digest, remove, write_json
 
 Body = Callable[[Job], dict]
@@ -37,6 +38,7 @@ def run_stages(
     progress: Progress,
     devices: str,
     runner: Runner,
+    store: shared.Store | None,
     *,
     only: str | None,
     fresh: bool,
@@ -54,6 +56,7 @@ def run_stages(
       progress: where lines go.
       devices: what the stages run on, for config.json.
       runner: where data is worked on.
+      store: where runs share what stages make; None if they do not.
       only: one stage's name, or None for the whole pipeline.
       fresh: throw away what the stages to run have left before.
       bodies: gives the body of a stage; `find_body` unless given.
@@ -88,11 +91,13 @@ def run_stages(
             # What other stages, or another process, have left until now.
             inputs, done = survey(run, described, names, discarded[place:])
             job = Job(settings, run, progress, runner, name, inputs[name])
-            results[name] = _bring(job, bodies or find_body, done.get(name), fresh)
+            results[name] = _bring(job, bodies or find_body, done.get(name), fresh, store)
     return results
 
 
-def _bring(job: Job, bodies: Callable, done: dict | None, fresh: bool) -> dict:
+def _bring(
+    job: Job, bodies: Callable, done: dict | None, fresh: bool, store: shared.Store | None
+) -> dict:
     """Runs a stage, unless it is finished and whole."""
     stage, run, progress, inputs = STAGES[job.stage], job.run, job.progress, job.inputs
     name = stage.name
@@ -114,8 +119,21 @@ def _bring(job: Job, bodies: Callable, done: dict | None, fresh: bool) -> dict:
     code = describe_code(stage)
     if not anew and done is None and run.stage(name).is_dir():
         anew = bool(find_changes(run, name, inputs))
-    run.begin(name, inputs, code, fresh=anew)
-    return _run_stage(job, bodies(stage), code)
+    if store is None or not stage.shared:
+        run.begin(name, inputs, code, fresh=anew)
+        return _run_stage(job, bodies(stage), code)
+    with store.hold(name, inputs, progress.note) as place:
+        if not fresh and (place / "done.json").exists():
+            run.begin(name, inputs, code, fresh=True)
+            if taken := shared.take(place, run, name):
+                progress.note(f"made by another run; linked from {place}")
+                return {"status": "linked", "secs": 0.0, **taken["summary"]}
+            progress.note(f"{place} is damaged; done again")
+            anew = True
+        run.begin(name, inputs, code, fresh=anew)
+        result = _run_stage(job, bodies(stage), code)
+        shared.put(place, run, name)
+        return result
 
 
 def _skip(progress: Progress, stage: Stage, done: dict) -> dict:

@@ -25,8 +25,12 @@ def make_params(config: TransformerConfig, seed: int = 0) -> Params:
 
 
 def whole_config(config: Any = None) -> dict:
-    """Every key of a configuration, the quickstart's by default, as a nested dict."""
+    """Every key of a configuration, by default the quickstart with all stages, as a nested dict."""
     from configs import quickstart
     from launch import schema, settings
+    from launch.stages.stage import STAGES
 
-    return schema.to_dict(settings.parse(quickstart.get_config() if config is None else config))
+    if config is None:
+        config = quickstart.get_config()
+        config.stages = tuple(STAGES)
+    return schema.to_dict(settings.parse(config))

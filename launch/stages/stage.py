@@ -23,6 +23,7 @@ class Stage:
       reads: dotted keys and sections that its result depends on; '' for all of them.
       code: files and packages that compute it.
       trains: whether it keeps checkpoints, in a loop of its own.
+      shared: whether runs beside each other share its result; it may not depend on which run it is.
       model: what tables call the language model that it makes; '' if it makes none.
       chats: whether that model answers in turns; otherwise it continues a text.
       sides: rows of the model for each row of its batch: 2 for a pair of answers.
@@ -36,6 +37,7 @@ class Stage:
     reads: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
     trains: bool = False
+    shared: bool = False
     model: str = ""
     chats: bool = False
     sides: int = 1
@@ -71,6 +73,7 @@ _ROWS = (
             *("data", "eval/sets.py", "eval/task.py", "eval/tasks", _OWN),
             *("launch/decontamination.py", "launch/stages/curate.py"),
         ),
+        shared=True,
     ),
     Stage(
         "tokenizer",
@@ -81,6 +84,7 @@ _ROWS = (
             *("data", *_GGUF, "launch/load.py"),
             *("launch/shard_plan.py", "launch/stages/tokenizer.py"),
         ),
+        shared=True,
     ),
     Stage(
         "pretrain",

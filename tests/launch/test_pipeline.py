@@ -23,7 +23,8 @@ ALL = tuple(STAGES)
 class Pipeline:
     """A run whose stages only note that they were called; those trained leave a checkpoint."""
 
-    def __init__(self, path):
+    def __init__(self, path, store=None):
+        self.store = store
         self.corpus = path / "text"
         self.corpus.mkdir()
         (self.corpus / "a.txt").write_text("one document")
@@ -47,7 +48,14 @@ class Pipeline:
             section[key] = value
         self.called = []
         self.outcome = run_stages(
-            *(settings.parse(config), self.run, Progress(), "1 x cpu", Runner(workers=1)),
+            *(
+                settings.parse(config),
+                self.run,
+                Progress(),
+                "1 x cpu",
+                Runner(workers=1),
+                self.store,
+            ),
             **dict(only=only, fresh=fresh, bodies=lambda _: self.run_body),
         )
         return self.called
@@ -96,7 +104,7 @@ def test_a_second_run_has_nothing_to_do_and_writes_nothing(pipeline):
     assert rows["sft"]["made"] == "sft", "the summary is still told"
 
 
-AFTER_PRETRAIN = ("pretrain", "sft", "reward", "dpo", "ppo", "eval", "report")
+AFTER_PRETRAIN = ALL[2:]
 PAGE = ("report",)  # it shows the configuration
 
 

@@ -57,7 +57,7 @@ def find(config: dict, path: tuple[str, ...]) -> object:
 LEAVES = list(leaves(nested()))
 SECTIONS = list(sections(nested()))
 # A score may have either sign.
-UNBOUNDED = {("ppo", "rollout", "missing_eos_score")}
+UNBOUNDED = {(stage, "rollout", "missing_eos_score") for stage in ("ppo", "grpo")}
 
 
 def dotted(path: tuple[str, ...]) -> str:
@@ -394,7 +394,7 @@ def test_a_pod_pretrains_a_family_without_overrides_for_other_stages():
     ("stages", "words"),
     [
         (("curate", "tokenizer", "pretrain"), "256 long; model.max_positions is 80"),
-        (("curate",), None),
+        (("curate", "tokenizer"), None),
     ],
 )
 def test_rows_longer_than_learned_positions_are_refused(stages, words):

@@ -16,7 +16,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from configs import corpus, domains
 from data.instruct import KINDS
 from launch.cli import run_command
-from launch.stages.stage import MODELS, STAGES, TRAINED
+from launch.stages.stage import CHATS, MODELS, STAGES, TRAINED
 from launch.store.rundir import RunDir
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -244,14 +244,14 @@ def test_without_json_the_answer_is_a_table_and_progress_is_on_standard_error(pu
     assert err.count("nothing to do, its inputs are unchanged") == len(tuple(STAGES))
 
 
-@pytest.mark.parametrize("stage", ["", "sft", "dpo", "ppo"])
+@pytest.mark.parametrize("stage", ["", *CHATS])
 def test_chat_answers(pulse, stage):
     named = [f"--stage={stage}"] if stage else []
     arguments = ["chat", f"--run={pulse.path}", "--prompt=What is 2 + 3?", *named]
     code, out, err = door(*arguments, "--json")
     assert code == 0 and not err
     answered = parse(out)
-    assert answered["stage"] == (stage or "ppo")
+    assert answered["stage"] == (stage or MODELS[-1])
     assert answered["turns"][0]["prompt"] == "What is 2 + 3?"
     assert door(*arguments) == (0, answered["turns"][0]["answer"] + "\n", "")
 
@@ -273,7 +273,10 @@ def test_a_model_is_not_used_with_another_tokenizer_than_its_own(pulse, tmp_path
     try:
         for verb in (["chat", "--prompt=hello"], ["export", f"--hf={tmp_path}/out"]):
             code, _, err = door(*verb, f"--run={pulse.path}")
-            assert code == 2 and "not the tokenizer that ppo was trained with; restore" in err
+            assert (
+                code == 2
+                and f"not the tokenizer that {MODELS[-1]} was trained with; restore" in err
+            )
             assert err.splitlines()[-1].startswith("seedbed: ")
     finally:
         path.write_bytes(before)

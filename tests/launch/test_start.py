@@ -53,7 +53,10 @@ def write_own(folder):
         "sft.data.mine.path": folder / "own.jsonl",
         "reward.data.mine.path": folder / "pairs.jsonl",
         "ppo.rollout.data.mine.path": folder / "own.jsonl",
-        **{f"{stage}.data.mine.heldout_fraction": 0.3 for stage in ("sft", "reward", "ppo")},
+        **{
+            f"{section}.data.mine.heldout_fraction": 0.3
+            for section in ("sft", "reward", "ppo.rollout")
+        },
     }
 
 
@@ -107,7 +110,7 @@ def test_chat_stages_start_from_a_run_without_pretraining_of_their_own(base):
     summary = parse(out)["stages"]
     assert "sft.data.mine: 41 rows," in err and "1 (2.4%) malformed and left out" in err
     assert "longer than sft.seq_len" in err and "longer than reward.seq_len" in err
-    assert "longer than max_prompt_tokens" in err
+    assert "over max_prompt_tokens" in err
     results = json.loads((base / "chat/eval/results.json").read_text())
     assert set(results["dialog"]) == {"start", "sft", "dpo", "ppo"}
     assert results["dialog"]["sft"]["kinds"]["mine"]["count"] == 2  # num_heldout_per_kind
