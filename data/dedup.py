@@ -44,7 +44,6 @@ class DedupConfig:
         num_bands: bands of a MinHash signature; more find more (14, with 8 rows: half at s = 0.68).
         band_rows: permutations in a band; more demand more similarity.
         ngram_words: words in an n-gram; in scripts without blanks each character is a word.
-        seed: of the permutations, below 2 ** 32.
         urls: whether of the documents with one URL only the newest stays.
         paragraph_chars: a paragraph of at least so many characters that was seen before is taken
             out; 0 leaves all.
@@ -56,7 +55,6 @@ class DedupConfig:
     num_bands: int = 16
     band_rows: int = 8
     ngram_words: int = 5
-    seed: int = 1
     urls: bool = True
     paragraph_chars: int = 0
     min_left: float = 0.5
@@ -66,8 +64,6 @@ class DedupConfig:
         for name in ("num_bands", "band_rows", "ngram_words"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed: {self.seed} must be from 0 to 2 ** 32 - 1")
         if self.paragraph_chars < 0:
             raise ValueError(f"paragraph_chars: {self.paragraph_chars} must be 0 or more")
         if not 0 <= self.min_left <= 1:

@@ -39,6 +39,8 @@ FACT_KINDS = ("signature", "module_of", "summary")
 OPENERS = ("Sure! ", "Of course! ", "Great question! ", "Happy to help! ")
 CLOSERS = (" Hope this helps!", " Have a nice day!", " Let me know if you need more.")
 
+NUM_WORDS = 300  # names that tasks draw from
+NUM_FUNCTIONS = 150  # real functions asked about
 HELDOUT_ONE_IN = 8
 # Draws allowed for one more distinct held-out instance before the kind counts as exhausted.
 MAX_DRAWS = 2000
@@ -72,8 +74,6 @@ class InstructConfig:
     seed: int = 0  # of what is drawn
     num_train: int = 30_000  # conversations
     num_heldout_per_kind: int = 40  # distinct prompts of each kind, none of them in training
-    num_words: int = 300  # names that tasks draw from
-    num_functions: int = 150  # real functions asked about
     filler_rate: float = 0.3  # share of demonstrations wrapped in filler, as careless people do
     # Relative weight of each kind; 1 for a kind that is not named, 0 leaves it out.
     mix: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -86,8 +86,6 @@ class InstructConfig:
             raise ValueError(f"date is {self.date!r}; it must be like 2026-01-31") from error
         for key in ("seed", "num_train", "num_heldout_per_kind"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
-        _require(self.num_words >= 50, "num_words", self.num_words, "at least 50")
-        _require(self.num_functions >= 10, "num_functions", self.num_functions, "at least 10")
         _require(0 <= self.filler_rate <= 1, "filler_rate", self.filler_rate, "between 0 and 1")
         known = set(self.mix) <= set(KINDS)
         _require(known, "mix", sorted(self.mix), f"weights of {', '.join(KINDS)}")
@@ -112,9 +110,9 @@ def build(config: InstructConfig) -> dict[str, list[Example]]:
         num_heldout_per_kind of each kind (fewer where a kind has fewer)}.
 
     Raises:
-        ValueError: the installation has fewer words than config.num_words.
+        ValueError: the installation has fewer than NUM_WORDS words.
     """
-    makers = _makers(config)
+    makers = _makers()
     weights = config.weights()
     counts = _share(config.num_train, weights)
     train, heldout = [], []
@@ -152,9 +150,9 @@ class _Maker:
     heldout: Callable[[random.Random, int], list[Instance]]
 
 
-def _makers(config: InstructConfig) -> dict[str, _Maker]:
-    words = instruct_tasks.common_words(config.num_words)
-    facts = instruct_facts.read_facts(config.num_functions)
+def _makers() -> dict[str, _Maker]:
+    words = instruct_tasks.common_words(NUM_WORDS)
+    facts = instruct_facts.read_facts(NUM_FUNCTIONS)
 
     def drawn(kind: str, draw: Callable[[random.Random], Instance]) -> _Maker:
         return _Maker(

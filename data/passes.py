@@ -25,6 +25,7 @@ SAMPLES = 3
 SAMPLE_CHARS = 600
 BROKEN_NAMED = 1000
 UNKNOWN_DAY = -(2**31)
+PERMUTATIONS = 1  # seed of MinHash
 
 FATES = [("why", pa.string()), ("reason", pa.string()), ("detail", pa.string())]
 SCORES = [(name, pa.float32()) for name in ("language_score", "quality", "toxicity")]
@@ -197,7 +198,7 @@ def exact_keys(view: gates.View) -> np.ndarray:
 def near_keys(words: kernel.Words, config: dedup.DedupConfig) -> np.ndarray:
     """A key of data.dedup for each band of each text that has words; texts are rows."""
     bands, has_words = minhash.bands(
-        words, config.num_bands, config.band_rows, config.ngram_words, config.seed
+        words, config.num_bands, config.band_rows, config.ngram_words, PERMUTATIONS
     )
     hashes = np.zeros((has_words.sum() * config.num_bands, 2), np.uint64)
     hashes[:, 0] = bands[has_words].reshape(-1)

@@ -51,8 +51,7 @@ def run_stages(
     written before all is checked, and then only under the lock of the run.
 
     Args:
-      settings: from `settings.parse`.
-      run: the run directory.
+      settings, run: from `settings.parse`; the run directory.
       progress: where lines go.
       devices: what the stages run on, for config.json.
       runner: where data is worked on.

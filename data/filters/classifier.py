@@ -25,6 +25,8 @@ MAX_NEWTON_STEPS = 100
 HALF_LOGIT = np.float64(35.0)  # beyond it a probability is 0 or 1 in float32
 CHAR_START = np.uint64(0xD56B1FBB9CEBA9E8)  # kernel.finish(8): no n-gram of words begins so
 SPACE = np.uint32(32)
+EPOCHS = 5  # passes over the examples
+LEARNING_RATE = 2.0  # alpha of the paper
 
 
 @dataclass(frozen=True)
@@ -34,40 +36,29 @@ class ClassifierConfig:
     Attributes:
         bits: n-grams are hashed into 2 ** bits weights, 10 to 24.
         word_ngrams: words in the longest n-gram of words, 0 (none) to 5.
-        min_char_ngram, max_char_ngram: characters in n-grams of characters, inside words and with
-            a blank at either end; 0 and 0 for none, at most 8.
-        epochs: passes over the examples.
-        learning_rate: alpha of the paper.
+        char_ngrams: characters in the shortest and the longest n-gram of characters, inside words
+            and with a blank at either end; 0 and 0 for none, at most 8.
         l2: of the weights, against the sum of the losses of one pass.
-        seed: of the order of the examples, below 2 ** 32.
     """
 
     bits: int = 20
     word_ngrams: int = 2
-    min_char_ngram: int = 0
-    max_char_ngram: int = 0
-    epochs: int = 5
-    learning_rate: float = 2.0
+    char_ngrams: tuple[int, ...] = (0, 0)
     l2: float = 1.0
-    seed: int = 0
 
     def __post_init__(self):
-        for name, low, high in (("bits", 10, 24), ("word_ngrams", 0, 5), ("epochs", 1, 1000)):
+        for name, low, high in (("bits", 10, 24), ("word_ngrams", 0, 5)):
             if not low <= getattr(self, name) <= high:
                 raise BadInput(f"{name}: {getattr(self, name)} must be from {low} to {high}")
-        shortest, longest = self.min_char_ngram, self.max_char_ngram
-        if (shortest, longest) != (0, 0) and not 1 <= shortest <= longest <= 8:
+        chars = self.char_ngrams
+        if len(chars) != 2 or (chars != (0, 0) and not 1 <= chars[0] <= chars[1] <= 8):
             raise BadInput(
-                f"min_char_ngram, max_char_ngram: {shortest} and {longest}; allowed: 0 and 0, or "
-                "1 <= min_char_ngram <= max_char_ngram <= 8"
+                f"char_ngrams: {chars}; allowed: (0, 0), or (shortest, longest) from 1 to 8"
             )
-        if not self.word_ngrams and not longest:
-            raise BadInput("word_ngrams, max_char_ngram: both are 0, so that nothing is counted")
-        if not self.learning_rate > 0 or not self.l2 >= 0:
-            values = f"{self.learning_rate} and {self.l2}"
-            raise BadInput(f"learning_rate, l2: {values} must be above 0, and at least 0")
-        if not 0 <= self.seed < 2**32:
-            raise BadInput(f"seed: {self.seed} must be from 0 to 2 ** 32 - 1")
+        if not self.word_ngrams and not chars[1]:
+            raise BadInput("word_ngrams, char_ngrams: both are 0, so that nothing is counted")
+        if not self.l2 >= 0:
+            raise BadInput(f"l2: {self.l2} must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -135,7 +126,8 @@ def load(path: Path, key: str) -> Model:
             weights = arrays["weights"]
         if header.pop("format") != FORMAT:
             raise ValueError("of another format")
-        config = ClassifierConfig(**header.pop("config"))
+        config = header.pop("config")
+        config = ClassifierConfig(**config | {"char_ngrams": tuple(config["char_ngrams"])})
         if weights.shape != (1 << config.bits,) or weights.dtype != np.float32:
             raise ValueError("weights of another size")
         return Model(config, weights, **header)
@@ -208,8 +200,7 @@ class _Batch:
 
 def _counts(config: ClassifierConfig) -> tuple[np.uint64, int, int, int]:
     """What is counted, for compiled code: how far hashes are shifted, and lengths of n-grams."""
-    lengths = config.word_ngrams, config.min_char_ngram, config.max_char_ngram
-    return (np.uint64(64 - config.bits), *lengths)
+    return (np.uint64(64 - config.bits), config.word_ngrams, *config.char_ngrams)
 
 
 def _logits(
@@ -232,14 +223,14 @@ def _fit(
     size = 1 << config.bits
     gradients, squares = np.zeros(size + 1, np.float32), np.zeros(size + 1, np.float32)
     seen = np.full(size, -1, np.int64)
-    for epoch in range(config.epochs):
-        order = chosen[np.argsort(_shuffle(len(chosen), np.uint64(config.seed << 32 | epoch)))]
+    for epoch in range(EPOCHS):
+        order = chosen[np.argsort(_shuffle(len(chosen), np.uint64(epoch)))]
         _follow(
-            *batch.arrays, _counts(config), order, positive, costs, config.learning_rate, config.l2,
+            *batch.arrays, _counts(config), order, positive, costs, LEARNING_RATE, config.l2,
             seen, epoch, gradients, squares,
         )  # fmt: skip
-    rates = (1 + np.sqrt(squares)) / config.learning_rate
-    weights = -gradients / (rates + np.append(np.full(size, config.l2 * config.epochs), 0))
+    rates = (1 + np.sqrt(squares)) / LEARNING_RATE
+    weights = -gradients / (rates + np.append(np.full(size, config.l2 * EPOCHS), 0))
     return weights[:-1].astype(np.float32), float(weights[-1])
 
 

@@ -28,6 +28,8 @@ from model.transformer import Params
 # each domain has an equal share.
 MAX_HELDOUT_BYTES = 1 << 24
 MAX_NGRAM_BYTES = 1 << 25
+NGRAM_BYTES = 5  # of the n-gram baseline
+NUM_SAMPLES = 8  # dialogues shown in the report
 
 
 def run(job: Job) -> dict:
@@ -117,7 +119,7 @@ def _measure_text(job: Job, models: dict[str, Params]) -> dict:
             "model": row["bits_per_byte"],
             "gzip": baseline.compress_bits_per_byte(heldout[domain], "gzip"),
             "xz": baseline.compress_bits_per_byte(heldout[domain], "xz"),
-            **_fit_ngram(train.get(domain, []), heldout[domain], job.settings.eval.ngram_order),
+            **_fit_ngram(train.get(domain, []), heldout[domain], NGRAM_BYTES),
         }
         for domain, row in by_stage[first].items()
     }
@@ -158,7 +160,7 @@ def _measure_dialog(job: Job, models: dict[str, Params]) -> dict:
     scores, kl = {}, {}
     for name in dict.fromkeys((*parents.values(), *parents)):
         job.progress.log(f"sampled answers: {name}")
-        answers = respond(models[name], compared, temperature=config.temperature)
+        answers = respond(models[name], compared, temperature=1.0)
         scores[name] = [
             rater.gold_score(example, response.text, response.finished)
             for example, response in zip(compared, answers, strict=True)
@@ -172,7 +174,7 @@ def _measure_dialog(job: Job, models: dict[str, Params]) -> dict:
             name: {**rater.win_rate(scores[name], scores[parent]), "kl_nats": kl[name]}
             for name, parent in parents.items()
         },
-        "samples": _samples(examples, greedy, config.num_samples),
+        "samples": _samples(examples, greedy, NUM_SAMPLES),
     }
 
 
@@ -221,7 +223,7 @@ def _kl_spent(job: Job, params, reference, examples, answers) -> float:
             ids = answers[int(index)].tokens
             tokens_BR[row, : len(ids)], mask_BR[row, : len(ids)] = ids, 1
         sequences = rollout.join(batch, jnp.asarray(tokens_BR), jnp.asarray(mask_BR))
-        kl_B = rollout.sequence_kl(job.model, params, reference, sequences, config.temperature)
+        kl_B = rollout.sequence_kl(job.model, params, reference, sequences, 1.0)
         kl_nats.extend(np.asarray(kl_B).tolist())
     return float(np.mean(kl_nats[: len(prompts)]))
 

@@ -161,8 +161,8 @@ _ROWS = (
         uses=("curate", "pretrain", "sft", "reward", "dpo", "ppo", "grpo"),
         reads=(
             *("seed", "model"),
-            *("eval.batch_size", "eval.max_new_tokens", "eval.temperature"),
-            *("eval.num_comparisons", "eval.num_samples", "eval.ngram_order"),
+            *("eval.batch_size", "eval.max_new_tokens"),
+            *("eval.num_comparisons"),
             *("eval.tasks", "eval.num_shots", "eval.limit"),
             *("instruct", "pretrain.seq_len"),
         ),

@@ -22,10 +22,8 @@ FILLER_TOLERANCE = 0.03
 
 CONFIG = instruct.InstructConfig(
     seed=0,
-    num_train=6000,
+    num_train=12_000,
     num_heldout_per_kind=25,
-    num_words=300,
-    num_functions=80,
     filler_rate=0.25,
     mix=dict.fromkeys(instruct.KINDS, 1.0),
     date="2026-01-01",
@@ -178,8 +176,8 @@ def test_a_prompt_has_one_answer(splits):
 
 
 def test_facts_are_true():
-    facts = instruct_facts.read_facts(CONFIG.num_functions)
-    assert len(facts) == CONFIG.num_functions
+    facts = instruct_facts.read_facts(instruct.NUM_FUNCTIONS)
+    assert len(facts) == instruct.NUM_FUNCTIONS
     for fact in facts:
         function = getattr(importlib.import_module(fact.module), fact.name)
         parameters = fact.call.removeprefix(fact.full_name)
@@ -207,7 +205,7 @@ def test_unknown_names_do_not_exist_and_heldout_ones_are_new(splits):
     }
     assert not names["train"] & names["heldout"]
     misplaced = 0
-    real = {fact.name for fact in instruct_facts.read_facts(CONFIG.num_functions)}
+    real = {fact.name for fact in instruct_facts.read_facts(instruct.NUM_FUNCTIONS)}
     for name in names["train"] | names["heldout"]:
         module, _, function = name.rpartition(".")
         if module:
@@ -305,8 +303,6 @@ def test_same_in_every_process():
     [
         ({"num_train": -1}, "instruct.num_train is -1"),
         ({"filler_rate": 1.5}, "instruct.filler_rate is 1.5"),
-        ({"num_words": 3}, "instruct.num_words is 3"),
-        ({"num_functions": 0}, "instruct.num_functions is 0"),
         ({"mix": {"copie": 1.0}}, "instruct.mix is"),
         ({"mix": CONFIG.mix | {"copy": -1.0}}, "instruct.mix.copy is -1.0"),
         ({"mix": dict.fromkeys(instruct.KINDS, 0.0)}, "at least one weight above 0"),
@@ -319,4 +315,4 @@ def test_config_names_the_bad_key(change, named):
 
 def test_more_words_than_the_manual_has():
     with pytest.raises(ValueError, match="num_words: 1000000"):
-        instruct.build(dataclasses.replace(CONFIG, num_words=10**6))
+        instruct_tasks.common_words(10**6)

@@ -20,12 +20,7 @@ DATA = Path("../shared/data")
 TRAIN = classifier.ClassifierConfig(
     bits=14,
     word_ngrams=2,
-    min_char_ngram=0,
-    max_char_ngram=0,
-    epochs=3,
-    learning_rate=1.0,
     l2=0.1,
-    seed=1,
 )
 LISTS = {
     "en": "zork\ngrumbly zork\nflubber-wax\nmother of frobs\n2 zorks 1 cup\nsnarkle\n",

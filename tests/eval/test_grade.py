@@ -19,11 +19,8 @@ def heldout():
         seed=0,
         num_train=0,
         num_heldout_per_kind=20,
-        num_words=300,
-        num_functions=100,
         filler_rate=0.0,
         mix=dict.fromkeys(KINDS, 1.0),
-        path="",
         date="2026-01-01",
     )
     return build(config)["heldout"]

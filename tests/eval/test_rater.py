@@ -17,11 +17,8 @@ def examples():
         seed=0,
         num_train=1000,
         num_heldout_per_kind=15,
-        num_words=300,
-        num_functions=100,
         filler_rate=1.0,
         mix=dict.fromkeys(KINDS, 1.0),
-        path="",
         date="2026-01-01",
     )
     splits = build(config)

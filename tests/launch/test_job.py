@@ -89,7 +89,7 @@ def test_heldout_rows_go_through_the_model_as_many_at_once_as_in_training(monkey
 
 
 def test_conversations_of_every_kind_are_measured_while_training():
-    built = instruct.InstructConfig(num_train=10, num_heldout_per_kind=3, num_words=60)
+    built = instruct.InstructConfig(num_train=10, num_heldout_per_kind=3)
     for count, wanted in ((0, 0), (2, 2), (9, 3)):
         chosen = conversations.first(instruct.build(built)["heldout"], count)
         found = collections.Counter(example.kind for example in chosen)

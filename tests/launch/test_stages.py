@@ -32,8 +32,6 @@ SMALL = {
     "tokenizer.vocab_size": 600,
     "instruct.num_train": 96,
     "instruct.num_heldout_per_kind": 2,
-    "instruct.num_words": 60,
-    "instruct.num_functions": 12,
     "model.num_layers": 1,
     "model.d_model": 16,
     "model.num_heads": 4,
@@ -52,9 +50,7 @@ SMALL = {
     "eval.max_new_tokens": 8,
     "reward.pairs.max_new_tokens": 8,
     "eval.num_comparisons": 8,
-    "eval.num_samples": 4,
     "eval.num_heldout": 1,
-    "eval.ngram_order": 2,
 }
 for _stage in TRAINED:
     SMALL |= {
