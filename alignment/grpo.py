@@ -71,7 +71,7 @@ def start(
 ) -> TrainState:
     """State before the first iteration; the parameters are copied, since they are the reference."""
     optimizer = _optimizer(config, model_config)
-    shardings = state_shardings(optimizer, model_config, params, mesh)
+    shardings = state_shardings(optimizer, model_config, params, mesh, config.optimizer.frozen)
     return init_state(jax.tree.map(jnp.copy, params), optimizer, shardings)
 
 
@@ -101,14 +101,14 @@ def make_iteration(
       iteration(state, prompts) -> (state, metrics): those of `policy.measure`, and means over the
       iteration's updates of the policy's metrics.
     """
-    settings = config.rollout
+    settings, optimizer = config.rollout, _optimizer(config, model_config)
     step = make_step(
         policy.policy_loss(
             settings, model_config, dual_clip=float("inf"), kl_coef=settings.kl_coef
         ),
-        _optimizer(config, model_config),
+        optimizer,
         config.loop.num_microbatches,
-        state_shardings(_optimizer(config, model_config), model_config, start_state.params, mesh),
+        state_shardings(optimizer, model_config, start_state.params, mesh, config.optimizer.frozen),
     )
     gather = functools.partial(jax.jit(_gather, static_argnums=(0, 1)), config, model_config)
 

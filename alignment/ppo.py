@@ -12,11 +12,12 @@ Source: arXiv 1707.06347; details as in arXiv 2403.17031.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from alignment import gae, losses, policy, rollout
@@ -73,15 +74,10 @@ def start(
 
     Policy and critic are copied: they are references too, and a step donates its state.
     """
-    optimizers = _optimizers(config, model_config)
-    configs = (model_config, scalar_config(model_config))
+    placed = _optimizers(config, model_config, (params, critic), mesh)
     states = [
-        init_state(
-            jax.tree.map(jnp.copy, params),
-            optimizer,
-            state_shardings(optimizer, shape, params, mesh),
-        )
-        for params, optimizer, shape in zip((params, critic), optimizers, configs, strict=True)
+        init_state(jax.tree.map(jnp.copy, found), *place)
+        for found, place in zip((params, critic), placed, strict=True)
     ]
     return _pack(jnp.zeros((), jnp.int32), *states)
 
@@ -185,20 +181,27 @@ def critic_loss(config: PPOConfig, model_config: TransformerConfig) -> LossFn:
 
 def _pack(step: jax.Array, actor: TrainState, critic: TrainState) -> TrainState:
     own = {"step": actor.step, "opt_state": actor.opt_state}
-    return TrainState(step, actor.params, {"policy": own, "critic": critic._asdict()})
+    opt_state = {"policy": own, "critic": critic._asdict()}
+    return TrainState(step, actor.trainable, opt_state, actor.frozen)
 
 
 def _unpack(state: TrainState) -> tuple[TrainState, TrainState]:
-    actor = TrainState(params=state.params, **state.opt_state["policy"])
-    return actor, TrainState(**state.opt_state["critic"])
+    own, critic = state.opt_state["policy"], state.opt_state["critic"]
+    return state._replace(**own), TrainState(**critic)
 
 
-def _optimizers(config: PPOConfig, model_config: TransformerConfig):
+def _optimizers(
+    config: PPOConfig, model_config: TransformerConfig, models: Iterable[Params], mesh: Mesh
+) -> list[tuple[optax.GradientTransformation, TrainState]]:
+    """(optimizer, shardings of its state) of the policy and of the critic."""
     num_updates = config.loop.num_steps * config.rollout.num_updates()
-    return (
-        make_optimizer(config.optimizer, model_config, num_updates),
-        make_optimizer(config.critic_optimizer, scalar_config(model_config), num_updates),
-    )
+    chosen = (config.optimizer, config.critic_optimizer)
+    shapes, found = (model_config, scalar_config(model_config)), []
+    for section, shape, params in zip(chosen, shapes, models, strict=True):
+        optimizer = make_optimizer(section, shape, num_updates)
+        placed = state_shardings(optimizer, shape, params, mesh, section.frozen)
+        found.append((optimizer, placed))
+    return found
 
 
 def _steps(config: PPOConfig, model_config: TransformerConfig, mesh: Mesh, start_state: TrainState):
@@ -206,16 +209,9 @@ def _steps(config: PPOConfig, model_config: TransformerConfig, mesh: Mesh, start
         policy.policy_loss(config.rollout, model_config, dual_clip=config.dual_clip),
         critic_loss(config, model_config),
     )
-    shapes = (model_config, scalar_config(model_config))
-    states = _unpack(start_state)
+    models = [state.params for state in _unpack(start_state)]
+    placed = _optimizers(config, model_config, models, mesh)
     return [
-        make_step(
-            loss,
-            optimizer,
-            config.loop.num_microbatches,
-            state_shardings(optimizer, shape, state.params, mesh),
-        )
-        for loss, optimizer, shape, state in zip(
-            found_losses, _optimizers(config, model_config), shapes, states, strict=True
-        )
+        make_step(loss, optimizer, config.loop.num_microbatches, shardings)
+        for loss, (optimizer, shardings) in zip(found_losses, placed, strict=True)
     ]

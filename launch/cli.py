@@ -228,11 +228,12 @@ def _run_pipeline(verb: str, given: flags.FlagValues, parsed: Any) -> dict:
         sources.refuse_around(parsed.data.sources, run.path)
     from launch.pipeline import run_stages
     from launch.stages.tokenizer import check_chat
+    from launch.store.shared import Store
 
     check_chat(parsed)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     progress = Progress()
-    store = _open_store(given.store, run.path, progress)
+    store = Store(Path(given.store or run.path.resolve().parent / ".store"))
     only = None if verb == "run" else verb
 
     def work() -> dict:
@@ -245,21 +246,6 @@ def _run_pipeline(verb: str, given: flags.FlagValues, parsed: Any) -> dict:
     with _naming(run.path):
         done = _until_stopped(work, progress, "stopped by SIGTERM; what is finished is kept")
     return {"verb": verb, "run": str(run.path), **done}
-
-
-def _open_store(named: str, run: Path, progress: Any) -> Any:
-    """The store that is named, or the one beside the run, where one can be made there."""
-    from launch.store.shared import Store
-
-    place = Path(named or run.resolve().parent / ".store")
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if named:
-            raise BadInput(f"--store={named}: cannot be made ({error.strerror})") from error
-        progress.note(f"runs share nothing: {place}: {error.strerror}; --store names another place")
-        return None
-    return Store(place)
 
 
 def _until_stopped(work: Callable[[], dict], progress: Any, message: str) -> dict:

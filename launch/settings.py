@@ -27,7 +27,7 @@ from model.sharding import MeshConfig
 from model.transformer import declare
 from train.lm import LMConfig
 from train.loop import LoopConfig
-from train.optimizer import OptimizerConfig, make_schedule
+from train.optimizer import OptimizerConfig, make_schedule, split
 
 MAX_SHOTS = 1000
 
@@ -52,11 +52,8 @@ class EvalConfig:
 
     batch_size: int = 64  # rows or prompts at once
     max_new_tokens: int = 48  # longest answer, tokens
-    temperature: float = 1.0  # of the sampled answers that policies are compared on
     num_comparisons: int = 400  # prompts on which a policy is compared with the one it started from
-    num_samples: int = 8  # dialogues shown in the report
     num_heldout: int = 8  # held out, for training: documents a domain, conversations a kind
-    ngram_order: int = 5  # bytes, of the n-gram baseline
     sets: str = ""  # files of evaluation sets, for the gate contamination; none is evaluated
     tasks: tuple[str, ...] = ()  # benchmarks to measure each model on: files of eval/tasks
     data: str = ""  # folder with a folder of files for each of them: mmlu/, gsm8k/
@@ -64,9 +61,9 @@ class EvalConfig:
     limit: int = 0  # questions asked of each task, spread evenly over it; 0: all
 
     def __post_init__(self):
-        for key in ("batch_size", "max_new_tokens", "num_comparisons", "ngram_order"):
+        for key in ("batch_size", "max_new_tokens", "num_comparisons"):
             require(self, **{key: (getattr(self, key) >= 1, "at least 1")})
-        for key in ("temperature", "num_samples", "num_heldout", "limit"):
+        for key in ("num_heldout", "limit"):
             require(self, **{key: (getattr(self, key) >= 0, "0 or more")})
         shots = (-1 <= self.num_shots <= MAX_SHOTS, f"between -1 and {MAX_SHOTS}")
         require(self, num_shots=shots)
@@ -153,7 +150,7 @@ def parse(config: Any) -> Settings:
     if settings.model:
         model = dataclasses.replace(settings.model, layout=settings.layout)
         settings = dataclasses.replace(settings, model=model)
-    _check_schedules(settings)
+    _check_optimizers(settings)
     _check_mixture(settings)
     _check_model(settings)
     _check_sets(settings)
@@ -274,7 +271,9 @@ def _check_mixture(settings: Settings) -> None:
                 raise BadInput(f"{path} has {domain!r}; allowed: {allowed}")
 
 
-def _check_schedules(settings: Settings) -> None:
+def _check_optimizers(settings: Settings) -> None:
+    """Refuses warmups as long as training, and frozen weights that the model has not."""
+    weights = declare(settings.model) if _trained(settings) else {}
     for name in _trained(settings):
         section = getattr(settings, name)
         optimizers, updates = {"optimizer": section.optimizer}, section.loop.num_steps
@@ -285,6 +284,7 @@ def _check_schedules(settings: Settings) -> None:
         for key, optimizer in optimizers.items():
             try:
                 make_schedule(optimizer, updates)
+                split(weights, optimizer.frozen)
             except ValueError as error:
                 raise BadInput(f"{name}.{key}: {error}") from error
 

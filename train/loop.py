@@ -88,7 +88,7 @@ def fit(
       The others are as in `run`.
     """
     optimizer = make_optimizer(optimizer_config, model_config, config.num_steps)
-    shardings = state_shardings(optimizer, model_config, params, mesh)
+    shardings = state_shardings(optimizer, model_config, params, mesh, optimizer_config.frozen)
     state = init_state(params, optimizer, shardings)
     if moments is not None and checkpointer.is_empty():
         state = state._replace(opt_state=moments(state.opt_state))
@@ -343,7 +343,7 @@ def _resume(state: TrainState, loader: Any, checkpointer: "Checkpointer") -> tup
     jax.tree.map(lambda leaf: leaf.delete(), state)
     step, params, rest, loader_state = checkpointer.restore(state.params, _rest(state))
     loader.set_state(loader_state)
-    return TrainState(rest["step"], params, rest["opt_state"]), step
+    return state._replace(**rest).with_params(params), step
 
 
 def _rest(state: TrainState) -> dict:

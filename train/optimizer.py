@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
+from flax import traverse_util
 
 from model.config import TransformerConfig, require
 from model.layer import is_matrix
@@ -42,6 +43,7 @@ class OptimizerConfig:
     beta2: float = 0.95  # decay of the second moment
     eps: float = 1e-8  # added to the root of the second moment
     clip_norm: float = 1.0  # global gradient norm
+    frozen: tuple[str, ...] = ()  # names in paths of weights that stay as they are, as 'embedding'
 
     def __post_init__(self):
         require(
@@ -98,9 +100,28 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, optax.constant_schedule(peak), decay], boundaries)
 
 
-def decay_mask(model_config: TransformerConfig) -> Any:
+def split(params: Any, frozen: Collection[str]) -> tuple[Any, Any]:
+    """(trainable, frozen) of a tree of parameters: frozen is what has one of the names in its path.
+
+    Raises:
+      ValueError: a name that no path has, or nothing is left to train.
+    """
+    flat = traverse_util.flatten_dict(params)
+    known = {name for path in flat for name in path}
+    for name in frozen:
+        if name not in known:
+            raise ValueError(f"frozen has {name!r}; allowed: {', '.join(sorted(known))}")
+    parts = [{}, {}]
+    for path, leaf in flat.items():
+        parts[not set(frozen).isdisjoint(path)][path] = leaf
+    if not parts[0]:
+        raise ValueError(f"frozen is {frozen}; it must leave a weight to train")
+    return tuple(traverse_util.unflatten_dict(part) for part in parts)
+
+
+def decay_mask(model_config: TransformerConfig, frozen: Collection[str] = ()) -> Any:
     """True for weights that decay: matrices do; scales, biases and a scalar head do not."""
-    return _by_leaf(model_config, is_matrix)
+    return _by_leaf(model_config, is_matrix, frozen)
 
 
 def make_optimizer(
@@ -123,14 +144,14 @@ def make_optimizer(
         b2=config.beta2,
         eps=config.eps,
         weight_decay=config.weight_decay,
-        mask=decay_mask(model_config),
+        mask=decay_mask(model_config, config.frozen),
     )
     if config.kind == "muon":
         optimizer = _add_muon(optimizer, config, model_config, schedule)
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     if not model_config.moe.balance_bias:
         return optimizer
-    is_balance = _by_leaf(model_config, lambda name, _: name == BALANCE)
+    is_balance = _by_leaf(model_config, lambda name, _: name == BALANCE, config.frozen)
 
     def update(grads, state, params):
         still = jax.tree.map(lambda g, other: jnp.zeros_like(g) if other else g, grads, is_balance)
@@ -170,8 +191,9 @@ def _add_muon(
     schedule: optax.Schedule,
 ) -> optax.GradientTransformation:
     """Muon for matrices between activations, and `adamw` for the rest."""
-    dims = _by_leaf(model_config, lambda *weight: muon_dims(*weight) or optax.MaskedNode())
-    labels = _by_leaf(model_config, lambda *weight: "muon" if muon_dims(*weight) else "adamw")
+    is_none, frozen = optax.MaskedNode(), config.frozen
+    dims = _by_leaf(model_config, lambda *weight: muon_dims(*weight) or is_none, frozen)
+    labels = _by_leaf(model_config, lambda *weight: KINDS[muon_dims(*weight) is not None], frozen)
 
     def scale(update: jax.Array, dims: optax.contrib.MuonDimensionNumbers) -> jax.Array:
         """An orthogonal matrix has a root mean square of max(rows, columns)^-1/2."""
@@ -187,8 +209,11 @@ def _add_muon(
     return optax.partition({"adamw": adamw, "muon": muon}, labels)
 
 
-def _by_leaf(model_config: TransformerConfig, fn: Callable[[str, str], Any]) -> Any:
-    """fn(name, letters) of every weight, as a tree like the parameters'."""
+def _by_leaf(
+    model_config: TransformerConfig, fn: Callable[[str, str], Any], frozen: Collection[str]
+) -> Any:
+    """fn(name, letters) of every weight that is trained, as a tree like the trainable ones."""
     return jax.tree.map_with_path(
-        lambda path, weight: fn(path[-1].key, weight.letters), declare(model_config)
+        lambda path, weight: fn(path[-1].key, weight.letters),
+        split(declare(model_config), frozen)[0],
     )

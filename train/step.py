@@ -1,17 +1,18 @@
 """The training step: forward, backward, divide once, update. Every stage trains through it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from model import sharding
 from model.config import TransformerConfig
 from model.transformer import Params, declare
-from train.optimizer import BALANCE
+from train.optimizer import BALANCE, split
 
 Batch = Mapping[str, jax.Array]
 # Metrics that the step and the loop make; no named sum may take their place.
@@ -38,11 +39,35 @@ LossFn = Callable[[Params, Batch], Sums]
 
 
 class TrainState(NamedTuple):
-    """What a step changes: number of steps done, parameters, optimizer state."""
+    """A model in training: steps done, what a step changes, the optimizer's state of that, and the
+    parameters that stay as they are."""
 
     step: jax.Array
-    params: Params
+    trainable: Params
     opt_state: Any
+    frozen: Params = {}
+
+    @property
+    def params(self) -> Params:
+        """All parameters of the model."""
+        return merge(self.trainable, self.frozen)
+
+    def with_params(self, params: Params) -> "TrainState":
+        """The same state of other parameters, split as these are."""
+        trainable, frozen = (_pick(params, like) for like in (self.trainable, self.frozen))
+        return self._replace(trainable=trainable, frozen=frozen)
+
+
+def merge(trainable: Params, frozen: Params) -> Params:
+    """One tree of two that have no leaf in common."""
+    parts = [traverse_util.flatten_dict(tree) for tree in (trainable, frozen)]
+    return traverse_util.unflatten_dict(parts[0] | parts[1])
+
+
+def _pick(params: Params, like: Params) -> Params:
+    """The leaves at the places that `like` has."""
+    flat, wanted = traverse_util.flatten_dict(params), traverse_util.flatten_dict(like)
+    return traverse_util.unflatten_dict({path: flat[path] for path in wanted})
 
 
 def init_state(
@@ -53,12 +78,14 @@ def init_state(
     The parameters are donated: they become the state's, and no second copy of them is ever made.
     Who wants to keep them passes a copy.
     """
-    create = jax.jit(
-        lambda params: TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)),
-        out_shardings=shardings,
-        donate_argnums=0,
-    )
-    return create(jax.device_put(params, shardings.params))
+
+    def create(params: Params) -> TrainState:
+        trainable = _pick(params, shardings.trainable)
+        opt_state, step = optimizer.init(trainable), jnp.zeros((), jnp.int32)
+        return TrainState(step, trainable, opt_state, _pick(params, shardings.frozen))
+
+    place = jax.jit(create, out_shardings=shardings, donate_argnums=0)
+    return place(jax.device_put(params, shardings.params))
 
 
 def state_shardings(
@@ -66,10 +93,15 @@ def state_shardings(
     config: TransformerConfig,
     params: Params,
     mesh: Mesh,
+    frozen: Collection[str] = (),
 ) -> TrainState:
-    """A TrainState of shardings: moments lie where their weights lie, counters everywhere."""
+    """A TrainState of shardings: moments lie where their weights lie, counters everywhere.
+
+    Args:
+      frozen: as of OptimizerConfig; it splits the parameters.
+    """
     everywhere = NamedSharding(mesh, PartitionSpec())
-    weights = sharding.weight_shardings(declare(config), mesh)
+    weights, kept = split(sharding.weight_shardings(declare(config), mesh), frozen)
 
     def is_masked(node: Any) -> bool:
         return isinstance(node, optax.MaskedNode)  # of weights that are another optimizer's
@@ -77,12 +109,12 @@ def state_shardings(
     moments = optax.tree_map_params(
         optimizer,
         lambda moment, place: moment if is_masked(moment) else place,
-        jax.eval_shape(optimizer.init, params),
+        jax.eval_shape(optimizer.init, split(params, frozen)[0]),
         weights,
         transform_non_params=lambda _: everywhere,
         is_leaf=is_masked,
     )
-    return TrainState(everywhere, weights, moments)
+    return TrainState(everywhere, weights, moments, kept)
 
 
 def make_step(
@@ -96,10 +128,11 @@ def make_step(
     Losses, gradients and named sums are added up over microbatches and devices and divided once by
     the global weight: a mean of means would be biased where microbatches carry unequal weight. A
     batch without any weight leaves parameters and optimizer state, the schedule's count included,
-    as they are, and its loss, gradient norm and sums are 0.
+    as they are, and its loss, gradient norm and sums are 0. Frozen parameters reach the loss like
+    all others, and have neither gradients nor moments.
 
     Args:
-      loss_fn: (params, batch) -> Sums.
+      loss_fn: (params, batch) -> Sums; of all parameters.
       optimizer: any optax transformation.
       num_microbatches: parts into which the batch's rows are split, one after another.
       shardings: from `state_shardings`; the new state stays where the old one was, so that the
@@ -107,19 +140,22 @@ def make_step(
 
     Returns:
       step(state, batch) -> (new state, metrics); the old state is donated. Metrics are loss,
-      grad_norm (of the objective, before clipping), param_growth (norm of all parameters after the
+      grad_norm (of the objective, before clipping), param_growth (norm of what is trained after the
       update over that before it), and each named sum over the weight.
 
     Raises, when the step is first called:
       ValueError: a named sum has a reserved name.
     """
-    grad_fn = jax.value_and_grad(_with_sums(loss_fn), has_aux=True)
+    objective = _with_sums(loss_fn)
 
     def step(state: TrainState, batch: Batch):
+        grad_fn = jax.value_and_grad(
+            lambda trainable, part: objective(merge(trainable, state.frozen), part), has_aux=True
+        )
         if num_microbatches == 1:
-            (_, sums), grads = grad_fn(state.params, batch)
+            (_, sums), grads = grad_fn(state.trainable, batch)
         else:
-            sums, grads = _accumulate(grad_fn, state.params, _split(batch, num_microbatches))
+            sums, grads = _accumulate(grad_fn, state.trainable, _split(batch, num_microbatches))
         has_weight = sums.weight > 0
         divisor = jnp.where(has_weight, sums.weight, 1.0)
         grads = jax.tree.map(lambda g: g / divisor, grads)
@@ -128,17 +164,17 @@ def make_step(
         metrics["grad_norm"] = optax.tree.norm(_without_balance(grads))
 
         def update():
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            return optax.apply_updates(state.params, updates), opt_state
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+            return optax.apply_updates(state.trainable, updates), opt_state
 
         # Not jnp.where, which would keep old moments beside new ones.
-        params, opt_state = jax.lax.cond(
-            has_weight, update, lambda: (state.params, _pass_over(state.opt_state))
+        trainable, opt_state = jax.lax.cond(
+            has_weight, update, lambda: (state.trainable, _pass_over(state.opt_state))
         )
         # Of what is read and written anyway; the update's own norm would keep a copy of it.
-        growth = optax.tree.norm(params) / optax.tree.norm(state.params)
+        growth = optax.tree.norm(trainable) / optax.tree.norm(state.trainable)
         metrics["param_growth"] = jnp.where(has_weight, growth, 1.0)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, trainable, opt_state, state.frozen), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 

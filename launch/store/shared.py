@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from data.errors import BadInput
 from launch.store.rundir import LOCKLESS, SCORE, RunDir, digest, read_json, remove, write_json
 
 POLL_SECS = 1.0
@@ -34,10 +35,19 @@ class Store:
 
         Args:
           note: takes a line when it has to wait.
+
+        Raises:
+          BadInput: no store can be made there.
         """
         place = self.path / stage / digest(inputs)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(place.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(place.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise BadInput(
+                f"{self.path}: cannot be written ({error.strerror}); --store=DIR names another "
+                "place for what runs share"
+            ) from error
         try:
             _wait(descriptor, lambda: note(f"another run makes the same {stage}; waiting for it"))
             yield place

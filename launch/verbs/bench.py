@@ -52,7 +52,7 @@ def _bench_training(
 ) -> dict:
     section = settings.pretrain
     optimizer = make_optimizer(section.optimizer, config, section.loop.num_steps)
-    shardings = state_shardings(optimizer, config, params, mesh)
+    shardings = state_shardings(optimizer, config, params, mesh, section.optimizer.frozen)
     loss = lm_loss(config, section.z_loss)
     step = make_step(loss, optimizer, section.loop.num_microbatches, shardings)
     state = init_state(jax.tree.map(jnp.copy, params), optimizer, shardings)

@@ -1,5 +1,6 @@
 """One step: microbatches and devices change no number, nothing compiles twice, state is donated."""
 
+import dataclasses
 import functools
 
 import jax
@@ -16,8 +17,8 @@ from model.transformer import declare, forward
 from tests.marks import by_default
 from tests.tiny import replace
 from train.lm import LMConfig, lm_loss
-from train.optimizer import OptimizerConfig, make_optimizer
-from train.step import RESERVED, Sums, TrainState, init_state, make_step, state_shardings
+from train.optimizer import OptimizerConfig, make_optimizer, split
+from train.step import RESERVED, Sums, TrainState, init_state, make_step, merge, state_shardings
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -319,3 +320,54 @@ def test_bad_lm_config_is_named(changes, complaint):
     assert LMConfig(**given).seq_len == 8
     with pytest.raises(ValueError, match=complaint):
         LMConfig(**(given | changes))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+def test_frozen_weights_stay_and_the_others_move_as_alone(kind, num_microbatches):
+    """Against optax on the gradient of the other weights, by autodiff of the whole loss."""
+    frozen = ("embedding", "feed_forward")
+    config = dataclasses.replace(OPTIMIZER, kind=kind, frozen=frozen)
+    mesh = sharding.make_mesh(MeshConfig(fsdp=2), jax.devices()[:2])
+    optimizer, params = make_optimizer(config, SHAPE, 20), make_params()
+    trainable, kept = split(params, frozen)
+    shardings = state_shardings(optimizer, SHAPE, params, mesh, frozen)
+    opt_state = optimizer.init(trainable)
+    with jax.set_mesh(mesh):
+        state = init_state(jax.tree.map(jnp.copy, params), optimizer, shardings)
+        step = make_step(counted_loss, optimizer, num_microbatches, shardings)
+        for batch in BATCHES:
+            grads = split(mean_gradient(merge(trainable, kept), batch), frozen)[0]
+            updates, opt_state = optimizer.update(grads, opt_state, trainable)
+            trainable = optax.apply_updates(trainable, updates)
+            state, metrics = step(state, jax.device_put(batch, sharding.batch_sharding(mesh)))
+            np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-4)
+    assert jax.tree.structure(state.params) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, state.frozen, kept)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+    jax.tree.map(close, state.trainable, trainable)
+    sizes = [sum(x.size for x in jax.tree.leaves(tree)) for tree in (state.opt_state, trainable)]
+    assert sizes[0] < 2.1 * sizes[1], "no moments of the others"
+
+
+def mean_gradient(params, batch):
+    def loss(params):
+        sums = counted_loss(params, batch)
+        return sums.objective / sums.weight
+
+    return jax.grad(loss)(params)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "words"),
+    [
+        (
+            ("embeding",),
+            "frozen has 'embeding'; allowed: attention, attention_norm, down",
+        ),
+        (("embedding", "norm", "stack0"), "it must leave a weight to train"),
+    ],
+)
+def test_names_of_no_weights_are_refused(frozen, words):
+    with pytest.raises(ValueError, match=words):
+        make_optimizer(dataclasses.replace(OPTIMIZER, frozen=frozen), SHAPE, 20)
