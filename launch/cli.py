@@ -5,6 +5,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -36,6 +37,7 @@ DONE, DIVERGED, BAD_INPUT, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
 def main() -> None:
     """Entry point of the `seedbed` command."""
     _use_huge_pages()
+    _keep_compiled()
     sys.exit(run_command(sys.argv[1:]))
 
 
@@ -49,6 +51,19 @@ def _use_huge_pages() -> None:
     if wanted and set(sys.argv[1:2]) & set(COMPUTING):
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _keep_compiled() -> None:
+    """Lets jax keep compiled programs in the user's cache, unless the environment names a place.
+
+    Processors have a folder each, by what they can do: a program for another one may not run.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    about = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
+    flags = next((line for line in about.splitlines() if line.startswith(("flags", "Feat"))), about)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = f"jax-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "seedbed" / name))
 
 
 def run_command(arguments: list[str]) -> int:

@@ -205,8 +205,11 @@ class Meter:
     def before_step(self) -> None:
         """Takes the pending step's time if it has ended: the next one is not to be timed with it.
 
-        Where dispatching a step runs it, on some CPUs, afterwards would be a step too late.
+        Where dispatching a step runs it, on some CPUs, afterwards would be a step too late. The
+        first step of a process is announced, since compiling it may take minutes.
         """
+        if not self._newest:
+            self._watch.log("compiling, then the first step")
         if self._pending and all(leaf.is_ready() for leaf in jax.tree.leaves(self._pending[1])):
             self._ended_secs = self._clock_secs()
 

@@ -404,3 +404,19 @@ def test_a_report_says_which_stages_are_not_finished(small, tmp_path):
 
 def test_verbs_are_the_stages_and_six_more():
     assert set(VERBS) == {*STAGES, "run", "chat", "bench", "import", "export", "config"}
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["in the user's cache", "where asked"])
+def test_compiled_programs_are_kept_between_commands(tmp_path, named):
+    """By a process of its own, since jax reads the variable as it starts."""
+    place = tmp_path / "asked" if named else tmp_path / "cache" / "seedbed"
+    environment = os.environ | {
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_COMPILATION_CACHE_DIR": str(place),
+    }
+    if not named:
+        del environment["JAX_COMPILATION_CACHE_DIR"]
+    code = "from launch import cli; cli._keep_compiled(); import jax; jax.jit(lambda x: x + 1)(2)"
+    subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, check=True)
+    assert list(place.rglob("*-cache"))

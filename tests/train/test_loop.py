@@ -219,8 +219,9 @@ def test_metrics_are_written_one_step_late_and_all_of_them(trial, undisturbed):
     assert {"loss", "grad_norm", "tokens", "step"} <= trial.lines[0].keys()
     assert all(line["tokens_per_sec"] > 0 for line in trial.lines[1:])
     assert trial.lines[-1]["loss"] < trial.lines[0]["loss"]
-    assert len(trial.progress) == 5
-    assert re.match("step 1/10 .*loss 3.5", trial.progress[0])
+    assert len(trial.progress) == 6
+    assert trial.progress[0] == "compiling, then the first step"
+    assert re.match("step 1/10 .*loss 3.5", trial.progress[1])
 
 
 def test_learning_rate_is_that_of_the_update_of_the_step(trial):

@@ -57,7 +57,7 @@ def put(tree, value):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize(
-    ("field", "told"), [("params", "parameters are"), ("opt_state", "optimizer state is")]
+    ("field", "told"), [("trainable", "parameters are"), ("opt_state", "optimizer state is")]
 )
 def test_a_state_that_is_not_finite_is_not_saved(trial, field, told, value):
     """One number of it, from an update whose own metrics are finite."""
