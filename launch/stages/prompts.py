@@ -1,10 +1,10 @@
-"""What PPO and GRPO are handed: prompts by set, and the reward of an answer."""
+"""What PPO and GRPO share: prompts by set, the reward of an answer, and the loop."""
 
 import importlib
 import inspect
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from alignment import policy, rollout, score
 from alignment.policy import Score
@@ -17,6 +17,8 @@ from launch.job import Job
 from launch.stages import conversations
 from launch.stages.conversations import BUILT_IN
 from model.transformer import Params
+from train import loop
+from train.checkpoint import params_hash
 
 GRADE = "grade"  # the reward function that grades an answer as evaluation does
 
@@ -85,7 +87,39 @@ def find_function(name: str) -> score.RewardFn:
     return found
 
 
-def evaluators(job: Job, prompts: Prompts, score: Score, reference: Params) -> dict:
+def optimise(
+    job: Job,
+    prompts: Prompts,
+    score: Score,
+    reference: Params,
+    start: Any,
+    iterate: Callable[[Any, Any], tuple[Any, dict]],
+    answers: int,
+) -> dict:
+    """Runs a stage's iterations from the state `start`; `answers` are those to one prompt.
+
+    Returns the stage's summary.
+    """
+    config = job.section
+    schedule = policy.learning_rate(config.rollout, config.optimizer, config.loop.num_steps)
+    with job.keeping(job.model) as (checkpointer, watch):
+        state = loop.run(
+            config.loop,
+            start,
+            iterate,
+            job.loader(prompts.sources),
+            job.mesh,
+            checkpointer,
+            watch,
+            step_tokens=config.loop.batch_size * answers * config.rollout.max_new_tokens,
+            learning_rate=schedule,
+            evaluators=_evaluators(job, prompts, score, reference),
+        )
+    num_prompts = sum(len(rows) for rows, _ in prompts.sources.values())
+    return {"prompts": num_prompts, "params_sha256": params_hash(state.params)}
+
+
+def _evaluators(job: Job, prompts: Prompts, score: Score, reference: Params) -> dict:
     """Rewards of answers to held-out prompts, by set."""
     config = job.section
     return {
