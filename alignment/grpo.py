@@ -112,14 +112,10 @@ def make_iteration(
     )
     gather = functools.partial(jax.jit(_gather, static_argnums=(0, 1)), config, model_config)
 
-    @jax.jit
-    def repeat(prompts: Batch) -> Batch:
-        return {name: jnp.repeat(x, config.group_size, axis=0) for name, x in prompts.items()}
-
     def iteration(state: TrainState, prompts: Batch):
         number = state.step // settings.num_updates()
         rng, order_rng = jax.random.split(jax.random.fold_in(jax.random.key(seed), number))
-        rows = repeat(prompts)
+        rows = _repeat(prompts, config.group_size)
         sequences, finished_B = policy.answer(
             settings, model_config, tokenizer, state.params, rows, rng
         )
@@ -132,6 +128,12 @@ def make_iteration(
         return state, metrics | policy.mean_metrics(updates)
 
     return iteration
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _repeat(prompts: Batch, times: int) -> Batch:
+    """Each row so many times, one after another."""
+    return {name: jnp.repeat(x, times, axis=0) for name, x in prompts.items()}
 
 
 def _gather(

@@ -1,8 +1,8 @@
-"""Runs every stage with a TPU compiler in the place of devices.
+"""Runs every stage with a TPU compiler, or its lowering alone, in the place of devices.
 
 test_tpu_lowering.py starts this file in a process of its own, with libtpu's environment:
 
-    python -m tests.tpu_programs FOLDER TOPOLOGY KIND, one of KINDS
+    python -m tests.tpu_programs FOLDER TOPOLOGY KIND [lower]     (KIND: one of KINDS)
 
 `jax.jit` is replaced before any package of ours is imported: a program is found because a stage
 calls it, never because it is listed here. When it is called it is traced and compiled for the
@@ -13,7 +13,7 @@ to come to their end.
 
 The last line of standard output is a JSON list with one object a program: the stage, the module,
 line of its `jax.jit`, the number of Pallas kernels in the program, the platform of
-its devices, the seconds to compile, and the error ("" if none).
+its devices, the seconds to lower and compile, and the error ("" if none).
 """
 
 import contextlib
@@ -36,8 +36,8 @@ from jax.sharding import Mesh, NamedSharding
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("model", "train", "alignment", "eval", "launch")
 LENGTH = 256  # tokens a row; splash attention takes multiples of 128
-# Verbs in order, and the keys that change from there on: DPO and PPO run the model on all tokens of
-# a row but the last.
+# Verbs in order, and the keys that change from there on: DPO, PPO and GRPO run the model on all
+# tokens of a row but the last.
 VERBS = (
     ("curate", {}),
     ("tokenizer", {}),
@@ -47,6 +47,7 @@ VERBS = (
     ("reward", {"reward.seq_len": LENGTH + 1}),
     ("dpo", {}),
     ("ppo", {}),
+    ("grpo", {}),
     ("eval", {}),
 )
 # Kinds of runs: sizes of the mesh's axes, and keys that bring other programs about.
@@ -102,7 +103,8 @@ plain_jit = jax.jit
 class Compiler:
     """What takes the place of `jax.jit`, and the programs that it has compiled."""
 
-    def __init__(self, topology: str):
+    def __init__(self, topology: str, compiles: bool):
+        self._compiles = compiles
         self.chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
         self.rows: list[dict] = []
         self._stage, self._again, self._outputs, self._compiled = "", False, {}, set()
@@ -134,7 +136,9 @@ class Compiler:
                 traced = plain_jit(program.function, **options).trace(*args, **kwargs)
                 if not self._again and alike not in self._compiled:
                     self._compiled.add(alike)
-                    self.rows.append({"stage": self._stage, **program.place, **try_out(traced)})
+                    self.rows.append(
+                        {"stage": self._stage, **program.place, **try_out(traced, self._compiles)}
+                    )
             self._outputs[key] = ones(traced.out_info, program.options.get("out_shardings"))
         return self._outputs[key]()
 
@@ -160,15 +164,16 @@ class Compiler:
         return sharding.make_mesh(sharding.MeshConfig(**dict(axes)), self.chips[:count])
 
 
-def try_out(traced: Any) -> dict:
-    """Compiles a traced program."""
+def try_out(traced: Any, compiles: bool) -> dict:
+    """Lowers a traced program for its chips; and compiles it, if wanted."""
     found = {"kernels": 0, "platform": "", "error": ""}
     start, cpu_start = time.perf_counter(), time.process_time()
     try:
         lowered = traced.lower()
         found["kernels"] = lowered.as_text().count(KERNEL)
-        places = jax.tree.leaves(lowered.compile().output_shardings)
-        found["platform"] = next(iter(places[0].device_set)).platform
+        (found["platform"],) = lowered._lowering._platforms
+        if compiles:
+            lowered.compile()
     except (NotImplementedError, ValueError, jax.errors.JaxRuntimeError) as error:
         found["error"] = f"{type(error).__name__}: {error}"[:1000]
     found["secs"] = round(time.perf_counter() - start, 2)
@@ -199,9 +204,11 @@ class Program:
 
 def settings(folder: Path, axes: dict[str, int], more: dict[str, Any]) -> dict[str, Any]:
     """The pulse of test_launch_stages, with rows that splash attention takes, on the mesh."""
+    from launch.stages.stage import STAGES
     from tests.launch.test_stages import MIX, SMALL, benchmarks, sources
 
     changes = {
+        "stages": tuple(STAGES),
         "mesh.data": 1,
         "mesh.fsdp": 1,
         "mesh.tensor": 1,
@@ -214,6 +221,8 @@ def settings(folder: Path, axes: dict[str, int], more: dict[str, Any]) -> dict[s
         "reward.pairs.corrupt_rate": 1.0,  # the model's own answers are all alike: ones
         "ppo.rollout.max_prompt_tokens": LENGTH + 1 - SMALL["ppo.rollout.max_new_tokens"],
         "ppo.rollout.num_epochs": 1,
+        "grpo.rollout.max_prompt_tokens": LENGTH + 1 - SMALL["ppo.rollout.max_new_tokens"],
+        "grpo.rollout.max_new_tokens": SMALL["ppo.rollout.max_new_tokens"],
     }
     mesh = {f"mesh.{axis}": size for axis, size in axes.items()}
     return (
@@ -221,14 +230,14 @@ def settings(folder: Path, axes: dict[str, int], more: dict[str, Any]) -> dict[s
     )
 
 
-def main(folder: str, topology: str, kind: str) -> None:
+def main(folder: str, topology: str, kind: str, mode: str = "compile") -> None:
     """See the top of the file."""
     axes, more = KINDS[kind]
     jax.config.update("jax_num_cpu_devices", math.prod(axes.values()))
     # Quicker to compile, and what is compiled is not run.
     jax.config.update("jax_exec_time_optimization_effort", -1.0)
     jax.config.update("jax_memory_fitting_effort", -1.0)
-    compiler = Compiler(topology)
+    compiler = Compiler(topology, mode == "compile")
     jax.jit = compiler.jit
     # Where no mesh says what the devices are: as on a TPU machine.
     jax.default_backend = lambda: "tpu"
