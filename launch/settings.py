@@ -273,7 +273,6 @@ def _check_mixture(settings: Settings) -> None:
 
 def _check_optimizers(settings: Settings) -> None:
     """Refuses warmups as long as training, and frozen weights that the model has not."""
-    weights = declare(settings.model) if _trained(settings) else {}
     for name in _trained(settings):
         section = getattr(settings, name)
         optimizers, updates = {"optimizer": section.optimizer}, section.loop.num_steps
@@ -284,7 +283,8 @@ def _check_optimizers(settings: Settings) -> None:
         for key, optimizer in optimizers.items():
             try:
                 make_schedule(optimizer, updates)
-                split(weights, optimizer.frozen)
+                if optimizer.frozen:
+                    split(declare(settings.model), optimizer.frozen)
             except ValueError as error:
                 raise BadInput(f"{name}.{key}: {error}") from error
 
