@@ -162,7 +162,7 @@ _ROWS = (
         reads=(
             *("seed", "model"),
             *("eval.batch_size", "eval.max_new_tokens"),
-            *("eval.num_comparisons"),
+            "eval.num_comparisons",
             *("eval.tasks", "eval.num_shots", "eval.limit"),
             *("instruct", "pretrain.seq_len"),
         ),
