@@ -1,6 +1,8 @@
-"""Eight CPU devices, strict ranks, and no silent warnings, set once before any backend starts."""
+"""Eight CPU devices, strict ranks and dtypes, no silent warnings: set before a backend starts."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -10,7 +12,14 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+# All processes of a test run share what they compile; the first of them removes it at its end.
+CACHE = {"JAX_COMPILATION_CACHE_DIR": "", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+IS_FIRST = not CACHE.keys() <= os.environ.keys()
+if IS_FIRST:
+    os.environ |= CACHE | {"JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="compiled-")}
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 TESTS = Path(__file__).parent
 # Files of a few long tests: begun first, so that no process is alone with one of them at the end.
@@ -26,6 +35,19 @@ def pytest_collection_modifyitems(items):
     """Puts the tests of LONGEST first; the others stay in their order."""
     order = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(str(item.path.relative_to(TESTS)), len(LONGEST)))
+
+
+def pytest_unconfigure():
+    """Removes what was compiled, in the process that chose the place."""
+    if IS_FIRST:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drop_programs():
+    """What a file compiled leaves memory at its end: no other file runs it."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,7 @@ def updates_of(optimizer, params, num_steps=2):
     ],
 )
 def test_matrices_are_what_a_product_sums_over_by_what_it_gives(name, letters, expected):
-    found = muon_dims(name, tuple(letters))
+    found = muon_dims(name, letters)
     assert (found and tuple(found)) == expected
 
 
