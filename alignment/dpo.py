@@ -101,7 +101,7 @@ def dpo_loss(model_config: TransformerConfig, config: DPOConfig) -> LossFn:
         )
         weight_B = batch["weight"]
         named = {
-            "accuracy": jnp.sum((margin_B > 0) * weight_B),
+            "accuracy": jnp.sum(jnp.where(margin_B > 0, weight_B, 0)),
             "margin": jnp.sum(margin_B * weight_B),
             "chosen_logprob": jnp.sum(policy_B2[:, 0] * weight_B),
         }

@@ -30,7 +30,7 @@ def missing_eos_score(score_B, finished_B, penalty):
     Source: Huang et al. 2024 (`non_eos_penalty`). TRL subtracts the penalty instead, which a
     reward model that likes long answers can outbid.
     """
-    return jnp.where(finished_B != 0, _target(score_B), jnp.float32(penalty))
+    return jnp.where(finished_B.astype(bool), _target(score_B), jnp.float32(penalty))
 
 
 def kl_penalised_rewards(score_B, logp_BR, ref_logp_BR, mask_BR, beta):
@@ -54,7 +54,7 @@ def kl_penalised_rewards(score_B, logp_BR, ref_logp_BR, mask_BR, beta):
     a finished answer, as in OpenRLHF; TRL has it one later.
     """
     kl_BR = losses.kl_k1(_target(logp_BR), _target(ref_logp_BR))
-    penalty_BR = jnp.where(mask_BR != 0, -beta * kl_BR, 0.0)
+    penalty_BR = jnp.where(mask_BR.astype(bool), -beta * kl_BR, 0.0)
     last_BR = losses.is_last_token(mask_BR)
     return penalty_BR + jnp.where(last_BR, _target(score_B)[:, None], 0.0)
 
@@ -80,7 +80,7 @@ def gae(rewards_BR, values_BR, mask_BR, gamma, lam):
 
     Source: Schulman et al. 2016 eq. 16. The pass through the mask is verl's and Tunix's.
     """
-    real_BR = mask_BR != 0
+    real_BR = mask_BR.astype(bool)
     values_BR = _target(values_BR)
 
     def step(carry, now):
@@ -119,7 +119,7 @@ def whiten(x_BR, mask_BR):
     """
     mean, variance = _moments(_target(x_BR), mask_BR)
     scaled_BR = (_target(x_BR) - mean) * lax.rsqrt(variance + VARIANCE_FLOOR)
-    return jnp.where(mask_BR != 0, scaled_BR, 0.0)
+    return jnp.where(mask_BR.astype(bool), scaled_BR, 0.0)
 
 
 def explained_variance(values_BR, returns_BR, mask_BR):
@@ -142,7 +142,7 @@ def explained_variance(values_BR, returns_BR, mask_BR):
 
 def _moments(x_BR, mask_BR):
     """Mean and population variance over the mask (NaN if empty); float32 cancels in one pass."""
-    real_BR = mask_BR != 0
+    real_BR = mask_BR.astype(bool)
     num_tokens = jnp.sum(real_BR, dtype=jnp.float32)
     mean = jnp.sum(jnp.where(real_BR, x_BR, 0.0)) / num_tokens
     variance = jnp.sum(jnp.where(real_BR, jnp.square(x_BR - mean), 0.0)) / num_tokens

@@ -63,7 +63,7 @@ def advantages(score_B: jax.Array, mask_BR: jax.Array, group_size: int, scale: b
     apart_GS = score_GS - score_GS.mean(-1, keepdims=True)
     if scale:
         apart_GS = apart_GS / (jnp.sqrt(jnp.square(apart_GS).mean(-1, keepdims=True)) + STD_FLOOR)
-    return apart_GS.reshape(-1, 1) * mask_BR
+    return apart_GS.reshape(-1, 1) * mask_BR.astype(jnp.float32)
 
 
 def start(

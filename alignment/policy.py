@@ -125,7 +125,7 @@ def logprobs(
 def measure(score_B, finished_B, logp_BR, ref_logp_BR, mask_BR) -> dict[str, jax.Array]:
     """Metrics of a rollout: reward, kl (nats an answer) and its low-variance estimate kl_k3,
     answer_tokens, finished."""
-    num_answers = len(score_B)
+    num_answers, mask_BR = len(score_B), mask_BR.astype(jnp.float32)
     return {
         "reward": jnp.mean(score_B),
         "kl": jnp.sum(losses.kl_k1(logp_BR, ref_logp_BR) * mask_BR) / num_answers,
@@ -173,7 +173,8 @@ def heldout_reward(
             score_B = score(sequences, prompts["index"])
             logp_BR, ref_logp_BR = compare(params, reference, sequences)
             found["reward"].append(replace_unfinished(score_B, finished_B, config))
-            found["kl"].append(jnp.sum(losses.kl_k1(logp_BR, ref_logp_BR) * sequences.mask_BR, -1))
+            kl_BR = losses.kl_k1(logp_BR, ref_logp_BR) * sequences.mask_BR.astype(jnp.float32)
+            found["kl"].append(jnp.sum(kl_BR, -1))
         return {
             name: float(np.concatenate(jax.device_get(parts))[: len(rows)].mean())
             for name, parts in found.items()
@@ -243,7 +244,7 @@ def policy_loss(
     """
 
     def loss(params: Params, part: Experience):
-        mask_BR = part.sequences.mask_BR
+        mask_BR = part.sequences.mask_BR.astype(jnp.float32)
         logits_BRV = rollout.answer_logits(model_config, params, part.sequences)
         answer_BR = part.sequences.tokens_BL[:, -mask_BR.shape[1] :]
         logp_BR = token_logprobs(logits_BRV, answer_BR, config.temperature)
@@ -261,7 +262,7 @@ def policy_loss(
             "entropy": jnp.sum(entropy_BR * mask_BR),
             "update_kl": jnp.sum(losses.kl_k2(logp_BR, part.old_logp_BR) * mask_BR),
         }
-        clipped, weight = jnp.sum(loss_BR * mask_BR), jnp.sum(mask_BR).astype(jnp.float32)
+        clipped, weight = jnp.sum(loss_BR * mask_BR), jnp.sum(mask_BR)
         if not kl_coef:
             return Sums(clipped, weight, named)
         kl_BR = losses.kl_k3(logp_BR, part.ref_logp_BR)

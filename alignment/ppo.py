@@ -169,12 +169,12 @@ def critic_loss(config: PPOConfig, model_config: TransformerConfig) -> LossFn:
     """Clipped value loss of a batch of CriticExperience rows; weight: answer tokens."""
 
     def loss(params: Params, part: CriticExperience):
-        mask_BR = part.policy.sequences.mask_BR
+        mask_BR = part.policy.sequences.mask_BR.astype(jnp.float32)
         values_BR = rollout.answer_values(model_config, params, part.policy.sequences)
         loss_BR = losses.ppo_value_loss(
             values_BR, part.old_values_BR, part.returns_BR, clip=config.value_clip
         )
-        return Sums(jnp.sum(loss_BR * mask_BR), jnp.sum(mask_BR).astype(jnp.float32), {})
+        return Sums(jnp.sum(loss_BR * mask_BR), jnp.sum(mask_BR), {})
 
     return loss
 

@@ -97,7 +97,7 @@ def pair_loss(config: TransformerConfig, centering: float) -> LossFn:
         loss_B = losses.bradley_terry(chosen_B, rejected_B, jnp.zeros_like(chosen_B), centering)
         margin_B, weight_B = chosen_B - rejected_B, batch["weight"]
         named = {
-            "accuracy": jnp.sum((margin_B > 0) * weight_B),
+            "accuracy": jnp.sum(jnp.where(margin_B > 0, weight_B, 0)),
             "margin": jnp.sum(margin_B * weight_B),
         }
         return Sums(jnp.sum(loss_B * weight_B), jnp.sum(weight_B), named)

@@ -94,4 +94,4 @@ def sequence_kl(
     """kl_B: log p(answer) / p_ref(answer) in nats; its mean over samples estimates the KL spent."""
     logp_BR = answer_logprobs(config, params, sequences, temperature)
     ref_logp_BR = answer_logprobs(config, reference, sequences, temperature)
-    return jnp.sum((logp_BR - ref_logp_BR) * sequences.mask_BR, -1)
+    return jnp.sum((logp_BR - ref_logp_BR) * sequences.mask_BR.astype(jnp.float32), -1)

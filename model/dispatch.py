@@ -122,7 +122,8 @@ def weight_gradient_cpu(rows_AD, gradient_AF, sizes_E) -> jax.Array:
     def step(e, start, end, sums_EDF):
         inside = (start + jnp.arange(CPU_BLOCK) < end)[:, None]
         rows = jnp.where(inside, _block(padded_D, start), 0)
-        return sums_EDF.at[e].add(rows.T @ _block(padded_F, start))
+        product_DF = rows.T @ _block(padded_F, start)
+        return sums_EDF.at[e].add(product_DF.astype(sums_EDF.dtype))
 
     shape = (len(sizes_E), rows_AD.shape[1], gradient_AF.shape[1])
     return _loop_over_blocks(sizes_E, step, jnp.zeros(shape)).astype(rows_AD.dtype)
@@ -161,7 +162,10 @@ def weight_gradient_tpu(block: int, rows_AD, gradient_AF, sizes_E, interpret: bo
     # Late: Pallas takes long to import, and only TPUs need it.
     from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
-    return tgmm(rows_AD.T, gradient_AF, sizes_E, rows_AD.dtype, tiling=tiles, interpret=interpret)
+    with jax.numpy_dtype_promotion("standard"):  # the kernel mixes dtypes
+        return tgmm(
+            rows_AD.T, gradient_AF, sizes_E, rows_AD.dtype, tiling=tiles, interpret=interpret
+        )
 
 
 def feed(mlp: str, kernels: dict[str, jax.Array], rows: jax.Array, multiply: Callable) -> jax.Array:
@@ -187,7 +191,7 @@ def feed_groups(mlp: str, kernels: dict[str, jax.Array], rows_AD, sizes_E) -> ja
 
 def combine(z_JQD: jax.Array, weights_QJ: jax.Array) -> jax.Array:
     """Weighted sum over choices, in float32."""
-    return jnp.sum(z_JQD * weights_QJ.T[..., None], 0).astype(z_JQD.dtype)
+    return jnp.sum(z_JQD.astype(jnp.float32) * weights_QJ.T[..., None], 0).astype(z_JQD.dtype)
 
 
 def dropless(config: TransformerConfig, x_BLD, experts_BLJ, weights_BLJ, kernels):

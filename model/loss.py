@@ -42,7 +42,7 @@ def _cross_entropy_backward(z_loss, residuals, grad_BL):
     logits_BLV, targets_BL, lse_BL = residuals
     pull_BL = 1.0 + 2.0 * z_loss * lse_BL
     vocab_V = jnp.arange(logits_BLV.shape[-1], dtype=targets_BL.dtype)
-    onehot_BLV = targets_BL[..., None] == vocab_V[None, None, :]
+    onehot_BLV = (targets_BL[..., None] == vocab_V[None, None, :]).astype(lse_BL.dtype)
     softmax_BLV = jnp.exp(logits_BLV - lse_BL[..., None]) * pull_BL[..., None]
     return grad_BL[..., None] * (softmax_BLV - onehot_BLV), None
 

@@ -171,7 +171,7 @@ def measure(moe: MoEConfig, logits_BLE, scores_BLE, choices_BLJ, real_BL) -> dic
     means_BE = jnp.sum(shares_BLE * real_BL1, 1) / jnp.maximum(jnp.sum(real_BL1, 1), 1)
     return {
         "moe_balance": moe.num_experts / moe.top_k * jnp.sum(load_BE * means_BE, -1),
-        "moe_z": jnp.sum(jnp.square(jax.nn.logsumexp(logits_BLE, -1)) * real_BL, 1),
+        "moe_z": jnp.sum(jnp.square(jax.nn.logsumexp(logits_BLE, -1)) * real_BL1[..., 0], 1),
         "moe_load": load_BE,
     }
 

@@ -43,7 +43,8 @@ def draw(
         return choose(tempered_BV, tempered_BV + jnp.where(is_drawn_B[:, None], noise_BV, 0.0))
 
     # Noise, and a sort of the vocabulary, are made only where some row needs them.
-    case = is_drawn_B.any().astype(jnp.int32) + (is_drawn_B & (top_p_B < 1)).any()
+    needs = jnp.stack([is_drawn_B.any(), (is_drawn_B & (top_p_B < 1)).any()])
+    case = jnp.sum(needs, dtype=jnp.int32)
     greedy = functools.partial(choose, logits_BV, logits_BV)
     drawn, cut = (functools.partial(sample, is_cut) for is_cut in (False, True))
     return jax.lax.switch(case, (greedy, drawn, cut))

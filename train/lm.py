@@ -66,7 +66,7 @@ def _router_sums(config: TransformerConfig, stats: dict, segments_BL, weights_BL
     if not stats:
         return {}
     num_layers = sum(kind.experts for kind in layer_kinds(config))
-    num_real_B = jnp.sum(segments_BL > 0, -1)
+    num_real_B = jnp.sum(segments_BL > 0, -1, dtype=jnp.float32)
     share_B = jnp.sum(weights_BL, -1) / jnp.maximum(num_real_B, 1)
     even = config.moe.num_experts / config.moe.top_k
     load = jnp.einsum("B,BXE->XE", share_B, stats["moe_load"]) * even

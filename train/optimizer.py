@@ -1,8 +1,9 @@
 """AdamW and Muon with a weight-decay mask, gradient clipping, and learning-rate schedules."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -97,7 +98,19 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     else:
         decay = optax.linear_schedule(peak, final, num_decay)
     boundaries = [config.warmup_steps, num_steps - 1 - num_decay]
-    return optax.join_schedules([warmup, optax.constant_schedule(peak), decay], boundaries)
+    parts = [warmup, optax.constant_schedule(peak), decay]
+    return _promoting(optax.join_schedules(parts, boundaries))
+
+
+def _promoting(fn: Callable) -> Callable:
+    """`fn` of optax under strict promotion: it mixes a count of int32 with floats."""
+
+    @functools.wraps(fn)
+    def call(*args: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return fn(*args)
+
+    return call
 
 
 def split(params: Any, frozen: Collection[str]) -> tuple[Any, Any]:
@@ -149,6 +162,7 @@ def make_optimizer(
     if config.kind == "muon":
         optimizer = _add_muon(optimizer, config, model_config, schedule)
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    optimizer = optimizer._replace(update=_promoting(optimizer.update))
     if not model_config.moe.balance_bias:
         return optimizer
     is_balance = _by_leaf(model_config, lambda name, _: name == BALANCE, config.frozen)
@@ -165,7 +179,7 @@ def make_optimizer(
     return optax.GradientTransformation(optimizer.init, update)
 
 
-def muon_dims(name: str, letters: Sequence[str]) -> optax.contrib.MuonDimensionNumbers | None:
+def muon_dims(name: str, letters: str) -> optax.contrib.MuonDimensionNumbers | None:
     """Which dims of a weight are a matrix's rows and columns for Muon; None for AdamW's weights.
 
     All heads together are one matrix; stacked layers, and experts, are matrices of their own.

@@ -135,11 +135,11 @@ def test_loss_and_gradient_are_the_papers(batch):
     """Rafailov et al. 2023: -beta sigmoid(-margin) (grad log p(chosen) - grad log p(rejected))."""
     params, reference = make_params(3), logprobs_alone(make_params())
     (loss, (_, named)), grads = loss_and_grad(DPO, params, batch)
-    delta = (logprobs_alone(params) - reference) @ [1, -1]
+    delta = (logprobs_alone(params) - reference) @ np.float32([1, -1])
     np.testing.assert_allclose(loss, np.log1p(np.exp(-0.5 * delta)).sum(), GRAD_RTOL)
     np.testing.assert_allclose(named["margin"], 0.5 * delta.sum(), GRAD_RTOL)
-    assert named["accuracy"] == (delta > 0).sum() and 0 < named["accuracy"] < 5
-    pull_B = (-0.5 / (1 + np.exp(0.5 * delta))).astype(np.float32)
+    assert named["accuracy"] == np.float32((delta > 0).sum()) and 0 < named["accuracy"] < 5
+    pull_B = np.float32(-0.5 / (1 + np.exp(0.5 * delta)))
 
     @jax.grad
     def by_hand(params):
@@ -183,7 +183,7 @@ def test_training_widens_the_margin_and_leaves_the_reference_alone(batch):
     reference = jax.tree.map(jnp.asarray, make_params())
     optimizer = optax.adam(3e-3)
     shardings = state_shardings(optimizer, CONFIG, reference, mesh)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):  # optax mixes them
         state = init_state(jax.tree.map(jnp.copy, reference), optimizer, shardings)
         step, measured = make_step(dpo.dpo_loss(CONFIG, DPO), optimizer, 1, shardings), []
         for _ in range(20):

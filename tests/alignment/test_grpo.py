@@ -54,7 +54,7 @@ def test_the_kl_term_is_the_gradient_of_k3_and_no_part_of_the_reported_loss():
 
     def k3(params):
         now_BR = rollout.answer_logprobs(SHAPE, params, sequences, ROLLOUT.temperature)
-        return 0.3 * (losses.kl_k3(now_BR, ref_BR) * mask_BR).sum()
+        return 0.3 * (losses.kl_k3(now_BR, ref_BR) * mask_BR.astype(np.float32)).sum()
 
     assert float(loss(POLICY, part).loss) == 0.0
     got = jax.grad(lambda params: loss(params, part).objective)(POLICY)

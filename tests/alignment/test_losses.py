@@ -155,7 +155,7 @@ def test_sequence_logprob_counts_only_the_answer():
 
 
 def dpo_of_tokens(logp_BL, kind, label_smoothing, per_token):
-    num_tokens_B = LENGTHS if per_token else np.ones(8)
+    num_tokens_B = np.float32(LENGTHS if per_token else np.ones(8))
     policy_B = losses.sequence_logprob(logp_BL, MASK_BL) / num_tokens_B
     ref_B = losses.sequence_logprob(REF_LOGP_BL, MASK_BL) / num_tokens_B
     pairs = (policy_B[:4], policy_B[4:], ref_B[:4], ref_B[4:])

@@ -82,7 +82,7 @@ def rolled():
         pad_id=0,
     )
     kept_BR = np.arange(NUM_NEW) < np.array([[NUM_NEW], [3], [NUM_NEW], [NUM_NEW]])
-    answers = jax.tree.map(lambda x: x * kept_BR, answers)
+    answers = jax.tree.map(lambda x: jnp.where(kept_BR, x, 0), answers)
     return answers, rollout.join(prompts, answers.tokens_BR, answers.mask_BR)
 
 
@@ -108,7 +108,7 @@ def test_the_trainer_gives_the_samplers_logprobs(rolled):
     logp_BR = jax.jit(rollout.answer_logprobs, static_argnums=(0, 3))(
         CONFIG, make_params(CONFIG), sequences, TEMPERATURE
     )
-    mask_BR = np.asarray(answers.mask_BR)
+    mask_BR = np.float32(answers.mask_BR)
     np.testing.assert_allclose(logp_BR * mask_BR, answers.logprobs_BR, atol=LOGPROB_ATOL)
     logits_BRV = before_each_answer_token(CONFIG, make_params(CONFIG), sequences) / TEMPERATURE
     plain_BRV = np.asarray(jax.nn.log_softmax(logits_BRV, -1))
@@ -121,7 +121,7 @@ def test_values_are_of_the_state_before_each_token(rolled):
     params = make_params(CRITIC, seed=4)
     values_BR = answer_values(CONFIG, params, sequences)
     expected_BR = before_each_answer_token(CRITIC, params, sequences)
-    mask_BR = np.asarray(sequences.mask_BR)
+    mask_BR = np.float32(sequences.mask_BR)
     np.testing.assert_allclose(values_BR * mask_BR, expected_BR * mask_BR, atol=LOGPROB_ATOL)
     assert np.std(expected_BR) > 0.1
 

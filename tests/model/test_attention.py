@@ -49,7 +49,7 @@ def plain_attention(q_BLNH, k_BKMH, v_BKMH, mask_BLM):
     group = q_BLNH.shape[2] // k_BKMH.shape[1]
     k, v = jnp.repeat(k_BKMH, group, 1), jnp.repeat(v_BKMH, group, 1)
     score = jnp.einsum("blnh,bnmh->bnlm", q_BLNH, k) / q_BLNH.shape[-1] ** 0.5
-    weight = jnp.exp(score) * mask_BLM[:, None]
+    weight = jnp.where(mask_BLM[:, None], jnp.exp(score), 0)
     return jnp.einsum("bnlm,bnmh->blnh", weight / weight.sum(-1, keepdims=True), v)
 
 

@@ -87,7 +87,7 @@ BATCHES = [make_batch(seed) for seed in range(NUM_STEPS)]
 def counted_loss(params, batch):
     """The language model's loss with a named sum more."""
     sums = lm_loss(replace(SHAPE, chunk_tokens=64), Z_LOSS)(params, batch)
-    even = jnp.sum((batch["targets"] % 2 == 0) * batch["weights"])
+    even = jnp.sum(jnp.where(batch["targets"] % 2 == 0, batch["weights"], 0))
     return sums._replace(named={**sums.named, "even_targets": even})
 
 
@@ -139,7 +139,11 @@ def test_a_step_is_loss_gradient_and_optax():
         chosen_BL1 = jnp.take_along_axis(logits_BLV, batch["targets"][..., None], -1)
         mean = functools.partial(jnp.average, weights=batch["weights"])
         loss, z_loss = mean(lse_BL - chosen_BL1[..., 0]), mean(jnp.square(lse_BL))
-        parts = {"loss": loss, "z_loss": z_loss, "even_targets": mean(batch["targets"] % 2 == 0)}
+        parts = {
+            "loss": loss,
+            "z_loss": z_loss,
+            "even_targets": mean(jnp.float32(batch["targets"] % 2 == 0)),
+        }
         return loss + Z_LOSS * z_loss, parts
 
     grad_fn, update = jax.value_and_grad(means, has_aux=True), jax.jit(optimizer.update)
