@@ -79,7 +79,7 @@ class SourceConfig:
     markup: str = "auto"
     extract: str = "main"
     text_field: str = ""
-    # Curation does not read it; the stages that mix count it as an input (launch/pipeline.py).
+    # Curation does not read it; the stages that mix count it as an input (launch/identity.py).
     weight: float = dataclasses.field(default=1.0, metadata={"identity": False})
     gates: tuple[str, ...] = ("auto",)
 

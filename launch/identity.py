@@ -72,9 +72,9 @@ def describe_files(settings: Settings, name: str) -> dict:
     if name == "tokenizer" and (path := settings.tokenizer.path):
         return {"files": tokenizer_source.fingerprint("tokenizer.path", Path(path))}
     content = own_sets.fingerprint(settings, name)
-    module = settings.reward.function.partition(":") if name in ("ppo", "grpo") else ("", "", "")
-    if module[1]:
-        spec = importlib.util.find_spec(module[0])
+    function = settings.reward.function if "reward.function" in STAGES[name].reads else ""
+    if ":" in function:
+        spec = importlib.util.find_spec(function.partition(":")[0])
         content["reward.function"] = hash_file(Path(spec.origin)) if spec else "absent"
     found = {"content": content} if content else {}
     if name == "eval":

@@ -10,8 +10,8 @@ from launch.settings import Settings
 READERS = {
     "sft": functools.partial(read_conversations, needs_answer=True),
     "reward": read_pairs,
-    **dict.fromkeys(("ppo", "grpo"), functools.partial(read_conversations, needs_answer=False)),
 }
+READ_PROMPTS = functools.partial(read_conversations, needs_answer=False)  # of a rollout
 # Stages that read the sets of another: DPO its pairs, evaluation the held-out conversations.
 SECTION = {"dpo": "reward", "eval": "sft"}
 MAX_NOTED = 3  # broken rows of a set that are named
@@ -20,10 +20,11 @@ MAX_NOTED = 3  # broken rows of a set that are named
 def sets_of(settings: Settings, stage: str) -> Mapping[str, OwnSet]:
     """The sets that a stage reads, by the dotted path of their section."""
     name = SECTION.get(stage, stage)
-    section = getattr(settings, name, None) if name in READERS else None
-    path = f"{name}.rollout.data" if hasattr(section, "rollout") else f"{name}.data"
-    found = getattr(section, "rollout", section).data if section else {}
-    return {f"{path}.{key}": own for key, own in found.items()}
+    section = getattr(settings, name, None)
+    if hasattr(section, "rollout"):
+        return {f"{name}.rollout.data.{key}": own for key, own in section.rollout.data.items()}
+    found = section.data if section and name in READERS else {}
+    return {f"{name}.data.{key}": own for key, own in found.items()}
 
 
 def fingerprint(settings: Settings, stage: str) -> dict[str, list]:
@@ -34,9 +35,9 @@ def fingerprint(settings: Settings, stage: str) -> dict[str, list]:
 
 def read(settings: Settings, stage: str, note: Callable[[str], None]) -> dict[str, Read]:
     """Reads a stage's sets, by name; `note` takes lines on what they hold and what is left out."""
-    found = {}
+    found, reader = {}, READERS.get(SECTION.get(stage, stage), READ_PROMPTS)
     for key, own in sets_of(settings, stage).items():
-        made = READERS[SECTION.get(stage, stage)](key, own)
+        made = reader(key, own)
         count = len(made.train) + len(made.heldout)
         note(
             f"{key}: {count} rows, {len(made.heldout)} of them held out; "

@@ -356,12 +356,11 @@ def _check_lengths(settings: Settings, model: TransformerConfig) -> None:
     """Raises ValueError if a stage's rows are longer than the positions that the model learns."""
     lengths = {
         f"{name}.seq_len": getattr(settings, name).seq_len
-        for name in ("pretrain", "sft", "reward")
-        if name in settings.stages
+        for name in _trained(settings)
+        if hasattr(getattr(settings, name), "seq_len")
     }
-    for name in ("ppo", "grpo"):
-        if name in settings.stages:
-            rollout = getattr(settings, name).rollout
+    for name in _trained(settings):
+        if rollout := getattr(getattr(settings, name), "rollout", None):
             length = rollout.max_prompt_tokens + rollout.max_new_tokens
             lengths[f"{name}.rollout.max_prompt_tokens + max_new_tokens"] = length
     for key, length in lengths.items():

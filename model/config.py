@@ -290,6 +290,10 @@ class TransformerConfig:
                 "beyond them this model has learned no positions"
             )
 
+    def value_dim(self) -> int:
+        """Dims of a value of a head."""
+        return self.mla.value_dim or self.head_dim
+
     def max_tokens(self) -> int:
         """Longest row that the positions allow; RoPE allows any, which is 2^24 here."""
         return self.max_positions if self.positions == "learned" else 1 << 24

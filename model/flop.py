@@ -54,7 +54,7 @@ def forward_flops(config: TransformerConfig, seq_len: int) -> float:
 
     Source: arXiv 2204.02311, appendix B, with the causal half of attention.
     """
-    moe, head_size = config.moe, config.head_dim + (config.mla.value_dim or config.head_dim)
+    moe, head_size = config.moe, config.head_dim + config.value_dim()
     matrices = 0.0
     for name, letters, shape in _weights(config):
         if _is_matrix(name, letters):

@@ -37,7 +37,7 @@ class OptimizerConfig:
     peak_lr: float = 3e-4  # highest learning rate
     warmup_steps: int = 0  # steps
     schedule: str = "cosine"  # cosine or wsd (warmup, stable, decay)
-    decay_fraction: float = 0.2  # wsd: share of the updates that decay; 1: all, 0: the last alone
+    decay_fraction: float = 0.2  # wsd: share of updates that decay; 1: linear, 0: the last alone
     final_lr_fraction: float = 0.1  # of the peak: the rate of the last update
     weight_decay: float = 0.1  # of matrices
     beta1: float = 0.9  # decay of the first moment
@@ -207,7 +207,9 @@ def _add_muon(
     """Muon for matrices between activations, and `adamw` for the rest."""
     is_none, frozen = optax.MaskedNode(), config.frozen
     dims = _by_leaf(model_config, lambda *weight: muon_dims(*weight) or is_none, frozen)
-    labels = _by_leaf(model_config, lambda *weight: KINDS[muon_dims(*weight) is not None], frozen)
+    labels = _by_leaf(
+        model_config, lambda *weight: "muon" if muon_dims(*weight) else "adamw", frozen
+    )
 
     def scale(update: jax.Array, dims: optax.contrib.MuonDimensionNumbers) -> jax.Array:
         """An orthogonal matrix has a root mean square of max(rows, columns)^-1/2."""

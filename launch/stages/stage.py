@@ -64,7 +64,7 @@ _TRAIN = ("model", "train", "data", "eval", "launch/job.py", "launch/load.py", "
 _ALIGN = (*_TRAIN, "alignment", _OWN, "launch/stages/conversations.py")
 _POLICY = ("seed", "model", "start_optimizer")
 
-_ROWS = (
+_MAKING = (
     Stage(
         "curate",
         "sources to clean, distinct documents",
@@ -153,16 +153,21 @@ _ROWS = (
         model="GRPO",
         chats=True,
     ),
+)
+TRAINED = tuple(row.name for row in _MAKING if row.trains)
+# Those that make a language model, and of these the ones that answer in turns.
+MODELS = tuple(row.name for row in _MAKING if row.model)
+CHATS = tuple(row.name for row in _MAKING if row.chats)
+_SHOWING = (
     Stage(
         "eval",
         "every model of the run, measured",
         needs=("tokenizer",),
-        starts=("pretrain", "sft", "dpo", "ppo", "grpo"),
-        uses=("curate", "pretrain", "sft", "reward", "dpo", "ppo", "grpo"),
+        starts=MODELS,
+        uses=("curate", *TRAINED),
         reads=(
             *("seed", "model"),
-            *("eval.batch_size", "eval.max_new_tokens"),
-            "eval.num_comparisons",
+            *("eval.batch_size", "eval.max_new_tokens", "eval.num_comparisons"),
             *("eval.tasks", "eval.num_shots", "eval.limit"),
             *("instruct", "pretrain.seq_len"),
         ),
@@ -171,18 +176,14 @@ _ROWS = (
     Stage(
         "report",
         "the page to look at: RUN/report.html",
-        uses=("curate", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "grpo", "eval"),
+        uses=("curate", "tokenizer", *TRAINED, "eval"),
         reads=("",),
         code=("launch", "data", "eval"),
     ),
 )
-STAGES: Mapping[str, Stage] = {row.name: row for row in _ROWS}
+STAGES: Mapping[str, Stage] = {row.name: row for row in (*_MAKING, *_SHOWING)}
 # In tables: the model that the configuration's `start` names, where no stage here makes its parent.
 START = "start"
-TRAINED = tuple(row.name for row in _ROWS if row.trains)
-# Those that make a language model, and of these the ones that answer in turns.
-MODELS = tuple(row.name for row in _ROWS if row.model)
-CHATS = tuple(row.name for row in _ROWS if row.chats)
 
 
 def sections_of(named: Collection[str]) -> set[str]:

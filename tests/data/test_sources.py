@@ -327,7 +327,7 @@ def test_fingerprint_follows_content_names_and_settings(tmp_path):
 
     before = now()
     assert now() == before == now(path=f"{tmp_path}/*.txt", gates=sources.KINDS["text"].gates)
-    assert now(weight=2.0) == before, "what is left is the same; see launch/pipeline.py"
+    assert now(weight=2.0) == before, "what is left is the same; see launch/identity.py"
     assert len({before, now(kind="json"), now(gates=())}) == 3
     write(tmp_path / "a.txt", f"A.txt {PROSE}")
     assert now() != before
