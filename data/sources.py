@@ -69,7 +69,8 @@ class SourceConfig:
         markup: what their texts are written in, one of MARKUPS; 'auto' goes by the kind.
         extract: text from HTML: main (content), page (whole) or trafilatura.
         text_field: the JSON key or column that holds the text; '' takes the first usual one.
-        weight: the domain's share in training, any positive number, relative to the others'.
+        weight: the domain's share in training, any positive number, relative to the others'. It
+            changes what training reads, not what curation makes.
         gates: those that apply, in any order: names of data.gates.NAMES or, of a family, of
             data.gates.FAMILIES; ('auto',) takes what suits the kind.
     """
@@ -79,7 +80,6 @@ class SourceConfig:
     markup: str = "auto"
     extract: str = "main"
     text_field: str = ""
-    # Curation does not read it; the stages that mix count it as an input (launch/identity.py).
     weight: float = dataclasses.field(default=1.0, metadata={"identity": False})
     gates: tuple[str, ...] = ("auto",)
 

@@ -7,12 +7,13 @@ defaults, and the comment beside a field says what the key means, with its unit.
 import ast
 import dataclasses
 import inspect
+import itertools
 import math
 import re
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -147,8 +148,8 @@ def _plain(value: Any, is_wanted: Callable[[dataclasses.Field], bool]) -> Any:
 def about(cls: type) -> dict[str, str]:
     """What each key of a section means: the comment beside its field, or what the docstring says.
 
-    A comment may also stand alone in the line above; the docstring has `Attributes:` with a line or
-    more for a key, or for several with commas between.
+    A comment may also stand in lines of its own above; the docstring has `Attributes:` with a line
+    or more for a key, or for several with commas between.
     """
     found = _documented(inspect.getdoc(cls) or "")
     for base in cls.__bases__:
@@ -157,11 +158,15 @@ def about(cls: type) -> dict[str, str]:
     for node in ast.parse(textwrap.dedent("".join(lines))).body[0].body:
         if isinstance(node, ast.AnnAssign):
             _, _, beside = lines[node.end_lineno - 1].partition("  # ")
-            above = re.match(r"\s*# (.*)", lines[node.lineno - 2])
-            comment = beside or (above[1] if above else "")
-            if comment:
+            if comment := beside or _above(lines[: node.lineno - 1]):
                 found[node.target.id] = comment.strip().rstrip(".")
     return found
+
+
+def _above(lines: Sequence[str]) -> str:
+    """The comment that these lines end with."""
+    comment = itertools.takewhile(lambda line: line.lstrip().startswith("# "), reversed(lines))
+    return " ".join(line.strip().removeprefix("# ") for line in reversed(list(comment)))
 
 
 def _documented(text: str) -> dict[str, str]:
