@@ -34,7 +34,7 @@ TASK_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class CurateConfig:
-    """The curation stage.
+    """What is read, and what is dropped, masked or cut.
 
     Attributes:
         sources: source by domain name (letters, digits and underscores); or one path, glob or list

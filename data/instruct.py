@@ -69,15 +69,15 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class InstructConfig:
-    """What to build."""
+    """The built-in conversations: how many of which kind."""
 
-    seed: int = 0  # of what is drawn
+    seed: int = 0  # of the random choices
     num_train: int = 30_000  # conversations
     num_heldout_per_kind: int = 40  # distinct prompts of each kind, none of them in training
     filler_rate: float = 0.3  # share of demonstrations wrapped in filler, as careless people do
     # Relative weight of each kind; 1 for a kind that is not named, 0 leaves it out.
     mix: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    date: str = "2026-01-01"  # that an imported chat template prints as today's
+    date: str = "2026-01-01"  # what an imported chat template prints as today's date
 
     def __post_init__(self):
         try:

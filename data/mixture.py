@@ -51,7 +51,7 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class MixtureConfig:
-    """The keys of the config section `mixture`.
+    """What pretraining reads: how much of which domain, and when.
 
     Attributes:
         by_language: whether the languages of a domain are groups of their own; else they are read

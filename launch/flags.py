@@ -116,7 +116,7 @@ MUST_BE = {
 
 def usage(verb: str = "") -> str:
     """What `seedbed --help` prints, or `seedbed VERB --help`."""
-    names = _allowed(verb) if verb else FLAG_LINES
+    names = flags_of(verb) if verb else FLAG_LINES
     lines = (f"  {FLAG_LINES[name][0]:23} {FLAG_LINES[name][1]}" for name in names)
     needed = [OVERRIDES] if "config" in names else []
     needed += [FLAG_LINES[name][0] for name in NEEDED.get(verb, ())]
@@ -129,8 +129,8 @@ def usage(verb: str = "") -> str:
     )
 
 
-def _allowed(verb: str) -> tuple[str, ...]:
-    """Flags that a verb takes."""
+def flags_of(verb: str) -> tuple[str, ...]:
+    """Names of the flags that a verb takes."""
     return FLAGS.get(verb, ("config", "run", "fresh", "json"))
 
 
@@ -185,7 +185,7 @@ def _read_flags(
 
 
 def _takes(verb: str) -> str:
-    allowed = ", ".join(f"--{name}" for name in _allowed(verb))
+    allowed = ", ".join(f"--{name}" for name in flags_of(verb))
     return f"`seedbed {verb}` has no such flag; allowed: {allowed}"
 
 
@@ -273,7 +273,7 @@ def _find_fault(schema: ModuleType, whole: type, config: ConfigDict, path: str) 
 
 def _check_flags(verb: str, given: flags.FlagValues) -> None:
     """Refuses flags that the verb does not read, and misses those that it needs."""
-    allowed = _allowed(verb)
+    allowed = flags_of(verb)
     for name in given:
         if given[name].present and name not in allowed:
             raise BadInput(f"--{name}: {_takes(verb)}")

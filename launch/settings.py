@@ -34,7 +34,7 @@ MAX_SHOTS = 1000
 
 @dataclasses.dataclass(frozen=True)
 class CostConfig:
-    """What turns seconds into energy; an estimate, and the report says so."""
+    """What turns seconds into energy: an estimate, and the report says so."""
 
     machine_watts: float = 30.0  # W under load, an estimate
 
@@ -85,8 +85,8 @@ class EvalConfig:
 class Settings:
     """A whole configuration; a section that none of its stages reads is None."""
 
-    name: str  # the run directory is runs/<name> unless --run says otherwise
-    stages: tuple[str, ...]  # in order
+    name: str  # the run directory is runs/NAME unless --run says otherwise
+    stages: tuple[str, ...]  # what to run, in the order of the table of stages
     seed: int = 0  # of initialisation, shuffling and sampling
     start: str = ""  # RUN[:STAGE[:STEP]]: a model to start from, imported or trained here
     start_optimizer: bool = False  # its optimizer's moments too; the schedule begins anew

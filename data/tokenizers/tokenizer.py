@@ -78,7 +78,7 @@ TRAINER_OPTIONS = {
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """What is trained, or taken. The keys are those of the config section `tokenizer`.
+    """The tokenizer that is trained, or the one that is taken.
 
     Attributes:
         vocab_size: ids of the one that is trained, control tokens and bytes included.
