@@ -9,6 +9,7 @@ code as an input; the log says when other code made a checkpoint.
 import dataclasses
 import importlib.util
 import json
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,14 +75,24 @@ def describe_files(settings: Settings, name: str) -> dict:
     content = own_sets.fingerprint(settings, name)
     function = settings.reward.function if "reward.function" in STAGES[name].reads else ""
     if ":" in function:
-        spec = importlib.util.find_spec(function.partition(":")[0])
-        content["reward.function"] = hash_file(Path(spec.origin)) if spec else "absent"
+        content["reward.function"] = _hash_module(function.partition(":")[0])
     found = {"content": content} if content else {}
     if name == "eval":
         found["task_files"] = decontamination.task_files(settings)
     if reads_start(settings, name):
         found["start_weights"] = load.weights_hash(load.find_start(settings.start))
     return found
+
+
+def _hash_module(name: str) -> str:
+    """The content of a module's file; 'absent' if there is none, which its stage refuses."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # modules beside the command, as of python -m
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # the package that it would be in
+        return "absent"
+    return hash_file(Path(spec.origin)) if spec and spec.origin else "absent"
 
 
 def reads_start(settings: Settings, name: str) -> bool:

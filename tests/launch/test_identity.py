@@ -4,16 +4,18 @@ import ast
 import copy
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from configs import quickstart
 from data.errors import BadInput
 from launch import load, settings
 from launch import pipeline as launch_pipeline
 from launch.console import Progress
-from launch.identity import describe_inputs, find_faults
+from launch.identity import describe_files, describe_inputs, find_faults
 from launch.report.page import write_report
 from launch.stages.stage import STAGES, TRAINED
 from launch.store import rundir
@@ -414,3 +416,25 @@ def test_the_code_of_a_stage_is_all_that_its_body_may_run(name):
     assert "launch/job.py" in stage.code or not stage.trains
     missing = {p for p in found if not any(p == place or place in p.parents for place in listed)}
     assert not missing
+
+
+def test_a_reward_function_beside_the_command_counts_by_its_file(tmp_path, monkeypatch):
+    """In a folder too, and where the command's own folder is first in the path of modules."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    (tmp_path / "own_rewards").mkdir()
+    file = tmp_path / "own_rewards" / "short.py"
+
+    def found(function):
+        config = quickstart.get_config()
+        config.stages = ("curate", "tokenizer", "pretrain", "sft", "grpo")
+        config.reward = {"function": function}
+        return describe_files(settings.parse(config), "grpo")["content"]["reward.function"]
+
+    assert found("own_rewards.short:score") == "absent"
+    assert found("own_nowhere.short:score") == "absent"
+    file.write_text("def score(example, answer):\n    return 1.0\n")
+    before = found("own_rewards.short:score")
+    assert before == rundir.hash_file(file)
+    file.write_text("def score(example, answer):\n    return 2.0\n")
+    assert found("own_rewards.short:score") != before
