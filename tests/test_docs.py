@@ -39,7 +39,7 @@ from tests.test_setup import ROOT, setup_arguments
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
 PROGRAMS = ("seedbed", "make", "pip", "python", ".")
 PLACEHOLDER = re.compile(r"\b(VERB|FILE|DIR|NAME|RUN|STAGE|ID|KEY|ADDRESS|VALUE)\b|\.\.\.")
@@ -321,7 +321,8 @@ def strings_of_the_code() -> str:
 def test_messages_in_troubleshooting_are_those_of_the_code():
     text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     tables = re.findall(r"^\| message has .*\n((?:\|.*\n)+)", text, re.MULTILINE)
-    messages = [m for table in tables for m in re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)]
+    cells = [cell for table in tables for cell in re.findall(r"^\|(.*?)\|", table, re.MULTILINE)]
+    messages = [message for cell in cells for message in SPAN.findall(cell)]
     assert len(tables) == 3 and len(messages) > 15
     system = {os.strerror(number) for number in range(1, 40)}
     code = strings_of_the_code()
