@@ -11,13 +11,15 @@ from launch.job import Job
 from launch.stages import pairs
 from train.checkpoint import params_hash
 
+MAX_CHOSEN = 1500  # chosen answers whose scores are the measure where no pairs are made here
+
 
 def run(job: Job) -> dict:
     """Trains a reward model on pairs of the starting model's answers."""
     config, policy = job.section, job.start_params()
     found = pairs.load(job, policy)
     scalar, seed = reward.scalar_config(job.model), job.settings.seed
-    references = _reference_rows(job)
+    references = _reference_rows(job, found)
     start = reward.start_from(job.model, policy, jax.random.fold_in(jax.random.key(seed), 1))
     del policy  # or its own head would stay in memory
     loss = reward.pair_loss(scalar, config.centering)
@@ -48,9 +50,14 @@ def run(job: Job) -> dict:
     }
 
 
-def _reference_rows(job: Job) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens, and where they are real, of the prompts of pairs with their reference answers."""
+def _reference_rows(job: Job, found: pairs.Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens, and where they are real, of the prompts of pairs with their reference answers.
+
+    Where no pairs are made here, the chosen answers of the user's own pairs are the references.
+    """
     config, model = job.section, job.tokenizer
+    if not config.pairs.num_prompts:
+        return _chosen_rows(found)
     examples = instruct.build(job.settings.instruct)["train"][: config.pairs.num_prompts]
     answered = [
         (
@@ -71,3 +78,15 @@ def _reference_rows(job: Job) -> tuple[np.ndarray, np.ndarray]:
     for row, ids in enumerate(fitting):
         tokens_BL[row, : len(ids)], real_BL[row, : len(ids)] = ids, 1
     return tokens_BL, real_BL
+
+
+def _chosen_rows(found: pairs.Rows) -> tuple[np.ndarray, np.ndarray]:
+    """The chosen sides of the first pairs of each set."""
+    sets = [rows for rows, _ in found.sources.values()]
+    chosen = [row for rows in sets for row in rows[: MAX_CHOSEN // len(sets)]]
+    if len(chosen) < 2:
+        raise BadInput(
+            f"reward.data has {len(chosen)} pairs to train on; at least 2 are needed, whose "
+            "rewards have a deviation"
+        )
+    return tuple(np.stack([row[key][0] for row in chosen]) for key in ("tokens", "real"))
