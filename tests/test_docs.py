@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
-PROGRAMS = ("seedbed", "make", "pip", "python", ".")
+PROGRAMS = ("seedbed", "make", "pip", "python", ".", "cp")
 PLACEHOLDER = re.compile(r"\b(VERB|FILE|DIR|NAME|RUN|STAGE|ID|KEY|ADDRESS|VALUE)\b|\.\.\.")
 ASSIGNMENT = re.compile(r"\w+=\S+")
 SAVED = re.compile(r"# (my/\w+\.py)\n")  # the first line of a block that is a file
@@ -109,6 +109,10 @@ QUICK = [c for c in SEEDBED if c.words[1] in CHEAP and not c.value("config").sta
 LONG = [command for command in SEEDBED if command not in QUICK]
 
 
+# What is copied, and where to: made with the workshop.
+COPIES = {c.words[-1]: c.words[-2] for c in COMMANDS if c.words[:2] == ("cp", "-r")}
+
+
 def named(command: Command) -> str:
     """A test's name for a command."""
     return f"{command.page} {' '.join(command.words)}"[:90]
@@ -162,6 +166,7 @@ def shrink(command: Command) -> list[str]:
         return []
     chosen = {key: value for key, value in (SMALL | MIX).items() if not key.startswith("mesh.")}
     chosen |= {"data.heldout_fraction": 0.2, "grpo.group_size": 2, "eval.num_shots": 1}
+    chosen["rollout.num_minibatches"] = 1  # of 8 answers, on as many devices
     if config == "configs/tune.py":  # its model is the run's
         chosen = {key: value for key, value in chosen.items() if not key.startswith("model.")}
     if config == "configs/quickstart.py" and "data.sources" not in command.overrides:
@@ -177,7 +182,8 @@ def run(command: Command) -> str:
     verb, made = command.words[1], ("out",) if command.words[1] == "import" else ("hf",)
     made = made if verb in ("import", "export") else ("run",) * (verb in ("run", "curate"))
     for place in filter(None, map(command.value, made)):
-        shutil.rmtree(place, ignore_errors=True)
+        if place not in COPIES:
+            shutil.rmtree(place, ignore_errors=True)
     workers = ["--workers=1"] * (verb in ("run", "curate", "tokenizer"))
     code, out, err = door(*command.words[1:], *shrink(command), *workers)
     assert code == 0, err[-2000:]
@@ -195,6 +201,8 @@ def make_workshop(folder: Path, stages: tuple[str, ...]) -> Path:
             "seedbed import --hf=my/llama --out=runs/llama",
         ):
             run(Command("", tuple(line.split())))
+        for copy, source in COPIES.items():
+            shutil.copytree(source, copy, symlinks=True)
     return folder
 
 
