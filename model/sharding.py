@@ -118,7 +118,7 @@ class MeshConfig:
 
     def sizes(self) -> tuple[int, ...]:
         """Devices along each axis inside a slice, in the order of AXES."""
-        return tuple(getattr(self, axis) for axis in AXES)
+        return (self.data, self.stage, self.fsdp, self.expert, self.context, self.tensor)
 
     def across(self) -> tuple[int, ...]:
         """Slices along each axis, in the order of AXES."""
