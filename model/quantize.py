@@ -50,7 +50,7 @@ def _forward(x: jax.Array, w: jax.Array, kind: str):
     values = TYPES[kind][0]
     small_x = _round(x, values, range(x.ndim - 1))
     small_w = _round(w, values, (1,))
-    y = _load_qwix().dot_general(small_x, small_w, (((x.ndim - 1,), (0,)), ((), ())))
+    y = _dot(small_x, small_w, ((x.ndim - 1,), (0,)))
     return y, (small_x, small_w, jnp.zeros(0, x.dtype))
 
 
@@ -58,17 +58,17 @@ def _backward(kind: str, residuals, y_bar: jax.Array):
     """Both gradients from the 8 bits kept. Scales along what is now summed over move to y_bar."""
     small_x, small_w, like = residuals
     _, of_x, of_w = TYPES[kind]
-    qwix, last = _load_qwix(), y_bar.ndim - 1
+    wide, last = y_bar.astype(jnp.float32), y_bar.ndim - 1
     tokens = tuple(range(last))
     scale_w = small_w.scale.reshape((1,) * last + (-1,))
-    small_y = _round(y_bar * scale_w, of_x, tokens)
-    x_bar = qwix.dot_general(small_y, small_w.qvalue, (((last,), (1,)), ((), ())))
+    small_y = _round(wide * scale_w, of_x, tokens)
+    x_bar = _dot(small_y, small_w.qvalue, ((last,), (1,)))
     if of_w is None:
-        values = qwix.dequantize(small_x).astype(like.dtype)
+        values = _load_qwix().dequantize(small_x).astype(like.dtype)
         w_bar = jax.lax.dot_general(values, y_bar.astype(like.dtype), ((tokens, tokens), ((), ())))
     else:
-        small_y = _round(y_bar * small_x.scale, of_w, (last,))
-        w_bar = qwix.dot_general(small_x.qvalue, small_y, ((tokens, tokens), ((), ())))
+        small_y = _round(wide * small_x.scale, of_w, (last,))
+        w_bar = _dot(small_x.qvalue, small_y, (tokens, tokens))
     return x_bar.astype(like.dtype), w_bar.astype(like.dtype)
 
 
@@ -78,6 +78,12 @@ _rounded_matmul.defvjp(_forward, _backward)
 def _round(x: jax.Array, number: str, dims):
     """8-bit numbers, and a float32 scale for each index of `dims`."""
     return _load_qwix().quantize(x.astype(jnp.float32), number, channelwise_axes=tuple(dims))
+
+
+def _dot(x: Any, y: Any, summed: tuple) -> jax.Array:
+    """A product of 8-bit numbers, and its scales: qwix mixes dtypes."""
+    with jax.numpy_dtype_promotion("standard"):
+        return _load_qwix().dot_general(x, y, (summed, ((), ())))
 
 
 def _load_qwix():

@@ -280,7 +280,7 @@ def test_rollouts_measure_each_answer_alone(tokenizer):
         tokens_BR[row, : len(ids)], mask_BR[row, : len(ids)] = ids, 1
     batch = {key: np.stack([row[key] for row in prompts]) for key in ("tokens", "real")}
     sequences = rollout.join(batch, jnp.asarray(tokens_BR), jnp.asarray(mask_BR))
-    logp_BR = rollout.answer_logprobs(CONFIG, PARAMS, sequences, 1.0) * mask_BR
+    logp_BR = rollout.answer_logprobs(CONFIG, PARAMS, sequences, 1.0) * np.float32(mask_BR)
     for row, (example, ids) in enumerate(zip(conversations(), answers, strict=True)):
         prompt = chat.render_prompt(tokenizer, example.messages).tolist()
         expected = logprobs([*prompt, *ids])[-len(ids) :]

@@ -73,17 +73,20 @@ def measure(config: TransformerConfig, params):
     model = transformer.build(config, params)
     first = np.cumsum([0, *(len(stack.layers) * stack.repeats for stack in stacks(config))])
 
+    def mean_square(x_BLD):
+        return jnp.mean(jnp.square(x_BLD.astype(jnp.float32)))
+
     def body(block, where, index, carry):
         x_BLD, stream, added = carry
         number, place = where
         depth = first[number] + index * len(stacks(config)[number].layers) + place
-        mix = functools.partial(transformer._mix, config, block, tokens)
-        y_BLD, _ = block(x_BLD, tokens, mix)
-        stream = stream.at[depth + 1].set(jnp.mean(jnp.square(y_BLD)))
-        return y_BLD, stream, added.at[depth].set(jnp.mean(jnp.square(y_BLD - x_BLD)))
+        attend = functools.partial(transformer._attend, config, block, tokens)
+        y_BLD, _ = block(x_BLD, tokens, attend)
+        stream = stream.at[depth + 1].set(mean_square(y_BLD))
+        return y_BLD, stream, added.at[depth].set(mean_square(y_BLD - x_BLD))
 
     x_BLD = model.embed(tokens_BL, tokens.positions_BL)
-    stream = jnp.full(config.num_layers + 1, jnp.mean(jnp.square(x_BLD)))
+    stream = jnp.full(config.num_layers + 1, mean_square(x_BLD))
     x_BLD, stream, added = model.layers(body, (x_BLD, stream, jnp.zeros(config.num_layers)))
     inputs = (model.norm(x_BLD), model.head_matrix(), targets_BL, jnp.ones((B, L)))
     return head_loss(replace(config, chunk_tokens=L), 0.0, *inputs) / (B * L), stream, added

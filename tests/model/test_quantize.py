@@ -78,7 +78,7 @@ def test_gradients_are_near_those_of_float32(qwix, kind, dtype):
     y_bar = y_bar * 10.0 ** jnp.linspace(-4, 4, 5).astype(dtype)[None]  # beyond the range of e5m2
 
     def total(kind, x, w):
-        return (matmul(x, w, kind).astype(jnp.float32) * y_bar).sum()
+        return (matmul(x, w, kind).astype(jnp.float32) * y_bar.astype(jnp.float32)).sum()
 
     found = jax.jit(jax.grad(total, (1, 2)), static_argnums=0)(kind, x, w)
     wanted = jax.grad(total, (1, 2))("none", *(a.astype(jnp.float32) for a in (x, w)))
