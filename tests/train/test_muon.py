@@ -15,6 +15,7 @@ from tests.tiny import make_params
 from train.optimizer import MUON_RMS, OptimizerConfig, make_optimizer, muon_dims
 from train.step import init_state, state_shardings
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 ADAMW = OptimizerConfig(peak_lr=0.01, warmup_steps=0, weight_decay=0.1, clip_norm=1e9)
 MUON = dataclasses.replace(ADAMW, kind="muon")
 SHAPE = TransformerConfig(64, 4, 16, 4, 2, 4, 32, head="untied", qk_norm="head", bias=("qkv",))
@@ -88,10 +89,10 @@ def expected_update(gradients, weight, shape):
 def test_the_update_of_a_matrix_is_that_of_the_published_formula():
     params = make_params(SHAPE)
     optimizer = make_optimizer(MUON, SHAPE, 10)
-    state = optimizer.init(params)
-    first, state = optimizer.update(draw(params, 0), state, params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    first, state = update(draw(params, 0), state, params)
     moved = optax.apply_updates(params, first)
-    second, _ = optimizer.update(draw(params, 1), state, moved)
+    second, _ = update(draw(params, 1), state, moved)
     rate = ADAMW.peak_lr * (0.1 + 0.9 * (1 + np.cos(np.pi / 9)) / 2)  # of the second of 10 updates
     for path, shape in (
         (("stack0", "layer0", "attention", "q"), (16, 16)),
