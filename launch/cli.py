@@ -38,7 +38,13 @@ def main() -> None:
     """Entry point of the `seedbed` command."""
     _use_huge_pages()
     _keep_compiled()
-    sys.exit(run_command(sys.argv[1:]))
+    try:
+        code = run_command(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = DONE
+    sys.exit(code)
 
 
 def _use_huge_pages() -> None:

@@ -420,3 +420,12 @@ def test_compiled_programs_are_kept_between_commands(tmp_path, named):
     code = "from launch import cli; cli._keep_compiled(); import jax; jax.jit(lambda x: x + 1)(2)"
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, check=True)
     assert list(place.rglob("*-cache"))
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("config", QUICKSTART)])
+def test_a_reader_that_has_seen_enough_is_no_error(arguments):
+    command = [sys.executable, "-m", "launch.cli", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
