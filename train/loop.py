@@ -176,6 +176,7 @@ def run(
 class Meter:
     """Reads the metrics of a step after the next one is dispatched, and turns them into lines.
 
+    A line's `tokens` are those of all steps so far: rows times their length, padding included.
     A line's speed is over its `train_secs`: from the end of the step of the line before to the end
     of its own, on the device, without what was spent in `paused`. The intervals touch and do not
     overlap. The first line of a process has none, since its time is that of compiling.
@@ -244,7 +245,7 @@ class Meter:
             ended_secs, self._ended_secs = self._ended_secs, None
         elif ended_secs is None:
             ended_secs = self._clock_secs()
-        line = {"step": step, **_numbers(metrics)}
+        line = {"step": step, **_numbers(metrics), "tokens": step * self._step_tokens}
         refuse_infinite(step, line)
         if self._learning_rate:
             line["lr"] = float(self._learning_rate(step - 1))
@@ -316,7 +317,9 @@ def _are_finite(parts: dict[str, Any]) -> dict[str, jax.Array]:
 
 def describe(line: dict, num_steps: int) -> str:
     """One progress line of a metrics line."""
-    numbers = (f"{name} {value:.4g}" for name, value in line.items() if name != "step")
+    numbers = (
+        f"{name} {value:.4g}" for name, value in line.items() if name not in ("step", "tokens")
+    )
     return f"step {line['step']}/{num_steps} " + " ".join(numbers)
 
 
