@@ -1,50 +1,55 @@
-"""The page to look at: one self-contained HTML file that says what a run did and what it bought.
+"""The report: one self-contained HTML file that says what a run did and what each stage gained.
 
 It reads the files of a run directory and nothing else, so a report can be made again at any time:
 `seedbed report --run=runs/quickstart`. A section whose files are absent is left out.
 """
 
+import base64
 import contextlib
 import datetime
+import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
+import markupsafe
 
 from data.errors import BadInput
-from data.instruct import FACT_KINDS
 from launch.identity import find_faults
-from launch.report import forms, plot
+from launch.report import evaluation, forms, plot
 from launch.report import funnel as funnel_rows
+from launch.schema import to_dataclass
 from launch.settings import CostConfig
-from launch.stages.stage import MODELS, STAGES, START
+from launch.stages.stage import STAGES, TRAINED
 from launch.store import rundir
+from model import flop
+from model.config import TransformerConfig
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
+STYLE = Path(__file__).with_name("page.css")
+# Everything is refused but the one style sheet, and the style attributes of bars and plots: their
+# values differ in every page. Texts of models and corpora are shown, so a slip in escaping must not
+# run a script or fetch anything.
+POLICY = (
+    "default-src 'none'; style-src-elem 'sha256-{}'; style-src-attr 'unsafe-inline'; "
+    "base-uri 'none'; form-action 'none'"
+)
 
 SHOWN = tuple(name for name in STAGES if name != "report")
-LABELS = {START: "Start"} | {name: STAGES[name].model for name in MODELS}
-SYSTEMS = {"model": "the first model", "ngram": "byte n-gram", "xz": "xz", "gzip": "gzip"}
+# What the template reads; for messages.
+FILES = ("config.json", "curate/funnel.json", f"curate/{rundir.SCORE}", "tokenizer/shards.json")
+FILES += ("eval/results.json",)
 # What code and template raise on values of another kind than they were written for.
 SHAPE_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 SHAPE_ERRORS += (jinja2.TemplateError,)
-LENGTH = "response_tokens"
-DOCS = "docs"  # all FACT_KINDS together
 FUNNEL_KEYS = (
     *("read", "stages", "kept", "heldout", "dropped", "languages"),
     *("broken", "num_broken", "samples", "largest_cluster"),
 )
-# What a stage's answers are judged by: key of eval/results.json, title, is more of it better.
-RATES = (
-    ("verifiable", "Exact match, verifiable tasks", True),
-    (DOCS, "Documentation questions", True),
-    ("refusal", "Refuses unsafe", True),
-    ("over_refusal", "Refuses harmless", False),
-    ("does_not_know", "Says it does not know unknown names", True),
-    ("false_unknown", "Denies knowing real names", False),
-)
+PER_TOKEN = ("pretrain", "sft")  # stages whose loss is in nats a token
 # What is drawn of each stage, in this order, where it was measured.
 PANELS = {
     "loss": "loss",
@@ -55,8 +60,7 @@ PANELS = {
     "grad_norm": "gradient norm",
     "accuracy": "accuracy on pairs",
     "margin": "reward margin",
-    "reward": "reward, learned",
-    "gold": "reward, gold rater",
+    "reward": "reward",
     "kl": "KL to the reference, nats",
     "entropy": "entropy, nats",
     "clip_fraction": "clipped fraction",
@@ -95,39 +99,44 @@ def write_report(run_dir: Path) -> Path:
         missing = find_faults(rundir.RunDir(run_dir))
     if missing and not done:
         raise BadInput(f"{run_dir}: no stage is finished yet, of {', '.join(missing)}")
-    funnel_file, shards_file = run_dir / "curate/funnel.json", run_dir / "tokenizer/shards.json"
-    score_file, results_file = run_dir / "curate" / rundir.SCORE, run_dir / "eval/results.json"
-    funnel = rundir.read_json(funnel_file, FUNNEL_KEYS)
-    score = rundir.read_json(score_file, ("rows",))
-    shards = rundir.read_json(shards_file, ("groups", "fertility"))
-    results = rundir.read_json(results_file) or {}
+    parts = _of_data(run_dir, done) | _of_training(run_dir, identity, metrics, done)
     with _made_of(run_dir / "config.json"):
         title = _title(run_dir, identity, metrics, missing)
-        costs = _costs(done, CostConfig(**identity["config"]["cost"])) if done else None
+    with _made_of(*(run_dir / name for name in FILES)):
+        page = _render(identity=identity, title=title, **parts)
+    path = run_dir / "report.html"
+    rundir.write_text(path, page)
+    return path
+
+
+def _of_data(run_dir: Path, done: Mapping[str, dict]) -> dict:
+    """The sections on curation, tokens and the mixture."""
+    funnel_file, shards_file = run_dir / "curate/funnel.json", run_dir / "tokenizer/shards.json"
+    funnel = rundir.read_json(funnel_file, FUNNEL_KEYS)
+    score = rundir.read_json(run_dir / "curate" / rundir.SCORE, ("rows",))
+    shards = rundir.read_json(shards_file, ("groups", "fertility"))
     with _made_of(shards_file):
         tokens = funnel_rows.tokens(shards) if shards else None
         plan = _plan(shards, done.get("pretrain"))
     with _made_of(funnel_file):
         curation = funnel_rows.curation(funnel, shards) if funnel else None
+    rows = score["rows"] if score else None
+    return {"curation": curation, "tokens": tokens, "plan": plan, "score": rows}
+
+
+def _of_training(run_dir: Path, identity: Mapping, metrics: Mapping, done: Mapping) -> dict:
+    """The sections on training, evaluation and cost, and the summary of them."""
+    results = rundir.read_json(run_dir / "eval/results.json") or {}
+    with _made_of(run_dir / "config.json"):
+        num_params = _num_params(identity["config"]) if metrics or results else None
+        costs = _costs(done, CostConfig(**identity["config"]["cost"])) if done else None
     with _made_of(run_dir / "metrics.jsonl"):
+        trained = [_trained(stage, metrics[stage]) for stage in TRAINED if stage in metrics]
         curves = [_curves(stage, metrics[stage]) for stage in SHOWN if stage in metrics]
-    with _made_of(results_file):
-        measured = _measured(results)
-    with _made_of(run_dir / "config.json", results_file, score_file, funnel_file, shards_file):
-        page = _render(
-            identity=identity,
-            title=title,
-            curation=curation,
-            tokens=tokens,
-            plan=plan,
-            score=score["rows"] if score else None,
-            curves=curves,
-            costs=costs,
-            **measured,
-        )
-    path = run_dir / "report.html"
-    rundir.write_text(path, page)
-    return path
+    with _made_of(run_dir / "eval/results.json"):
+        measured = evaluation.sections(results)
+        summary = _summary(num_params, trained, results)
+    return {"summary": summary, "curves": curves, "costs": costs, **measured}
 
 
 def _read_done(run_dir: Path) -> dict[str, dict]:
@@ -140,20 +149,6 @@ def _read_done(run_dir: Path) -> dict[str, dict]:
                 _costs({stage: found}, CostConfig(1.0))
             done[stage] = found
     return done
-
-
-def _measured(results: Mapping) -> dict:
-    """The sections that evaluation fills."""
-    return {
-        "models": _models(results),
-        "headline": _headline(results),
-        "tasks": _tasks(results),
-        "kinds": _kinds(results),
-        "reward_model": results.get("reward_model"),
-        "mixture": _mixture(results.get("mixture")),
-        "text": _text(results.get("text")),
-        "samples": results.get("samples", []),
-    }
 
 
 @contextlib.contextmanager
@@ -184,149 +179,77 @@ def _title(run_dir: Path, identity: Mapping, metrics: Mapping, missing: Sequence
     times = [row["time"] for row in rows if row.get("time") is not None]
     seconds = max(times) if times else (run_dir / "config.json").stat().st_mtime
     date = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-    devices = identity.get("devices", [])
-    machine = [identity.get("platform", ""), *([devices] if isinstance(devices, str) else devices)]
+    machine = filter(None, (identity.get("platform"), identity.get("devices")))
     return {
         "name": run_dir.resolve().name,
         "date": date.strftime("%Y-%m-%d %H:%M UTC"),
         "missing": ", ".join(missing),
-        "machine": ", ".join(_counted(str(part) for part in machine if part)),
+        "machine": ", ".join(machine),
     }
 
 
-def _counted(parts: Iterable[str]) -> list[str]:
-    """Each part once, with the number of times it came: eight equal devices are one phrase."""
-    counts: dict[str, int] = {}
-    for part in parts:
-        counts[part] = counts.get(part, 0) + 1
-    return [part if count == 1 else f"{count} x {part}" for part, count in counts.items()]
-
-
-def _models(results: Mapping) -> dict[str, str]:
-    """Keys and titles of the models that were measured, in the order in which they were made."""
-    found = {*results.get("dialog", {}), *results.get("text_by_stage", {})}
-    found |= {stage for by_model in results.get("tasks", {}).values() for stage in by_model}
-    found |= {stage for sample in results.get("samples", []) for stage in sample["answers"]}
-    order = [*LABELS, *sorted(found - set(LABELS))]
-    return {stage: LABELS.get(stage, stage) for stage in order if stage in found}
-
-
-def _dialog(results: Mapping) -> dict[str, dict]:
-    """Rates and kinds of each model together; all documentation questions as one more."""
-    dialog = {}
-    for stage, table in results.get("dialog", {}).items():
-        found = {**table, **table.get("kinds", {})}
-        found.pop("kinds", None)
-        facts = [found[kind] for kind in FACT_KINDS if kind in found]
-        if count := sum(fact["count"] for fact in facts):
-            mean = sum(fact["mean"] * fact["count"] for fact in facts) / count
-            found[DOCS] = {"mean": mean, "count": count}
-        dialog[stage] = found
-    return dialog
-
-
-def _headline(results: Mapping) -> dict | None:
-    """What each stage bought: a row a model; every cell beside the model that it grew from."""
-    text = results.get("text_by_stage", {})
-    dialog = _dialog(results)
-    models = _models({"dialog": dialog, "text_by_stage": text})
-    rates = [rate for rate in RATES if any(rate[0] in dialog.get(stage, {}) for stage in models)]
-    columns = [title for _, title, _ in rates]
-    cells = {
-        stage: [_rate_cell(dialog, stage, key, upward) for key, _, upward in rates]
-        for stage in models
-    }
-    lengths = {stage: dialog[stage][LENGTH]["mean"] for stage in dialog if LENGTH in dialog[stage]}
-    if lengths:
-        columns.append("Answer length, tokens")
-        for stage in models:
-            cells[stage].append(_cell(lengths, stage, "{:.0f}", "{:+.0f}", 0))
-    if text:
-        columns.append("Bits per byte, held-out text")
-        for stage in models:
-            cells[stage].append(_cell(text, stage, "{:.3f}", "{:+.3f}", -1))
-    preference = results.get("preference", {})
-    rows = [
-        {"title": models[stage], "cells": cells[stage], "preference": preference.get(stage)}
-        for stage in models
-    ]
-    return {"columns": columns, "rows": rows, "preference": preference} if models else None
-
-
-def _rate_cell(dialog: Mapping, stage: str, key: str, upward: bool) -> dict:
-    means = {name: found[key]["mean"] for name, found in dialog.items() if key in found}
-    percents = {name: 100 * mean for name, mean in means.items()}
-    return _cell(percents, stage, "{:.1f}%", "{:+.1f}", 1 if upward else -1)
-
-
-def _cell(values: Mapping[str, float], stage: str, form: str, change_form: str, good: int) -> dict:
-    """A figure and its change from the parent's; good is the sign of a change for the better."""
-    if stage not in values:
-        return {"value": "", "change": "", "tone": ""}
-    cell = {"value": form.format(values[stage]), "change": "", "tone": ""}
-    parent = STAGES[stage].parent(values) or START if stage in STAGES else None
-    if parent in values:
-        change = values[stage] - values[parent]
-        cell["change"] = change_form.format(change)
-        if float(cell["change"]):
-            cell["tone"] = {1: "better", -1: "worse", 0: ""}[good * (1 if change > 0 else -1)]
-    return cell
-
-
-def _kinds(results: Mapping) -> dict | None:
-    """Accuracy of each kind of question under each model; the headline has the rates."""
-    dialog = _dialog(results)
-    models = _models({"dialog": dialog})
-    others = {*(key for key, _, _ in RATES), LENGTH, "finished"}
-    kinds = sorted({kind for found in dialog.values() for kind in found} - others)
-    if not kinds:
+def _num_params(config: Mapping) -> int | None:
+    """Of the language model; None if the run has none."""
+    if not config.get("model"):
         return None
-    rows = [
-        {"kind": kind, "cells": [dialog[stage].get(kind) for stage in models]} for kind in kinds
-    ]
-    return {"titles": list(models.values()), "rows": rows}
+    try:
+        return flop.num_params(to_dataclass(TransformerConfig, config["model"], "model"))
+    except BadInput as error:  # which does not name the file
+        raise ValueError(str(error)) from error
 
 
-def _tasks(results: Mapping) -> dict | None:
-    """The mean of each benchmark under each model; how it was asked is the same for all."""
-    tasks = results.get("tasks", {})
-    models = _models({"tasks": tasks})
-    rows = [
-        {"name": name, "about": next(iter(found.values())), "cells": [found.get(m) for m in models]}
-        for name, found in tasks.items()
-    ]
-    return {"titles": list(models.values()), "rows": rows} if rows else None
+def _trained(stage: str, rows: Mapping[int, Mapping]) -> dict:
+    """The last figures of a training stage: its own loss, and all that it measured held out."""
+    last: dict[str, Any] = {}
+    for step in sorted(rows):
+        last |= {name: x for name, x in rows[step].items() if x is not None}
+    heldout = []
+    for metric in sorted(name for name in last if "/" in name):
+        heldout.append((_metric_title(metric).replace(", held out", ""), f"{last[metric]:.4g}"))
+        if stage in PER_TOKEN and metric.endswith("/loss"):
+            heldout.append(("perplexity", f"{math.exp(last[metric]):.4g}"))
+    unit = " nats a token" if stage in PER_TOKEN else ""
+    return {
+        "stage": stage,
+        "steps": max(rows),
+        "tokens": last.get("tokens"),
+        "loss": f"{last['loss']:.4g}{unit}" if "loss" in last else "",
+        "heldout": heldout,
+    }
+
+
+def _summary(num_params: int | None, trained: Sequence[Mapping], results: Mapping) -> dict | None:
+    """The figures at the top: size, tokens trained, last losses, and scores of the evaluation."""
+    tiles = []
+
+    def add(title: str, value: str) -> None:
+        tiles.append({"title": title, "value": value})
+
+    if num_params:
+        add("parameters", forms.short(num_params))
+    if num_tokens := sum(row["tokens"] or 0 for row in trained):
+        add("tokens trained", forms.short(num_tokens))
+    models = evaluation.titles(results)
+    for stage, bits in list(results.get("text_by_stage", {}).items())[:1]:
+        add(f"bits per byte of held-out text, {models[stage]}", f"{bits:.3f}")
+    if found := results.get("reward_model"):
+        value = _with_error(found["accuracy"], found["stderr"])
+        add(f"reward model: accuracy on {found['count']:,} held-out pairs", value)
+    for name, by_model in results.get("tasks", {}).items():
+        for model in list(by_model)[-1:]:
+            found = by_model[model]
+            add(f"{name}, {models[model]}", _with_error(found["mean"], found["stderr"]))
+    return {"tiles": tiles, "rows": trained} if tiles or trained else None
+
+
+def _with_error(mean: float, stderr: float) -> str:
+    return f"{forms.percent(mean)} ± {100 * stderr:.1f}"
 
 
 def _plan(shards: Mapping | None, pretrained: Mapping | None) -> dict | None:
     """What pretraining has read, or before that what the tokenizer stage has planned."""
     rows = (pretrained or {}).get("summary", {}).get("mixture") or (shards or {}).get("mixture")
     return funnel_rows.mixture(rows) if rows else None
-
-
-def _mixture(mixture: Mapping | None) -> list[dict]:
-    if not mixture:
-        return []
-    asked, realised = mixture["asked"], mixture["realised"]
-    return [
-        {"domain": domain, "asked": asked.get(domain, 0.0), "realised": realised.get(domain, 0.0)}
-        for domain in sorted({*asked, *realised})
-    ]
-
-
-def _text(text: Mapping | None) -> dict | None:
-    """Bits per byte by domain, the whole last, and the same as a plot."""
-    if not text:
-        return None
-    domains = [*sorted(set(text) - {"all"}), *(["all"] if "all" in text else [])]
-    systems = {key: title for key, title in SYSTEMS.items() if any(key in text[d] for d in domains)}
-    rows = [{"domain": domain, **text[domain]} for domain in domains]
-    values = {title: [row.get(key, math.nan) for row in rows] for key, title in systems.items()}
-    return {
-        "systems": systems,
-        "rows": rows,
-        "plot": plot.bars(domains, values, "bits per byte (less is better)"),
-    }
 
 
 def _costs(done: Mapping[str, Mapping], cost: CostConfig) -> dict:
@@ -389,4 +312,8 @@ def _render(**sections) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update({form.__name__: form for form in forms.FORMS})
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**sections)
+    style = STYLE.read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    style = markupsafe.Markup(style)
+    return template.render(style=style, policy=POLICY.format(digest), **sections)

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import markupsafe
@@ -138,6 +139,8 @@ def _svg(figure: Figure, label: str) -> markupsafe.Markup:
     figure.savefig(written, format="svg", transparent=True, metadata=no_metadata)
     svg = written.getvalue()
     svg = svg[svg.index("<svg") :]
+    # Its style sheet is a rule for every element; the page has it, for all of its plots.
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     for colour, own in PAGE_COLOURS.items():
         svg = svg.replace(colour, own)
     label = markupsafe.escape(label)

@@ -40,7 +40,7 @@ def run(job: Job) -> dict:
     models = {stage: job.params(stage) for stage in MODELS if stage in stages}
     if reads_start(job.settings, "eval"):
         models = {START: start.load_params(job.start, job.model, job.mesh)} | models
-    results: dict[str, Any] = {"mixture": _mixture(job)} if "pretrain" in stages else {}
+    results: dict[str, Any] = {}
     if "curate" in stages:
         results |= _measure_text(job, models)
     if any(name in CHATS for name in models):
@@ -80,16 +80,6 @@ def headline(results: dict) -> dict:
     if "reward_model" in results:
         lines["reward_model_accuracy"] = round(results["reward_model"]["accuracy"], 4)
     return lines
-
-
-def _mixture(job: Job) -> dict:
-    """Shares of the domains in all of pretraining: asked for, and read."""
-    shares: dict[str, dict[str, float]] = {"asked": {}, "realised": {}}
-    for row in job.run.read_done("pretrain")["summary"]["mixture"]:
-        for key, found in shares.items():
-            if not row["stage"]:
-                found[row["domain"]] = found.get(row["domain"], 0.0) + row[key]
-    return shares
 
 
 def _measure_text(job: Job, models: dict[str, Params]) -> dict:

@@ -261,7 +261,7 @@ def test_run_without_a_model_is_a_page(run_dir):
     page = _page(run_dir)
     for section in ("funnel", "drops", "languages", "tokens", "broken", "kept"):
         assert f'id="{section}"' in page, f"no section {section}"
-    for section in ("bought", "samples", "text", "mixture", "curves", "plan", "score"):
+    for section in ("summary", "results", "samples", "text", "curves", "plan", "score"):
         assert f'id="{section}"' not in page, f"section {section} of what the run has not done"
         assert f'href="#{section}"' not in page
     assert "85" in page and "60.7% of 140" in page
@@ -300,7 +300,7 @@ def test_mixture_is_the_plan_until_pretraining_has_read(run_dir):
     shards = {**SHARDS, "mixture": _tabulate(ONE_STAGE)}
     (run_dir / "tokenizer" / "shards.json").write_text(json.dumps(shards))
     before = _page(run_dir)
-    assert "Mixture by stage: plan" in before and ">1,000 tokens<" in before
+    assert "Mixture: plan" in before and ">1,000 tokens<" in before
     read = {"all": ((150, 50, 200), (200, 40, 160))}
     rows = _tabulate(read, [{("docs", "en"): 2, ("docs", "fr"): 1, ("code", ""): 1}])
     cost = {"secs": 1.0, "cpu_secs": 1.0}

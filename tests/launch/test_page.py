@@ -1,5 +1,8 @@
-"""The report: complete where the run is, silent where it is not, safe to open, never half there."""
+"""The report: complete where the run is, silent where it is not, safe to open, never half done."""
 
+import base64
+import hashlib
+import html.parser
 import json
 import math
 import random
@@ -10,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from data.errors import BadInput
-from launch.report import plot
 from launch.report.page import write_report
-from tests.launch.test_funnel import write_curation
+from model import flop
+from model.config import TransformerConfig
+from tests.launch.finished_run import identity, results, write, write_run
 
-STAGES = ("curate", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "eval")
-SECTIONS = ("bought", "kinds", "samples", "text", "funnel", "broken", "mixture", "curves", "costs")
+SECTIONS = ("summary", "results", "kinds", "tasks", "samples", "text", "funnel", "broken")
+SECTIONS += ("curves", "costs")
 DRAWN = ("pretrain", "ppo")
 # What no stage writes and a damaged disk may hold.
 DAMAGED_LINES = (
@@ -39,7 +43,7 @@ DAMAGED_LINES = (
 def finished(tmp_path_factory):
     """A finished run as the stages leave it behind, with its page; not to be changed."""
     directory = tmp_path_factory.mktemp("runs") / "quickstart"
-    _write_run(directory)
+    write_run(directory)
     write_report(directory)
     return directory
 
@@ -59,114 +63,6 @@ def run_dir(finished, tmp_path):
 @pytest.fixture
 def page(finished):
     return (finished / "report.html").read_text()
-
-
-def _write_run(directory):
-    directory.mkdir()
-    _write(directory / "config.json", _identity())
-    lines = [json.dumps(row) for stage in STAGES[2:7] for row in _stage_metrics(stage)]
-    (directory / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    for index, stage in enumerate(STAGES):
-        secs = (21, 9, 330, 84, 40, 61, 143, 72)[index]
-        cost = {"secs": secs, "cpu_secs": 1.8 * secs}
-        _write(directory / stage / "done.json", {"stage": stage, "inputs": "1f", **cost})
-    write_curation(directory)
-    _write(directory / "eval" / "results.json", _results())
-
-
-def _write(path, found):
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(found))
-
-
-def _identity():
-    return {
-        "config": {"seed": 0, "pretrain": {"peak_lr": 0.003}, "cost": {"machine_watts": 36.0}},
-        "code": {"commit": "4f0c2a9d17be33aa", "dirty": True},
-        "packages": {"jax": "0.10.2", "flax": "0.12.8"},
-        "python": "3.11.7",
-        "platform": "Linux x86_64",
-        "devices": ["cpu", "cpu"],
-    }
-
-
-def _stage_metrics(stage):
-    rng = random.Random(stage)
-    num_steps = {"pretrain": 400, "ppo": 30}.get(stage, 120)
-    for step in range(1, num_steps + 1):
-        part = step / num_steps
-        row = {"stage": stage, "step": step, "time": 1.75e9 + step}
-        row["loss"] = 1.2 + 6 * math.exp(-6 * part) + rng.gauss(0, 0.1)
-        row["lr"] = 3e-3 * min(step / 20, 0.5 + 0.5 * math.cos(math.pi * part))
-        row["grad_norm"] = math.exp(1 - 2 * part + rng.gauss(0, 0.2))
-        row |= {"train_secs": 2.0, "tokens_per_sec": 5200 + rng.gauss(0, 90)}
-        if stage in ("reward", "dpo"):
-            row |= {"accuracy": 0.5 + 0.35 * part + rng.gauss(0, 0.03), "margin": 2 * part}
-        if stage == "ppo":
-            row |= {"reward": 2 * part + rng.gauss(0, 0.1), "gold": part, "kl": 9 * part**2}
-            row |= {"entropy": 2 - part, "clip_fraction": 0.1 * part, "value_loss": 1 - part}
-            row |= {"explained_variance": 0.8 * part, "mfu": 0.31, "finished": part}
-        yield row
-        if step % 50 == 0:
-            yield {"stage": stage, "step": step, "heldout/bits_per_byte": 4 - 2 * part}
-
-
-def _results():
-    rates = {
-        "verifiable": (0.02, 0.61, 0.63, 0.67),
-        "refusal": (0.0, 0.97, 0.98, 0.99),
-        "over_refusal": (0.0, 0.041, 0.02, 0.055),
-        "does_not_know": (0.0, 0.88, 0.9, 0.93),
-        "false_unknown": (0.0, 0.06, 0.05, 0.07),
-        "signature": (0.0, 0.22, 0.25, 0.24),
-        "module_of": (0.01, 0.31, 0.33, 0.35),
-        "summary": (0.05, 0.28, 0.3, 0.31),
-        "reverse_string": (0.0, 0.42, 0.45, 0.5),
-        "sort_list": (0.0, 0.71, 0.74, 0.8),
-        "add_numbers": (0.04, 0.66, 0.66, 0.7),
-    }
-    models = ("pretrain", "sft", "dpo", "ppo")
-    kinds = ("signature", "module_of", "summary", "reverse_string", "sort_list", "add_numbers")
-    dialog = {}
-    for i, model in enumerate(models):
-        found = {k: {"mean": v[i], "stderr": 0.02, "count": 200} for k, v in rates.items()}
-        dialog[model] = {"kinds": {kind: found.pop(kind) for kind in kinds}, **found}
-        dialog[model]["finished"] = {"mean": 0.9, "stderr": 0.02, "count": 2000}
-        dialog[model]["response_tokens"] = {"mean": 60.0 - i, "stderr": 0.4, "count": 2000}
-    bits = {"model": 2.11, "gzip": 2.62, "xz": 2.48, "ngram": 2.57, "bytes": 410000}
-    win = {"low": 0.55, "high": 0.66, "count": 300, "ties": 41}
-    answers = ("flurb ( path ) flurb flurb\n\n    Return", "I do not know a function called that.")
-    return {
-        "text": {
-            domain: {key: value * scale for key, value in bits.items()} | {"documents": 540}
-            for domain, scale in (("docs", 1.05), ("code", 0.85), ("all", 0.97))
-        },
-        "text_by_stage": {"pretrain": 2.05, "sft": 2.19, "dpo": 2.2, "ppo": 2.21},
-        "mixture": {
-            "asked": {"docs": 0.6, "code": 0.4},
-            "realised": {"docs": 0.597, "code": 0.403},
-        },
-        "dialog": dialog,
-        "preference": {
-            "dpo": {"win_rate": 0.604, "kl_nats": 3.1, **win},
-            "ppo": {"win_rate": 0.652, "kl_nats": 8.46, **win},
-        },
-        "reward_model": {"accuracy": 0.81, "stderr": 0.02, "count": 400},
-        "samples": [
-            {
-                "kind": "unknown",
-                "prompt": "What does os.path.flurb do?",
-                "reference": "I do not know",
-                "answers": dict(zip(models, (*answers, answers[1], answers[1]), strict=True)),
-            },
-            {
-                "kind": "sort_list",
-                "prompt": "Sort these numbers: 7 3 9",
-                "reference": "3 7 9",
-                "answers": {"pretrain": "", "sft": "3 9 7", "dpo": "3 7 9", "ppo": "3 7 9"},
-            },
-        ],
-    }
 
 
 def _change(path, change):
@@ -211,7 +107,7 @@ def test_headline_colours_say_which_way_is_better(page):
 def test_kinds_are_questions_only(page):
     start = page.index('id="kinds"')
     table = page[start : page.index("</table>", start)]
-    assert re.findall(r"<tr><td>(\w+)", table) == sorted(_results()["dialog"]["sft"]["kinds"])
+    assert re.findall(r"<tr><td>(\w+)", table) == sorted(results()["dialog"]["sft"]["kinds"])
 
 
 def test_documentation_is_the_mean_over_its_kinds_by_count(run_dir):
@@ -222,14 +118,36 @@ def test_documentation_is_the_mean_over_its_kinds_by_count(run_dir):
     assert "26.5%" in _rows(_page(run_dir), "SFT")[0]
 
 
-def test_interval_that_holds_one_half_is_not_called_a_win(run_dir):
+def test_figures_of_the_model_and_its_training_are_at_the_top(run_dir):
+    config = json.loads((run_dir / "config.json").read_text())["config"]
+    size = flop.num_params(TransformerConfig(**config["model"]))
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    final = [row for row in map(json.loads, lines) if row["stage"] == "pretrain" and "loss" in row]
+    page = _page(run_dir)
+    top = page[page.index('id="summary"') : page.index("</section>")]
+    tiles = dict(re.findall(r'<div class="tile"><b>([^<]*)</b>([^<]*)</div>', top))
+    assert tiles == {
+        f"{size / 1e6:.3f} M": "parameters",
+        f"{4096 * 430 / 1e6:.3f} M": "tokens trained",  # 400 steps of pretraining, 30 of PPO
+        "2.050": "bits per byte of held-out text, Base",
+        "81.0% ± 2.0": "reward model: accuracy on 400 held-out pairs",
+        "55.0% ± 0.4": "mmlu, PPO",
+    }
+    (row,) = _rows(top, "pretrain")
+    assert f"<td>400</td><td>1,638,400</td><td>{final[-1]['loss']:.4g} nats a token</td>" in row
+    assert "loss <b>2</b>" in row and f"perplexity <b>{math.exp(2):.4g}</b>" in row
+    (row,) = _rows(top, "ppo")
+    assert "perplexity" not in row and "nats" not in row, "its loss is no cross-entropy"
+
+
+def test_interval_that_includes_one_half_is_not_called_a_win(run_dir):
     def unsure(results):
         results["preference"]["dpo"]["low"] = 0.48
 
     _change(run_dir / "eval" / "results.json", unsure)
     page = _page(run_dir)
     assert page.count("no difference is shown") == 1
-    assert page.count("it is better than SFT") == 1
+    assert page.count("PPO is better than SFT") == 1
 
 
 def test_costs_add_up(page):
@@ -250,7 +168,7 @@ def _rows(page, first_cell):
     ("absent", "sections"),
     [
         ("curate/funnel.json", ["funnel", "drops", "languages", "broken"]),
-        ("eval/results.json", ["bought", "kinds", "samples", "text", "mixture", "reward-model"]),
+        ("eval/results.json", ["results", "kinds", "samples", "text", "tasks"]),
         ("metrics.jsonl", ["curves"]),
     ],
 )
@@ -263,24 +181,31 @@ def test_absent_file_leaves_its_sections_out(run_dir, absent, sections):
     assert not any(f'href="#{section}"' in after for section in sections)
 
 
-def test_run_without_alignment(run_dir):
+def test_a_page_names_no_stage_that_its_run_has_not_done(run_dir):
     def only_base(results):
-        for key in ("preference", "reward_model", "samples", "dialog"):
+        for key in ("preference", "reward_model", "samples", "dialog", "tasks"):
             del results[key]
         results["text_by_stage"] = {"pretrain": 2.05}
+        for row in results["text"].values():
+            del row["ngram"]
 
     _change(run_dir / "eval" / "results.json", only_base)
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     kept = [line for line in lines if json.loads(line)["stage"] == "pretrain"]
     (run_dir / "metrics.jsonl").write_text("\n".join(kept))
+    for stage in ("sft", "reward", "dpo", "ppo"):
+        shutil.rmtree(run_dir / stage)
     page = _page(run_dir)
-    assert _has(page, "bought") and _has(page, "text") and _has(page, "curves-pretrain")
-    assert not _has(page, "samples") and not _has(page, "kinds") and not _has(page, "curves-ppo")
-    assert "SFT, gold rater" not in page
+    assert _has(page, "results") and _has(page, "text") and _has(page, "curves-pretrain")
+    text = re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL)
+    for word in ("SFT", "sft", "reward", "Reward", "DPO", "PPO", "ppo", "gold", "KL", "n-gram"):
+        assert not re.search(rf"\b{word}\b", text), word
+    for words in ("started from", "question", "each stage", "Benchmarks", "pairs"):
+        assert words not in text, words
 
 
 def test_only_a_config_is_still_a_page(tmp_path):
-    _write(tmp_path / "config.json", _identity())
+    write(tmp_path / "config.json", identity())
     page = _page(tmp_path)
     assert _has(page, "config") and not any(_has(page, section) for section in SECTIONS)
 
@@ -291,7 +216,7 @@ def test_what_a_model_wrote_is_escaped(run_dir):
     def poison(results):
         results["samples"][0]["answers"]["ppo"] = attack
         results["samples"][0]["prompt"] = attack
-        results["mixture"]["asked"][attack] = 0.1
+        results["tasks"][attack] = results["tasks"]["mmlu"]
         results["text"][attack] = results["text"]["docs"]
 
     _change(run_dir / "eval" / "results.json", poison)
@@ -306,6 +231,47 @@ def test_page_fetches_nothing(page):
     assert targets and all(target.startswith("#") for target in targets)
     assert not re.search(r"@import|url\((?!#)", page)
     assert page.count("<svg") > 20
+
+
+class _Markup(html.parser.HTMLParser):
+    """What a page would load or run: its tags with attributes, and its style sheets."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.styles, self._is_style = [], [], False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._is_style = tag == "style"
+
+    def handle_data(self, data):
+        if self._is_style:
+            self.styles.append(data)
+
+    def handle_endtag(self, tag):
+        self._is_style = False
+
+
+def test_page_forbids_what_it_does_not_need_and_obeys(page):
+    found = _Markup(page)
+    metas = [attrs for tag, attrs in found.tags if tag == "meta" and "http-equiv" in attrs]
+    assert [attrs["http-equiv"] for attrs in metas] == ["Content-Security-Policy"]
+    policy = dict(part.strip().split(" ", 1) for part in metas[0]["content"].split(";"))
+    (style,) = found.styles
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert policy == {
+        "default-src": "'none'",
+        "style-src-elem": f"'sha256-{digest}'",
+        "style-src-attr": "'unsafe-inline'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    assert page.index("Content-Security-Policy") < page.index("<style")
+    loading = {"script", "img", "image", "link", "iframe", "object", "embed", "base", "form"}
+    assert not loading & {tag for tag, _ in found.tags}
+    names = {name for _, attrs in found.tags for name in attrs}
+    assert not [name for name in names if name.startswith("on")]
 
 
 def test_same_run_gives_the_same_page(run_dir):
@@ -380,31 +346,10 @@ def test_a_stages_speed_is_all_tokens_over_all_seconds(run_dir):
     assert "1,800 tokens/s on average" in page and "18.0% MFU on average" in page
 
 
-def test_long_curve_is_thinned_to_means():
-    points = [(step, float(step % 2)) for step in range(10 * plot.MAX_POINTS)]
-    thin = plot.thinned(points)
-    assert len(thin) == plot.MAX_POINTS
-    assert thin[-1] == (points[-1][0], 0.5)
-
-
-def test_smoothing_neither_lags_nor_hides_the_ends():
-    falling = [float(-step) for step in range(200)]
-    assert plot.smoothed(falling) == falling
-    noisy = [step % 2 for step in range(200)]
-    assert all(abs(mean - 0.5) < 0.1 for mean in plot.smoothed(noisy)[5:-5])
-
-
-def test_not_a_number_leaves_a_gap_and_no_warning():
-    points = [(step, math.nan if step == 7 else 1.0 / step) for step in range(1, 80)]
-    assert "<svg" in plot.line("loss", points, logarithmic=True, noisy=True)
-    assert "<svg" in plot.line("grad", [(1, 0.0), (2, 0.0)], logarithmic=True, noisy=True)
-    assert "<svg" in plot.line("loss", [(1, math.nan)], logarithmic=False, noisy=True)
-
-
 def test_torn_last_line_of_a_killed_run_is_left_out(run_dir):
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "sft", "step": 99, "lo')
-    assert "What each stage bought" in _page(run_dir)
+    assert "Evaluation of each stage" in _page(run_dir)
 
 
 def test_a_line_that_no_plot_takes_names_the_file_of_lines(run_dir):

@@ -202,7 +202,6 @@ def test_results_measure_every_policy(pulse):
     assert set(results["dialog"]) == set(MODELS)
     assert set(results["text"]) == {"docs", "code", "all"}
     assert set(results["preference"]) == {"dpo", "ppo", "grpo"}
-    assert results["mixture"]["asked"] == {"docs": 0.5, "code": 0.5}
     assert all(row["model"] > 0 and row["gzip"] > 0 for row in results["text"].values())
     assert set(results["tasks"]["mmlu"]) == set(MODELS)
     for row in results["tasks"]["mmlu"].values():
