@@ -1,4 +1,4 @@
-"""Goes on training an imported model, or one that was trained here.
+"""Continues training an imported model, or one that was trained here.
 
     seedbed import --hf=DIR --out=runs/NAME
     seedbed run --config=configs/tune.py:runs/NAME

@@ -4,7 +4,7 @@
     seedbed run --config=configs/web.py --config.data.sources=dir --run=DIR
 
 Files are recognised by their content, and each kind becomes a domain with the gates that suit it.
-`run` goes on to a tokenizer and packed shards.
+`run` also trains a tokenizer and packs shards.
 """
 
 from ml_collections import ConfigDict

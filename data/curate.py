@@ -123,7 +123,7 @@ def curate(
     found = sources.survey(config.sources)
     log(f"{len(found.units)} files in {', '.join(found.sources)}")
     if found.broken:
-        log(f"passed over {len(found.broken)} files, the first {funnel.name(found.broken[0])}")
+        log(f"skipped {len(found.broken)} files, the first {funnel.name(found.broken[0])}")
     index = _index(config, found, cache, evaluation)
     names = [name for source in found.sources.values() for name in source.gates]
     if idle := gates.list_idle(names, config.gates, bool(index[1])):
@@ -131,7 +131,7 @@ def curate(
     parts = _judge(config, found, cache, engine, index, log)
     if broken := [row for part in parts for row in part.summary["named"]]:
         count = sum(part.summary["broken"] for part in parts)
-        log(f"passed over {count} broken records, the first {funnel.name(broken[0])}")
+        log(f"skipped {count} broken records, the first {funnel.name(broken[0])}")
     is_named = not isinstance(config.sources, str)
     funnel.refuse_unread(is_named, found, parts, log)
     fates = _deduplicate(config.dedup, parts, cache, engine, log)

@@ -17,7 +17,7 @@ class Record(NamedTuple):
     Attributes:
         number: its number in the file, from 1.
         text: what it holds, in the markup named; '' where it is broken.
-        why: why it is broken, '' where it is not; a broken record is counted and passed over.
+        why: why it is broken, '' where it is not; a broken record is counted and skipped.
         url: where it was found, '' if nowhere.
         date: ISO 8601 date or time, '' if unknown.
         language: ISO 639 code that the source itself states, '' if none. Of code: its language.

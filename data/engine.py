@@ -127,7 +127,7 @@ class Engine:
         waiting = {task.key: task for task in tasks if not (folder / task.key / SUMMARY).exists()}
         total = len(waiting)
         for number, label in enumerate(self._finish(folder, list(waiting.values())), 1):
-            log(f"{number} of {total} ({len(tasks) - total} were there before), {label}")
+            log(f"{number}/{total} parts ({len(tasks) - total} cached), {label}")
         return [(folder / task.key, read_summary(folder / task.key)) for task in tasks]
 
     def _finish(self, folder: Path, tasks: list[Task]) -> Iterator[str]:

@@ -65,7 +65,7 @@ def find(key: str, pattern: str) -> list[File]:
             is that, whatever commas and brackets are in it.
 
     Returns:
-        The files, each once. Files and folders whose names begin with a dot are passed over below a
+        The files, each once. Files and folders whose names begin with a dot are skipped below a
         folder or glob, and of a local folder that several links lead to, all but one. A folder
         below them that cannot be listed is among the files, with the reason.
 

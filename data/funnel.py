@@ -27,7 +27,7 @@ def count(
         `read`, `kept`, `heldout` (part of kept), each {domain: {documents, bytes}}; `dropped`,
         {gate: {documents, bytes, reasons: {reason: documents}}}; `stages`, rows of what is left
         after each gate and deduplication, {gate, domain, dropped, documents, bytes}; `languages`,
-        {domain: {language: {documents, bytes}}} of what is kept; `broken`, records passed over,
+        {domain: {language: {documents, bytes}}} of what is kept; `broken`, records skipped,
         {file, record, why}, the first of each part, and `num_broken` of all; `samples`, {gate:
         [[id, reason, detail, text], ...]}; `largest_cluster`. Bytes are of UTF-8 text.
     """

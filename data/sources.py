@@ -1,6 +1,6 @@
 """Sources: files of any kind, recognised by their content, read as documents of one schema.
 
-A file or record that cannot be read is counted, named with the reason, and passed over. Same files,
+A file or record that cannot be read is counted, named with the reason, and skipped. Same files,
 same documents.
 """
 
@@ -265,7 +265,7 @@ def read(
         unit: the file.
         source: its domain's source.
         max_document_bytes: a longer text is cut into several documents, as `cut` does.
-        broken: {file, record, why} is appended here for each record passed over.
+        broken: {file, record, why} is appended here for each record skipped.
 
     Yields:
         Rows of data.document.SCHEMA, and the `markup` that the text was in.

@@ -61,7 +61,7 @@ FLAG_LINES = {
         "run, curate, tokenizer: where runs share these; .store beside the run unless given",
     ),
     "json": ("--json", "one JSON object on standard output, nothing else there"),
-    "fresh": ("--fresh", "throw away what the stages to run have left, and start them over"),
+    "fresh": ("--fresh", "delete earlier output of the stages to run, and start them over"),
     "stage": (
         "--stage=STAGE",
         "chat, export: whose model (sft, dpo, ppo, ...); the newest unless given",

@@ -154,7 +154,7 @@ def note_doubts(run: RunDir, stage: str, note: Callable[[str], None]) -> None:
     if run.read_done(stage) is None:
         note(f"{stage} is not finished: this is the newest checkpoint that it has so far")
     if need := run.find_replaced(stage):
-        note(f"{stage} stands on an earlier result of stage {need!r} than there is now")
+        note(f"{stage} was made from an earlier result of stage {need!r} than there is now")
 
 
 def is_own(folder: Path) -> bool:

@@ -57,7 +57,7 @@ def run_stages(
       runner: where data is worked on.
       store: where runs share what stages make; None if they do not.
       only: one stage's name, or None for the whole pipeline.
-      fresh: throw away what the stages to run have left before.
+      fresh: delete earlier output of the stages to run.
       bodies: gives the body of a stage; `find_body` unless given.
 
     Returns:
@@ -107,7 +107,7 @@ def _bring(
         _refuse_to_discard(run, name, inputs, done)
     damage = run.find_damage(done) if done and not fresh else None
     if damage:
-        progress.note(f"{run.path / damage} is damaged; done again")
+        progress.note(f"{run.path / damage} is damaged; made again")
     # What is kept to go on from may be other names of the files that are damaged.
     anew = fresh or damage is not None
     if anew:
@@ -127,7 +127,7 @@ def _bring(
             if taken := shared.take(place, run, name):
                 progress.note(f"made by another run; linked from {place}")
                 return {"status": "linked", "secs": 0.0, **taken["summary"]}
-            progress.note(f"{place} is damaged; done again")
+            progress.note(f"{place} is damaged; made again")
             anew = True
         run.begin(name, inputs, code, fresh=anew)
         result = _run_stage(job, bodies(stage), code)
@@ -138,7 +138,7 @@ def _bring(
 def _skip(progress: Progress, stage: Stage, done: dict) -> dict:
     progress.stage(stage.name)
     _note_code(progress, stage, done)
-    progress.note("nothing to do, its inputs are unchanged")
+    progress.note("skipped: configuration and inputs unchanged")
     return {"status": "skipped", "secs": 0.0, **done["summary"]}
 
 
@@ -152,7 +152,7 @@ def _note_code(progress: Progress, stage: Stage, made: dict) -> None:
         )
         progress.note(
             f"its checkpoints were made by other code ({was}; this is {is_}); they are kept, "
-            "--fresh makes them anew"
+            "--fresh trains again"
         )
 
 
@@ -178,7 +178,7 @@ def _refuse_to_discard(run: RunDir, name: str, inputs: Mapping, done: dict | Non
     if not run.checkpoints(name).exists():
         return
     if not run.checkpoints(name).is_dir():
-        raise BadInput(f"{run.checkpoints(name)}: is no folder; remove it, or give --fresh")
+        raise BadInput(f"{run.checkpoints(name)}: is not a directory; remove it, or give --fresh")
     changes = [] if done else find_changes(run, name, inputs)
     damage = run.find_damage(done) if done else None
     if changes or damage:
@@ -204,9 +204,9 @@ def _refuse_to_strand(run: RunDir, name: str, inputs: Mapping, described: Mappin
     for other in described if changes else ():
         if name in upstream(other, described) and run.checkpoints(other).exists():
             raise BadInput(
-                f"{run.checkpoints(other)}: stands on stage {name!r}, which was last made with "
+                f"{run.checkpoints(other)}: depends on stage {name!r}, which was last run with "
                 f"{changes[0]}; use the same value or another --run directory, or `seedbed {name} "
-                "--fresh`, and the same for each stage after it whose start is another then"
+                "--fresh`, and the same for each later stage that starts from its result"
             )
 
 

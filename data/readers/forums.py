@@ -65,7 +65,7 @@ def read_stack_exchange(path: str) -> Iterator[Record]:
 
     Its text is the title, the question, and each answer under a line 'Answer:', with empty lines
     between: the accepted answer first, then the best-scored, among equals the older. Bodies are
-    text as mail.html_to_text makes it. Rows that are neither are passed over; an answer whose
+    text as mail.html_to_text makes it. Rows that are neither are skipped; an answer whose
     question is not in the file is broken.
 
     Args:

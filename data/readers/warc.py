@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import zstandard
 from fastwarc.stream_io import BrotliReader
 
-# A longer record is passed over unread, so that a wrong length cannot fill the memory.
+# A longer record is skipped unread, so that a wrong length cannot fill the memory.
 MAX_BLOCK_BYTES = 1 << 26
 MAX_HEADER_BYTES = 1 << 16
 PLAIN_CHUNK_BYTES = 1 << 16
@@ -321,7 +321,7 @@ def _members(
 
 
 def _top_up(raw: bytes, chunks: Iterator[bytes]) -> bytes:
-    """At least four bytes, if there are so many; zeros that pad the file are passed over."""
+    """At least four bytes, if there are so many; zeros that pad the file are skipped."""
     while len(raw := raw.lstrip(b"\0")) < 4 and (chunk := next(chunks, b"")):
         raw += chunk
     return raw

@@ -1,4 +1,4 @@
-"""The page to look at."""
+"""The HTML report of a run."""
 
 from launch.job import Job
 from launch.report.page import write_report

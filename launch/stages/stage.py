@@ -175,7 +175,7 @@ _SHOWING = (
     ),
     Stage(
         "report",
-        "the page to look at: RUN/report.html",
+        "an HTML report: RUN/report.html",
         uses=("curate", "tokenizer", *TRAINED, "eval"),
         reads=("",),
         code=("launch", "data", "eval"),

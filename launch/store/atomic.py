@@ -27,9 +27,7 @@ def appear(out: Path, flag: str, progress: Progress) -> Iterator[Path]:
     """
     try:
         if out.is_symlink() or out.is_file() or (out.is_dir() and any(out.iterdir())):
-            raise BadInput(
-                f"{flag}={out}: is there already; it must be a new or an empty directory"
-            )
+            raise BadInput(f"{flag}={out}: exists already; it must be a new or an empty directory")
         if not out.parent.is_dir():
             raise BadInput(f"{flag}={out}: {out.parent} is no directory")
         out = out.resolve()

@@ -1,13 +1,13 @@
 """A run directory: what is in it, what is finished, and how lines get there.
 
 config.json             the resolved configuration, code and package versions
-metrics.jsonl           one object a line; the only thing that other tools read
+metrics.jsonl           one object a line: what training and its evaluators measured
 tensorboard/<stage>/    the same numbers as TensorBoard events
 checkpoints/<stage>/    Orbax checkpoints
 cache/<stage>/          finished pieces of a stage, by the hash of their content
 <stage>/done.json       the stage is finished: hash of its inputs, seconds, summary
 <stage>/...             what else the stage writes
-report.html             the page to look at
+report.html             the report
 .lock                   only while something writes here: the process that does
 """
 
@@ -378,8 +378,8 @@ def remove(path: Path) -> None:
 def read_metrics(path: Path) -> Iterator[tuple[str, dict]]:
     """Yields the lines of metrics.jsonl that hold a record of a stage, and those records.
 
-    What a killed process or a damaged disk has left is passed over: a line of a few numbers is no
-    reason to lose a run. A record has a stage, a step, and finite numbers or None for the rest.
+    Lines that a killed process or a damaged disk has left are skipped: a few numbers are no reason
+    to lose a run. A record has a stage, a step, and finite numbers or None for the rest.
     """
     with path.open("rb") as lines:
         for line in lines:

@@ -1,4 +1,4 @@
-"""Talk to a run in its chat format; or let a base model go on with a text.
+"""Chat with the model of a run in its chat format, or let a base model continue a text.
 
 seedbed chat --run=runs/quickstart
 """
@@ -40,7 +40,7 @@ def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int | None, as_js
 
     Returns:
       {"stage", "turns": [{"prompt", "answer"}]}; a line of standard input that alone is too long
-      has "error" in place of "answer", and the session goes on without it.
+      has "error" in place of "answer", and the session continues without it.
 
     Raises:
       BadInput: there is no such run, it has no such model, or `prompt` is too long.

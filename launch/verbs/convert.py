@@ -66,7 +66,9 @@ def run_import(source_hf: str, source_gguf: str, out: Path, progress: Progress) 
     progress.stage("import")
     with appear(out, "--out", progress) as part:
         if source_hf and place.is_dir() and part.is_relative_to(place.resolve()):
-            raise BadInput(f"--out={out}: lies in what is imported, {place}; it must be elsewhere")
+            raise BadInput(
+                f"--out={out}: is inside what is imported, {place}; it must be elsewhere"
+            )
         if source_hf and place.is_dir():
             _refuse_stray_links(place)
         run = RunDir(part)

@@ -24,7 +24,7 @@ def headline(run: RunDir) -> dict:
 
     Returns:
         read, kept: documents. dropped: {gate: {reason: documents}}. broken: the first records
-        passed over in each part, {file, record, why}, and num_broken of all.
+        skipped in each part, {file, record, why}, and num_broken of all.
     """
     counted = read_json(run.stage("curate") / "funnel.json")
     dropped: dict[str, dict[str, int]] = {}

@@ -311,7 +311,7 @@ def test_only_what_changed_is_read_again(tmp_path):
     lines = []
     run(config, tmp_path, log=lines.append)
     assert [line for line in lines if line.startswith("reading")] == [
-        "reading: 1 of 1 (2 were there before), b: b.jsonl"
+        "reading: 1/1 parts (2 cached), b: b.jsonl"
     ]
     assert len({path.name for path in (tmp_path / "cache/judged").iterdir()} - judged) == 1
     after = digests(tmp_path / "out")

@@ -57,7 +57,7 @@ def test_what_is_there_is_not_done_again(tmp_path):
         (first / "square").write_text("kept")
         done = started.run(tmp_path, squares(4), lines.append)
     assert (done[0][0] / "square").read_text() == "kept"
-    assert lines == ["1 of 1 (3 were there before), number 3"]
+    assert lines == ["1/1 parts (3 cached), number 3"]
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_broken_records_among_good_ones_are_counted(small, tmp_path):
     code, out, err = door(*small("curate", "--json"))
     assert code == 0
     assert json.loads(out)["stages"]["curate"]["broken_records"] == 2 * len(BROKEN_LINES)
-    assert "passed over 8 broken records, the first" in err and "a.jsonl record 3" in err
+    assert "skipped 8 broken records, the first" in err and "a.jsonl record 3" in err
     funnel = json.loads((tmp_path / "run" / "curate" / "funnel.json").read_text())
     assert {row["record"] for row in funnel["broken"]} == {3, 4, 5, 6}
 

@@ -118,11 +118,11 @@ def test_a_damaged_table_is_made_again_as_it_was(curated, tmp_path, table):
     line = refusal("curate", WEB, f"--run={tmp_path}/run", "--explain=text/a.jsonl:00000099")
     assert f"{path}: damaged; `seedbed curate --fresh` writes it" in line
     code, out, err = door(*command(folder, where))
-    assert code == 0 and f"curate: {path} is damaged; done again" in err
+    assert code == 0 and f"curate: {path} is damaged; made again" in err
     assert json.loads(out)["stages"]["curate"]["status"] == "done"
     assert tables(tmp_path / "run") == before
     code, out, err = door(*command(folder, where))
-    assert code == 0 and "nothing to do" in err
+    assert code == 0 and "skipped: configuration and inputs unchanged" in err
 
 
 def test_sets_that_are_not_there_are_no_measurement(curated, tmp_path, monkeypatch):

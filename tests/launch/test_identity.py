@@ -206,7 +206,7 @@ def test_a_model_of_earlier_results_is_said_to_be_one(pipeline):
     pipeline({"pretrain.optimizer.peak_lr": 0.1}, only="pretrain", fresh=True)
     for stage in ("ppo", "sft", "pretrain"):
         load.note_doubts(pipeline.run, stage, said.append)
-    why = "stands on an earlier result of stage 'pretrain' than there is now"
+    why = "was made from an earlier result of stage 'pretrain' than there is now"
     assert said == [f"ppo {why}", f"sft {why}"]
     (pipeline.run.stage("pretrain") / "done.json").unlink()
     load.note_doubts(pipeline.run, "pretrain", said.append)
@@ -332,7 +332,9 @@ def test_a_file_in_the_place_of_checkpoints_is_refused(pipeline):
     rundir.remove(pipeline.run.checkpoints("sft"))
     pipeline.run.checkpoints("sft").write_text("mine")
     (pipeline.run.stage("sft") / "done.json").unlink()
-    with pytest.raises(BadInput, match="checkpoints/sft: is no folder; remove it, or give --fresh"):
+    with pytest.raises(
+        BadInput, match="checkpoints/sft: is not a directory; remove it"
+    ):
         pipeline()
 
 
@@ -346,7 +348,7 @@ def test_a_stage_whose_keys_are_not_known_is_not_made_anew_below_checkpoints(pip
 def test_a_tokenizer_is_not_made_of_other_texts_below_checkpoints(pipeline):
     pipeline()
     pipeline({"data.heldout_fraction": 0.3}, only="curate", fresh=True)
-    with pytest.raises(BadInput, match="checkpoints/pretrain: stands on stage 'tokenizer'"):
+    with pytest.raises(BadInput, match="checkpoints/pretrain: depends on stage 'tokenizer'"):
         pipeline({"data.heldout_fraction": 0.3})
     assert pipeline.called == []
 

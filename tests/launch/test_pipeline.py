@@ -165,7 +165,7 @@ def test_a_changed_key_reruns_its_stage_and_those_after(tmp_path, key, value, ag
 def test_a_changed_input_file_reruns_all(pipeline):
     pipeline()
     (pipeline.corpus / "a.txt").write_text("other words")
-    with pytest.raises(BadInput, match="pretrain: stands on stage 'curate', .* with files = "):
+    with pytest.raises(BadInput, match="pretrain: depends on stage 'curate', .* with files = "):
         pipeline()
     assert pipeline.called == [], "nor is a tokenizer put in the place of the models' own"
     assert tuple(pipeline(fresh=True)) == ALL
@@ -178,7 +178,7 @@ def test_an_edit_beside_a_changed_file_does_not_hide_it(pipeline, tmp_path, monk
     code = (*STAGES["curate"].code, str(tmp_path / "code.py"))
     edited = dataclasses.replace(STAGES["curate"], code=code)
     monkeypatch.setitem(STAGES, "curate", edited)
-    with pytest.raises(BadInput, match="stands on stage 'curate', .* with files = "):
+    with pytest.raises(BadInput, match="depends on stage 'curate', .* with files = "):
         pipeline()
     assert pipeline.called == []
 
@@ -397,7 +397,7 @@ def test_a_damaged_stage_without_checkpoints_is_done_again(pipeline, capsys):
     pipeline.run.record_products("eval")
     page.write_text("")
     assert pipeline() == ["eval"]
-    assert f"eval: {page} is damaged; done again" in capsys.readouterr().err
+    assert f"eval: {page} is damaged; made again" in capsys.readouterr().err
 
 
 def test_a_stage_that_lacks_a_file_goes_on_from_what_is_left(pipeline):

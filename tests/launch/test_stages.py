@@ -236,7 +236,7 @@ def test_without_json_the_answer_is_a_table_and_progress_is_on_standard_error(pu
     arguments = ["run", f"--config={ROOT}/configs/quickstart.py", f"--run={pulse.path}"]
     code, out, err = door(*arguments, **pulse.overrides)
     assert code == 0 and "params_sha256" in out
-    assert err.count("nothing to do, its inputs are unchanged") == len(tuple(STAGES))
+    assert err.count("skipped: configuration and inputs unchanged") == len(tuple(STAGES))
 
 
 @pytest.mark.parametrize("stage", ["", *CHATS])
