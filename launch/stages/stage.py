@@ -178,7 +178,7 @@ _SHOWING = (
         "an HTML report: RUN/report.html",
         uses=("curate", "tokenizer", *TRAINED, "eval"),
         reads=("",),
-        code=("launch", "data", "eval"),
+        code=("launch", "data", "eval", "model"),
     ),
 )
 STAGES: Mapping[str, Stage] = {row.name: row for row in (*_MAKING, *_SHOWING)}
