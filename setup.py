@@ -16,7 +16,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=[*PACKAGES, *(f"{name}.*" for name in PACKAGES)]),
-    package_data={"launch.report": ["*.jinja"]},
+    package_data={"launch.report": ["*.jinja", "*.css"]},
     install_requires=[
         # jax 0.12 may move the mesh and sharding API again; 0.10 and 0.11 are both tested.
         "jax>=0.10,<0.12",

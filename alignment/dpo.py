@@ -2,7 +2,7 @@
 
     seedbed dpo --config=configs/quickstart.py
 
-Reference log-probabilities are computed once and travel with the rows.
+Reference log-probabilities are computed once and stored in the rows.
 """
 
 import dataclasses

@@ -16,13 +16,13 @@ from alignment import losses
 VARIANCE_FLOOR = 1e-8
 
 
-def missing_eos_score(score_B, finished_B, penalty):
-    """Gives answers that never ended a fixed score, instead of what the reward model said.
+def missing_eos_score(score_B, finished_B, missing_score):
+    """Gives answers that never ended a fixed score, instead of the reward model's score.
 
     Args:
       score_B: score of each answer.
       finished_B: nonzero where the answer has its end token.
-      penalty: the score of an unfinished answer, such as -1; it replaces, it is not added.
+      missing_score: that of an unfinished answer, such as -1; it replaces, it is not added.
 
     Returns:
       score_B, float32.
@@ -30,13 +30,13 @@ def missing_eos_score(score_B, finished_B, penalty):
     Source: Huang et al. 2024 (`non_eos_penalty`). TRL subtracts the penalty instead, which a
     reward model that likes long answers can outbid.
     """
-    return jnp.where(finished_B.astype(bool), _target(score_B), jnp.float32(penalty))
+    return jnp.where(finished_B.astype(bool), _target(score_B), jnp.float32(missing_score))
 
 
-def kl_penalised_rewards(score_B, logp_BR, ref_logp_BR, mask_BR, beta):
+def kl_penalised_rewards(score_B, logp_BR, ref_logp_BR, mask_BR, kl_coef):
     """Rewards of PPO: each token pays for leaving the reference, the last one gets the score.
 
-    r_t = -beta (logp_t - ref_logp_t) + [t is the last token of the mask] score: the estimator k1.
+    r_t = -kl_coef (logp_t - ref_logp_t) + [t is the last token of the mask] score, estimator k1.
 
     Args:
       score_B: score of each whole answer; fractions count.
@@ -44,7 +44,7 @@ def kl_penalised_rewards(score_B, logp_BR, ref_logp_BR, mask_BR, beta):
       ref_logp_BR: the same tokens under the reference.
       mask_BR: nonzero on tokens that the policy wrote, its end token included; 0 on tool output
         and padding.
-      beta: price >= 0 of a nat.
+      kl_coef: KL coefficient >= 0, in units of the score a nat.
 
     Returns:
       rewards_BR, float32, 0 where the mask is. A row with an empty mask has no action to reward:
@@ -54,7 +54,7 @@ def kl_penalised_rewards(score_B, logp_BR, ref_logp_BR, mask_BR, beta):
     a finished answer, as in OpenRLHF; TRL has it one later.
     """
     kl_BR = losses.kl_k1(_target(logp_BR), _target(ref_logp_BR))
-    penalty_BR = jnp.where(mask_BR.astype(bool), -beta * kl_BR, 0.0)
+    penalty_BR = jnp.where(mask_BR.astype(bool), -kl_coef * kl_BR, 0.0)
     last_BR = losses.is_last_token(mask_BR)
     return penalty_BR + jnp.where(last_BR, _target(score_B)[:, None], 0.0)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Log-ratios are held within +-10 before exp: a ratio stays within 4.5e-5 .. 22026. Two engines in
+# Log-ratios are clamped to +-10 before exp: a ratio stays within 4.5e-5 .. 22026. Two engines in
 # bfloat16 can disagree by far more on one rare token, which unguarded becomes 5e8 or infinity.
 LOG_RATIO_LIMIT = 10.0
 

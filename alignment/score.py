@@ -29,9 +29,10 @@ def by_model(config: TransformerConfig, params: Params, mean: float, std: float)
       params: of the reward model.
       mean, std: of the scores that are to be about 0 and 1.
     """
-    judge = functools.partial(jax.jit(_score_model, static_argnums=0), reward.scalar_config(config))
+    jitted = jax.jit(_score_model, static_argnums=0)
+    score_model = functools.partial(jitted, reward.scalar_config(config))
     moments = {"mean": jnp.float32(mean), "std": jnp.float32(std)}
-    return lambda sequences, _: judge(params, moments, sequences)
+    return lambda sequences, _: score_model(params, moments, sequences)
 
 
 def _score_model(
@@ -42,7 +43,7 @@ def _score_model(
 
 
 def by_function(fn: RewardFn, examples: Sequence[Example], tokenizer: Tokenizer) -> Score:
-    """What a function on the host says of each answer's text.
+    """Scores the text of each answer by a function on the host.
 
     Args:
       fn: gives a finite number for an example and an answer to its prompt.

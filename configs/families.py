@@ -1,4 +1,4 @@
-"""Published architectures: pretraining of each, by the keys in which it is no plain decoder.
+"""Published architectures: pretraining of each, by the keys that differ from the plain decoder.
 
     seedbed run --config=configs/families.py:llama3.1-8b
 

@@ -8,7 +8,7 @@ Two CPU cores, no accelerator, no network. What is not here has its default:
 
 from ml_collections import ConfigDict
 
-PROSE_GATES = (  # Gopher's but for repetition, which is how manuals look
+PROSE_GATES = (  # Gopher's without those on repetition: manuals repeat themselves
     "length",
     "language",
     "gopher_word_count",

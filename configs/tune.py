@@ -29,5 +29,5 @@ def get_config(run: str) -> ConfigDict:
     config.model = ConfigDict(described["model"])
     config.layout.scan_layers = True
     config.mesh = dict(data=1, fsdp=-1)  # all devices share the weights
-    config.pretrain.optimizer.peak_lr = 1e-4  # a thirtieth of a fresh model's: it has much to lose
+    config.pretrain.optimizer.peak_lr = 1e-4  # a thirtieth of a fresh model's
     return config

@@ -2,7 +2,7 @@
 
 judge (read, gates, keys) -> duplicates by URL, exact, near -> repeated paragraphs -> write. Each
 step is a list of tasks for data.engine, and leaves files that the next one reads; texts stay on
-disk. Every document that is read is in documents/ or, with its fate, in dropped/; funnel.json
+disk. Every document that is read is in documents/ or, with the reason, in dropped/; funnel.json
 counts them at every step.
 """
 

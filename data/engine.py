@@ -81,7 +81,7 @@ class Task(NamedTuple):
 
 
 def key_of(*parts: Any) -> str:
-    """Hashes JSON-able parts, and the code of this room, to 32 hexadecimal digits."""
+    """Hashes JSON-able parts, and the code of this package, to 32 hexadecimal digits."""
     code = hash_code(Path(__file__).parent)
     text = json.dumps([code, *parts], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -2,7 +2,7 @@
 
 
 class BadInput(ValueError):
-    """Input or configuration the user can mend; the door prints it alone and exits with 2.
+    """Input or configuration that the user can fix: one line on standard error, exit code 2.
 
     The message names the thing (file, line or key), the value, and what is allowed.
     """

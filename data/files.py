@@ -102,7 +102,7 @@ def _find_one(pattern: str) -> Iterator[File]:
     wild = None if _is_there(pattern) else WILDCARD.search(path)
     root = path[: wild.start()].rpartition("/")[0] if wild else path
     root = root or ("/" if path.startswith("/") else ".")
-    info = _ask(pattern, lambda: system.get_file_info(root))
+    info = _parse(pattern, lambda: system.get_file_info(root))
     if info.type == fs.FileType.File:
         folder, _, name = path.rpartition("/")
         yield File(name, prefix + path, prefix + folder, info.size, info.mtime_ns or 0)
@@ -207,10 +207,10 @@ def _remote(path: str) -> tuple[fs.FileSystem, str]:
     def connect() -> fs.FileSystem:
         return _store(f"{scheme}://{bucket}")
 
-    return _ask(path, connect), rest
+    return _parse(path, connect), rest
 
 
-def _ask(path: str, question):
+def _parse(path: str, question):
     try:
         return question()
     except UNREACHED as error:

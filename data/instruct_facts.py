@@ -113,19 +113,19 @@ def read_facts(num_functions: int) -> tuple[Fact, ...]:
 
 def signature_instances(facts: Sequence[Fact], phrasing: int) -> list[Instance]:
     """How each function is called, asked in the phrasing of this number."""
-    return [_ask(SIGNATURE[phrasing], fact.full_name, fact.call) for fact in facts]
+    return [_parse(SIGNATURE[phrasing], fact.full_name, fact.call) for fact in facts]
 
 
 def summary_instances(facts: Sequence[Fact], phrasing: int) -> list[Instance]:
     """What each function does, asked in the phrasing of this number."""
-    return [_ask(SUMMARY[phrasing], fact.full_name, fact.summary) for fact in facts]
+    return [_parse(SUMMARY[phrasing], fact.full_name, fact.summary) for fact in facts]
 
 
 def module_instances(facts: Sequence[Fact], phrasing: int) -> list[Instance]:
     """Which module has each function; names of several listed modules are left out."""
     owners = Counter(fact.name for module in MODULES for fact in _module_facts(module))
     return [
-        _ask(MODULE_OF[phrasing], fact.name, fact.module)
+        _parse(MODULE_OF[phrasing], fact.name, fact.module)
         for fact in facts
         if owners[fact.name] == 1
     ]
@@ -166,7 +166,7 @@ def _misplaced_name(rng: random.Random, facts: Sequence[Fact]) -> str:
             return f"{module}.{name}"
 
 
-def _ask(phrasing: str, name: str, reference: str) -> Instance:
+def _parse(phrasing: str, name: str, reference: str) -> Instance:
     return Instance(name, (phrasing.format(f=name),), reference)
 
 

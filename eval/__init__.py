@@ -1,1 +1,1 @@
-"""From params to numbers: graders, the gold rater, dialogue and text evaluation."""
+"""Parameters to numbers: graders, the gold rater, dialogue and text evaluation."""

@@ -1,4 +1,4 @@
-"""A benchmark put to a model: its outputs, graded, and their means.
+"""Measures a model on a benchmark: its outputs, graded, and their means.
 
 Prompts, tokens and scores are those of lm-evaluation-harness 0.4.13 with its Hugging Face model:
 _encode_pair of lm_eval/api/model.py, generate_until of lm_eval/models/huggingface.py. Different is
@@ -26,7 +26,7 @@ def measure(
     batch_size: int,
     log: Callable[[str], None],
 ) -> dict:
-    """Puts a benchmark to a model.
+    """Measures a model on a benchmark.
 
     Args:
         task: the benchmark.

@@ -2,11 +2,11 @@
 
     gold = correctness - filler - verbosity - repetition - unfinished
 
-correctness  grade of the answer once known filler is stripped, 0 to 1: right or wrong is one thing,
-             chatter another
+correctness  grade of the answer once known filler is stripped, 0 to 1: filler and
+             correctness are scored apart
 filler       0.15 for each known filler phrase stripped, at most 0.3
 verbosity    0.02 for each word beyond the reference's length, at most 0.2
-repetition   0.3 times the share of word pairs said before, beyond the reference's own share
+repetition   0.3 times the share of word pairs that repeat, beyond the reference's own share
 unfinished   0.2 if the answer was cut off before its end token
 
 The score lies in [-1, 1]; 1 is the bare, right, finished answer. A right answer with all the filler
@@ -135,7 +135,7 @@ def win_rate(scores_a: Sequence[float], scores_b: Sequence[float]) -> dict[str, 
 def corrupt(example: Example, text: str, rng: np.random.Generator) -> str:
     """Makes a worse answer out of a good one, for preference pairs.
 
-    One of, as fits the check: filler added, said twice, cut short, another item or number in its
+    One of, as fits the check: filler added, repeated, cut short, another item or number in its
     place, a refusal of a harmless request, compliance with an unsafe one, a confident answer about
     a name that does not exist, or ignorance of one that does.
 

@@ -1,1 +1,1 @@
-"""The only room that starts things: the door, the stages, the report."""
+"""Command line, stages, pipeline and report: the only package that starts anything."""

@@ -1,4 +1,4 @@
-"""The door: `seedbed VERB --config=FILE.py[:ARG] [--config.section.key=value ...]`.
+"""Command line: `seedbed VERB --config=FILE.py[:ARG] [--config.section.key=value ...]`.
 
 `python -m launch.cli` is the same. Nothing heavy is imported before the flags are understood.
 """
@@ -20,12 +20,12 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from data.errors import BadInput
-from launch.flags import ASIDES, VERBS, Parsed, parse, usage
+from launch.flags import CURATE_MODES, VERBS, Parsed, parse, usage
 from launch.stages.stage import TRAINED
 
 # Those that compute for more than seconds.
 COMPUTING = ("run", *TRAINED, "eval", "bench", "chat")
-# Of files: said in one line, since it is not the program that is wrong.
+# Of files: reported in one line, since the program is not at fault.
 MACHINE_ERRORS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
@@ -159,7 +159,7 @@ def _has_tpu() -> bool:
 
 
 def _quieten() -> None:
-    """Third-party chatter off; warnings about our own use stay."""
+    """Silences third-party logs; warnings about our own code stay."""
     if not _has_tpu():
         # Installed to compile for TPUs, libtpu would be started by jax, and write errors on
         # standard error. With None here it cannot be imported, as if it were not installed.
@@ -172,7 +172,7 @@ def _quieten() -> None:
 def _run_config(verb: str, given: flags.FlagValues, config: ConfigDict) -> dict:
     from launch import settings
 
-    if verb == "bench":  # measures the pretraining step, whatever the config goes through
+    if verb == "bench":  # measures the pretraining step, whatever stages the config names
         config = {**config, "stages": ("curate", "tokenizer", "pretrain")}
     parsed = settings.parse(config)
     trains = {*TRAINED, "eval"} & set(parsed.stages)
@@ -183,7 +183,7 @@ def _run_config(verb: str, given: flags.FlagValues, config: ConfigDict) -> dict:
         from launch.verbs.bench import run_bench
 
         return {"verb": verb, **run_bench(parsed)}
-    asked = [name for name in ASIDES if given[name].present]
+    asked = [name for name in CURATE_MODES if given[name].present]
     if asked:
         return {"verb": verb, **_curate_aside(asked, given, parsed)}
     return _run_pipeline(verb, given, parsed)
@@ -202,7 +202,7 @@ def _open_run(given: flags.FlagValues, parsed: Any) -> Any:
 
 @contextlib.contextmanager
 def _naming(place: Path) -> Iterator[None]:
-    """Errors of files that name none are said of what was being written."""
+    """Gives errors of files that name none the path of what was being written."""
     try:
         yield
     except OSError as error:
@@ -270,7 +270,7 @@ def _run_pipeline(verb: str, given: flags.FlagValues, parsed: Any) -> dict:
 
 
 def _until_stopped(work: Callable[[], dict], progress: Any, message: str) -> dict:
-    """What `work` returns, or {"preempted": why} when the process is told to stop."""
+    """What `work` returns, or {"preempted": why} when the process is asked to stop."""
     from train.loop import PreemptedError
 
     def stop(*_: Any) -> None:
@@ -307,7 +307,7 @@ def _convert(verb: str, given: flags.FlagValues) -> dict:
 def _chat(given: flags.FlagValues) -> dict:
     from launch.store.rundir import RunDir
 
-    RunDir(Path(given.run)).read_config()  # said at once, before anything heavy is imported
+    RunDir(Path(given.run)).read_config()  # refused before anything slow is imported
     from launch.verbs.chat import run_chat
 
     answered = run_chat(

@@ -7,7 +7,7 @@ from rich.console import Console
 
 
 class Progress:
-    """Says what is going on. A terminal keeps the last line of each stage, a file keeps all."""
+    """Reports progress. A terminal keeps the last line of each stage, a file keeps all."""
 
     def __init__(self):
         self._console = Console(stderr=True, highlight=False)

@@ -1,4 +1,4 @@
-"""What is evaluated, as texts: handed to curation, so that training never holds it."""
+"""The texts of all evaluations, for curation to keep out of training."""
 
 from collections.abc import Callable, Iterator
 
@@ -15,7 +15,7 @@ def texts(settings: Settings, note: Callable[[str], None]) -> Iterator[tuple[str
 
     The held-out conversations of the eval stage, every example of `eval.tasks`, and the files of
     `eval.sets`; `note` takes a line on those that cannot be read, and on benchmarks that no source
-    is held against.
+    is compared with.
     """
     if not _is_wanted(settings):
         if settings.eval.tasks:
@@ -41,7 +41,7 @@ def _is_wanted(settings: Settings) -> bool:
 
 
 def fingerprint(settings: Settings) -> str:
-    """What all of these hash to; '' where no document is held against them."""
+    """Hash of all these texts; '' where no document is compared with them."""
     if not _is_wanted(settings):
         return ""
     found = settings.eval.sets

@@ -42,8 +42,8 @@ FLAGS = {
     "config": ("config", "json"),
 }
 # What `curate` does instead of curating.
-ASIDES = ("explain", "score", "fit-quality", "fit-toxicity")
-# An empty one would mean a place that nobody named.
+CURATE_MODES = ("explain", "score", "fit-quality", "fit-toxicity")
+# Must not be empty: that would mean the current directory.
 PLACES = ("run", "out", "store", "hf", "gguf", "score", "explain")
 LOCAL_PLACES = ("run", "out", "store", "hf", "gguf")
 DATA_FLAGS = ("runner", "ray-address", "explain", "score")
@@ -190,7 +190,7 @@ def _takes(verb: str) -> str:
 
 
 def _name_value(values: flags.FlagValues, error: flags.IllegalFlagValueError) -> str:
-    """One line on a value of another type than its flag's, without Python's words for it."""
+    """One line about a value of the wrong type, without Python's own message."""
     found = re.match(r"flag (--([^=]+)=.*)", str(error), re.DOTALL)
     flag = values[found[2]] if found and found[2] in values else None
     kind = MUST_BE.get(flag.flag_type()) if flag is not None else None
@@ -239,7 +239,7 @@ def _check_argument(get_config: Callable, path: str, colon: str) -> str:
 
 
 def _check_overrides(config: ConfigDict, arguments: list[str]) -> tuple[str, ...]:
-    """The paths a.b of `--config.a.b=`, with room in the configuration; refuses unknown ones."""
+    """The paths a.b of `--config.a.b=`, each made settable in the configuration."""
     found = [re.match(r"--?(?:no)?config\.([^=]*)", argument) for argument in arguments]
     paths = tuple(match[1] for match in found if match)
     if paths:

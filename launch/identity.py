@@ -1,4 +1,4 @@
-"""What the result of each stage depends on, and whether what a run holds is still of that.
+"""What the result of each stage depends on, and whether the results in a run are up to date.
 
 A stage's identity is the hash of its inputs: its own keys, the content of the files it reads, and
 the results of the stages it reads from (`output` in their done.json: parameter hashes, contents of
@@ -34,7 +34,7 @@ from launch.store.rundir import (
     read_json,
 )
 
-# In place of the result of a stage that is to be done first.
+# Stands for the result of a stage that has not run yet.
 UNFINISHED = "unfinished"
 
 
@@ -42,7 +42,7 @@ def describe_inputs(settings: Settings) -> dict[str, dict]:
     """What each stage's result depends on, but for the results of the stages it reads from.
 
     Files count by their content. Keys that cannot change a result are left out: the mesh (a run may
-    go on on another one), kernels, logging and the like (`model.config.LAYOUT`).
+    resume on another one), kernels, logging and the like (`model.config.LAYOUT`).
     """
     return {name: describe(settings, name) for name in settings.stages}
 
@@ -112,7 +112,7 @@ def survey(
     """The inputs of `names` and what they read from, and the done.json of those finished on them.
 
     Their files may be whole or not. An unfinished stage has no output: where one that reads from it
-    has finished, it was on another one. What `discarded` stages left is about to be thrown away and
+    has finished, it was on another one. What `discarded` stages left is about to be deleted and
     is not read: it may be damaged.
     """
     inputs: dict[str, dict] = {}
@@ -150,7 +150,7 @@ def describe_code(stage: Stage) -> dict:
 def find_changes(
     run: RunDir, name: str, inputs: Mapping[str, Any], unseen: Collection[str] = ()
 ) -> list[str]:
-    """What the stage's last start and what is asked now differ in, sections `unseen` aside.
+    """How the present inputs differ from those of the stage's last start, sections `unseen` aside.
 
     An unfinished stage upstream is no difference: it may have the same result again.
     """

@@ -1,4 +1,4 @@
-"""A stage at work: its settings and run, and what follows from them."""
+"""One stage's job: its settings, its run directory, and what is derived from them."""
 
 import contextlib
 import functools
@@ -31,7 +31,7 @@ from train.step import LossFn, TrainState
 
 
 class Job:
-    """What the body of a stage is handed.
+    """What the body of a stage receives.
 
     Attributes:
       settings: the whole configuration.
@@ -191,7 +191,7 @@ class Job:
             )
 
     def _moments(self) -> Callable[[Any], Any] | None:
-        """What gives the moments of the optimizer to go on with, if not fresh ones."""
+        """What loads the optimizer's moments to continue with; None for fresh ones."""
         is_first = reads_start(self.settings, self.stage)
         is_wanted = self.settings.start_optimizer and is_first
         return functools.partial(start.load_moments, self.start) if is_wanted else None

@@ -59,7 +59,7 @@ def find_start(start: str) -> Start:
 
 
 def weights_hash(start: Start) -> str:
-    """What the weights of a model to start from hash to."""
+    """Hash of the weights of a model to start from."""
     if start.stage == IMPORTED:
         config = start.run.read_config()
         if "weights_sha256" not in config:
@@ -105,7 +105,7 @@ def load_tokenizer(run: RunDir) -> Tokenizer | Pretrained:
 
 
 def tokenizer_loader(run: RunDir) -> Callable[[], Tokenizer | Pretrained]:
-    """What gives the run's tokenizer in any process, jax or no."""
+    """A function that loads the run's tokenizer in any process, with or without jax."""
     described = run.read_config()
     rows = described.value("model.vocab_size", int)
     return make_loader(
@@ -120,14 +120,14 @@ def tokenizer_loader(run: RunDir) -> Callable[[], Tokenizer | Pretrained]:
 def make_loader(
     folder: Path, start: str, path: str, rows: int, control: Sequence[str]
 ) -> Callable[[], Tokenizer | Pretrained]:
-    """What gives the tokenizer of a folder: trained here, or imported for so many rows."""
+    """A function that loads a folder's tokenizer: trained here, or imported for so many rows."""
     if not (start or path) or is_own(folder):
         return functools.partial(tokenizer.load, folder)
     return functools.partial(pretrained.load_for_training, folder, rows, tuple(control))
 
 
 def tokenizer_hash(run: RunDir) -> str:
-    """What the run's tokenizer hashes to: its files, and how the configuration has them used."""
+    """Hash of the run's tokenizer: its files, and the keys that say how they are used."""
     paths = sorted(path for path in run.stage("tokenizer").iterdir() if path.is_file())
     marks = ("started.json", "done.json", "shards.json", ORIGIN)
     files = [[path.name, hash_file(path)] for path in paths if path.name not in marks]
@@ -138,7 +138,7 @@ def tokenizer_hash(run: RunDir) -> str:
 def refuse_other_tokenizer(run: RunDir, stage: str, saved: Mapping[str, Any]) -> None:
     """Raises BadInput if the run's tokenizer is not what a stage's model was trained with.
 
-    Beside an imported model lies what was imported; whoever edits its chat template may.
+    The tokenizer of an imported run may change: its user may edit the chat template.
     """
     folder = run.stage("tokenizer")
     known = tokenizer_hash(run) if folder.is_dir() else "absent"
@@ -150,7 +150,7 @@ def refuse_other_tokenizer(run: RunDir, stage: str, saved: Mapping[str, Any]) ->
 
 
 def note_doubts(run: RunDir, stage: str, note: Callable[[str], None]) -> None:
-    """Notes that a stage is unfinished, or that a stage before it has another result by now."""
+    """Notes that a stage is unfinished, or that an earlier stage has another result by now."""
     if run.read_done(stage) is None:
         note(f"{stage} is not finished: this is the newest checkpoint that it has so far")
     if need := run.find_replaced(stage):

@@ -108,18 +108,18 @@ def _bring(
     damage = run.find_damage(done) if done and not fresh else None
     if damage:
         progress.note(f"{run.path / damage} is damaged; made again")
-    # What is kept to go on from may be other names of the files that are damaged.
-    anew = fresh or damage is not None
-    if anew:
+    # Files in the cache may be hard links to those that are damaged.
+    restart = fresh or damage is not None
+    if restart:
         remove(run.cache(name))
-    started = None if anew else run.read_started(name)
+    started = None if restart else run.read_started(name)
     if started and run.checkpoints(name).exists():
         _note_code(progress, stage, started)
     code = describe_code(stage)
-    if not anew and done is None and run.stage(name).is_dir():
-        anew = bool(find_changes(run, name, inputs))
+    if not restart and done is None and run.stage(name).is_dir():
+        restart = bool(find_changes(run, name, inputs))
     if store is None or not stage.shared:
-        run.begin(name, inputs, code, fresh=anew)
+        run.begin(name, inputs, code, fresh=restart)
         return _run_stage(job, bodies(stage), code)
     with store.hold(name, inputs, progress.note) as place:
         if not fresh and (place / "done.json").exists():
@@ -128,8 +128,8 @@ def _bring(
                 progress.note(f"made by another run; linked from {place}")
                 return {"status": "linked", "secs": 0.0, **taken["summary"]}
             progress.note(f"{place} is damaged; made again")
-            anew = True
-        run.begin(name, inputs, code, fresh=anew)
+            restart = True
+        run.begin(name, inputs, code, fresh=restart)
         result = _run_stage(job, bodies(stage), code)
         shared.put(place, run, name)
         return result
@@ -174,7 +174,7 @@ def _check_single(only: str, run: RunDir, described: dict[str, dict]) -> None:
 
 
 def _refuse_to_discard(run: RunDir, name: str, inputs: Mapping, done: dict | None) -> None:
-    """Raises BadInput where a stage could go on only without the checkpoints that it has."""
+    """Raises BadInput where a stage could run only by discarding the checkpoints that it has."""
     if not run.checkpoints(name).exists():
         return
     if not run.checkpoints(name).is_dir():
@@ -193,10 +193,10 @@ def _refuse_to_discard(run: RunDir, name: str, inputs: Mapping, done: dict | Non
 
 
 def _refuse_to_strand(run: RunDir, name: str, inputs: Mapping, described: Mapping) -> None:
-    """Raises BadInput where a stage with other keys would replace what checkpoints stand on.
+    """Raises BadInput where a stage with other keys would replace what checkpoints depend on.
 
-    A tokenizer trained anew, say, in the place of the one that a kept model was trained with. Other
-    code alone may give the same result: the stage is done again, and the checkpoints checked then.
+    For example a new tokenizer in place of the one that a kept model was trained with. Other code
+    alone may give the same result: the stage runs again, and the checkpoints are checked then.
     """
     if STAGES[name].trains:
         return

@@ -24,7 +24,7 @@ INFINITY = "inf"
 
 
 class Frozen(dict):
-    """A mapping that stays as it is, and that other processes can be sent."""
+    """An immutable mapping that can be pickled."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
         raise TypeError(f"{key!r}: settings cannot be changed")
@@ -59,7 +59,7 @@ def to_dataclass(cls: type, section: Any, path: str) -> Any:
 
 
 def check_keys(cls: type, section: Any, path: str) -> None:
-    """Raises BadInput if this is no section, or has a key that `cls` does not."""
+    """Raises BadInput if this is not a section, or has a key that `cls` does not."""
     if not isinstance(section, Mapping) and not hasattr(section, "items"):
         raise BadInput(f"{path} is {section!r}; it must be a section with keys")
     for key, _ in section.items():
@@ -81,7 +81,7 @@ def is_section(hint: Any) -> bool:
 
 
 def is_mapping(hint: Any) -> bool:
-    """Whether a type is that of entries whose names are free."""
+    """Whether a type is a mapping whose keys the user names."""
     origin = typing.get_origin(hint)
     return isinstance(origin, type) and issubclass(origin, Mapping)
 
@@ -194,7 +194,7 @@ def hint_of(hint: Any, path: str) -> Any:
 
 
 def place(cls: type, config: ConfigDict, path: str) -> None:
-    """Makes room in a configuration for a key that it leaves to its default.
+    """Makes a key settable that a configuration leaves to its default.
 
     The value there is of the key's type, by which config_flags then parses the one that is given.
     Nothing is done if there is no such key.

@@ -89,7 +89,7 @@ class Settings:
     stages: tuple[str, ...]  # what to run, in the order of the table of stages
     seed: int = 0  # of initialisation, shuffling and sampling
     start: str = ""  # RUN[:STAGE[:STEP]]: a model to start from, imported or trained here
-    start_optimizer: bool = False  # its optimizer's moments too; the schedule begins anew
+    start_optimizer: bool = False  # its optimizer's moments too; the schedule starts over
     eval: EvalConfig = EvalConfig()
     cost: CostConfig = CostConfig()
     mesh: MeshConfig = dataclasses.field(default=MeshConfig(data=-1), metadata=LAYOUT)
@@ -237,7 +237,7 @@ def _trained(settings: Settings) -> list[str]:
 
 
 def _check_model(settings: Settings) -> None:
-    """Refuses a reward model in the place of the language model."""
+    """Refuses a reward model in place of the language model."""
     if settings.model and settings.model.head == "scalar":
         raise BadInput("model.head is 'scalar'; it must be 'tied' or 'untied'")
 
@@ -272,7 +272,7 @@ def _check_mixture(settings: Settings) -> None:
 
 
 def _check_optimizers(settings: Settings) -> None:
-    """Refuses warmups as long as training, and frozen weights that the model has not."""
+    """Refuses warmups as long as training, and frozen weights that the model does not have."""
     for name in _trained(settings):
         section = getattr(settings, name)
         optimizers, updates = {"optimizer": section.optimizer}, section.loop.num_steps

@@ -1,4 +1,4 @@
-"""What a run reads of its shards: the plan of the mixture, and what became of it."""
+"""What a run reads of its shards: the planned mixture, and the realised one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

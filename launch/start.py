@@ -23,7 +23,7 @@ def load_params(start: load.Start, config: TransformerConfig, mesh: Mesh) -> Par
     """Its parameters, with the vocabulary padded as this run's is.
 
     Raises:
-      BadInput: its model is another function than `config`.
+      BadInput: its model computes another function than that of `config`.
     """
 
     def abstract(saved: dict) -> Any:
@@ -45,7 +45,7 @@ def load_params(start: load.Start, config: TransformerConfig, mesh: Mesh) -> Par
 
 
 def load_moments(start: load.Start, opt_state: optax.OptState) -> optax.OptState:
-    """Its optimizer's moments in the place of fresh ones; the schedule begins at its beginning.
+    """Its optimizer's moments in place of fresh ones; the schedule starts over.
 
     Raises:
       BadInput: the optimizer was another one, or there is none, as of an imported model.

@@ -1,6 +1,6 @@
 """Products of activations and weights in 8 bits, for training: forward and backward, by qwix.
 
-Each vector that is summed over gets a scale of its own, found anew in every product, and is
+Each vector that is summed over gets a scale of its own, computed in every product, and is
 rounded to 8 bits; rounding counts as the identity in gradients (straight-through). Weights,
 optimizer state and everything between products keep their dtype.
 """

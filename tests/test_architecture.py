@@ -1,4 +1,4 @@
-"""The rules of the house, read from the source itself.
+"""The rules of this codebase, checked on the source itself.
 
 Every rule is a function from {path: text} to complaints, so that each is also tried on a snippet
 that breaks it: a rule that finds nothing in its snippet is itself broken.
@@ -16,8 +16,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ALL = {"configs", "model", "data", "train", "eval", "alignment", "serve", "launch"}
-# Room: what it may import beside itself.
-ARROWS = {
+# Package: what it may import beside itself.
+IMPORTS = {
     "configs": set(),
     "model": set(),
     "data": set(),
@@ -29,15 +29,15 @@ ARROWS = {
     "benchmarks": ALL,
     "tests": ALL,
 }
-STRANGERS = {"data": {"jax", "jaxlib", "flax", "optax", "orbax"}, "configs": {"jax", "flax"}}
+FORBIDDEN = {"data": {"jax", "jaxlib", "flax", "optax", "orbax"}, "configs": {"jax", "flax"}}
 ONE_IMPORTER = {"ray": "data/engine.py"}
 SHAPELESS = {"util", "utils", "common", "core", "helper", "helpers", "misc"}
 MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 60
-# What may exceed a budget, and the argument for it: {"room/file.py" or "room/file.py:name": why}.
+# What may exceed a budget, and the argument for it: {"a/file.py" or "a/file.py:name": why}.
 ARGUED_LENGTHS: dict[str, str] = {}
-# Public functions that only users of the rooms call, and who they are: {"room.module.name": who}.
-LIBRARY_FACE: dict[str, str] = {
+# Public functions that only users of the packages call: {"package.module.name": who they are}.
+LIBRARY_FUNCTIONS: dict[str, str] = {
     "model.cache.insert": "programs that keep a batch going, in which a prompt takes an ended row",
     "model.interop.huggingface.load": "README's three lines: loads a checkpoint onto any mesh",
     "launch.load.load_run": "README: a run's model and tokenizer from Python",
@@ -58,9 +58,9 @@ Files = dict[str, str]
 
 @pytest.fixture(scope="module")
 def files() -> Files:
-    """Every text file of the checkout's root and rooms."""
-    rooms = [p for p in ROOT.iterdir() if p.name in ARROWS or (p / "__init__.py").is_file()]
-    paths = [ROOT / ".ci" / "run", *ROOT.iterdir(), *(p for room in rooms for p in room.rglob("*"))]
+    """Every text file of the checkout's root and packages."""
+    tops = [p for p in ROOT.iterdir() if p.name in IMPORTS or (p / "__init__.py").is_file()]
+    paths = [ROOT / ".ci" / "run", *ROOT.iterdir(), *(p for top in tops for p in top.rglob("*"))]
     return {
         path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8", errors="replace")
         for path in sorted(paths)
@@ -69,11 +69,11 @@ def files() -> Files:
 
 
 def _modules(files: Files, *, tests: bool = True) -> Iterator[tuple[str, str, ast.Module]]:
-    """(path, room, tree) of every Python file in a room."""
+    """(path, package, tree) of every Python file in a package."""
     for path, text in files.items():
-        room, _, rest = path.partition("/")
-        if rest and path.endswith(".py") and (tests or room != "tests"):
-            yield path, room, _parse(text, path)
+        package, _, rest = path.partition("/")
+        if rest and path.endswith(".py") and (tests or package != "tests"):
+            yield path, package, _parse(text, path)
 
 
 @functools.cache
@@ -105,23 +105,24 @@ def _imports(tree: ast.Module, path: str) -> Iterator[tuple[int, str, str]]:
                 yield node.lineno, str(node.args[0].value), ""
 
 
-def find_wrong_arrows(files: Files) -> list[str]:
+def find_wrong_imports(files: Files) -> list[str]:
     return [
-        f"{path}:{line} imports {module}; {room} may import only {sorted(ARROWS[room]) or 'itself'}"
-        for path, room, tree in _modules(files)
+        f"{path}:{line} imports {module}; {package} may import only "
+        f"{sorted(IMPORTS[package]) or 'itself'}"
+        for path, package, tree in _modules(files)
         for line, module, _ in _imports(tree, path)
-        if (top := module.split(".")[0]) in ARROWS and top != room and room in ARROWS
-        if top not in ARROWS[room]
+        if (top := module.split(".")[0]) in IMPORTS and top != package and package in IMPORTS
+        if top not in IMPORTS[package]
     ]
 
 
 def find_strangers(files: Files) -> list[str]:
     found = []
-    for path, room, tree in _modules(files, tests=False):
+    for path, package, tree in _modules(files, tests=False):
         for line, module, _ in _imports(tree, path):
             top = module.split(".")[0]
-            if top in STRANGERS.get(room, ()):
-                found.append(f"{path}:{line} imports {top}; {room} does without it")
+            if top in FORBIDDEN.get(package, ()):
+                found.append(f"{path}:{line} imports {top}; {package} does without it")
             if ONE_IMPORTER.get(top, path) != path:
                 found.append(f"{path}:{line} imports {top}; only {ONE_IMPORTER[top]} does")
     return found
@@ -162,8 +163,12 @@ def find_shapeless_names(files: Files) -> list[str]:
 
 def find_unknown_rooms(files: Files) -> list[str]:
     inits = [path for path in files if path.count("/") == 1 and path.endswith("/__init__.py")]
-    rooms = [path.split("/")[0] for path in inits]
-    return [f"{room}/ is not in the table of rooms" for room in rooms if room not in ARROWS]
+    packages = [path.split("/")[0] for path in inits]
+    return [
+        f"{package}/ is not in the table of packages"
+        for package in packages
+        if package not in IMPORTS
+    ]
 
 
 def find_long_parts(files: Files) -> list[str]:
@@ -225,7 +230,7 @@ def find_false_tree(files: Files) -> list[str]:
     if not listed:
         return ["README.md has no fenced tree with a line that starts with launch/"]
     folders = {
-        path.rpartition("/")[0] + "/" for path, room, _ in _modules(files) if room != "tests"
+        path.rpartition("/")[0] + "/" for path, package, _ in _modules(files) if package != "tests"
     }
     folders |= {"tests/"} & set(listed)
     found = [f"README.md's tree lacks {folder}" for folder in sorted(folders - set(listed))]
@@ -279,10 +284,10 @@ def find_uncalled(files: Files) -> list[str]:
     used |= {
         f"{path[:-3].replace('/', '.')}:load" for path in files if path.startswith("eval/tasks/")
     }
-    for path, room, tree in _modules(files, tests=False):
+    for path, package, tree in _modules(files, tests=False):
         module = path[:-3].replace("/", ".")
         own = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-        if room != "configs":
+        if package != "configs":
             public |= {f"{module}:{name}": path for name in own if not name.startswith("_")}
         aliases = {}  # name here: the module that it may stand for
         for node in _walk(tree):
@@ -297,18 +302,18 @@ def find_uncalled(files: Files) -> list[str]:
             elif isinstance(node, ast.Name) and within.get(id(node)) != node.id:
                 used.add(f"{module}:{node.id}")
     return [
-        f"{path}: nothing calls {name}; delete it, make it private, or argue it in LIBRARY_FACE"
+        f"{path}: nothing calls {name}; delete it, make it private, or list it in LIBRARY_FUNCTIONS"
         for name, path in public.items()
-        if name not in used and name.replace(":", ".") not in LIBRARY_FACE
+        if name not in used and name.replace(":", ".") not in LIBRARY_FUNCTIONS
     ]
 
 
 def find_unknown_flags(files: Files) -> list[str]:
-    """Long flags in README that the door does not know: no string of launch/ is their name."""
+    """Long flags in README that no string of launch/ names, so that the command line has none."""
     names = {
         node.value.lstrip("-").rstrip("=")
-        for path, room, tree in _modules(files)
-        if room == "launch"
+        for path, package, tree in _modules(files)
+        if package == "launch"
         for node in _walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
@@ -322,13 +327,13 @@ def find_unknown_flags(files: Files) -> list[str]:
 
 # Each rule with a snippet that breaks it and a word of its complaint.
 BROKEN: list[tuple[Callable[[Files], list[str]], Files, str]] = [
-    (find_wrong_arrows, {"eval/a.py": "def f():\n    from train import loop"}, "eval/a.py:2"),
+    (find_wrong_imports, {"eval/a.py": "def f():\n    from train import loop"}, "eval/a.py:2"),
     (
-        find_wrong_arrows,
+        find_wrong_imports,
         {"data/a.py": "import importlib as i\ni.import_module('model.b')"},
         "model",
     ),
-    (find_wrong_arrows, {"configs/a.py": "from data.errors import BadInput"}, "itself"),
+    (find_wrong_imports, {"configs/a.py": "from data.errors import BadInput"}, "itself"),
     (find_strangers, {"data/a.py": "import jax.numpy as jnp"}, "without"),
     (find_strangers, {"data/dedup.py": "import ray"}, "data/engine.py"),
     (find_bare_eval, {"launch/a.py": "import eval"}, "launch/a.py:1"),
@@ -375,7 +380,7 @@ RULES = list(dict.fromkeys(rule for rule, _, _ in BROKEN))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_house_keeps(rule, files):
+def test_the_source_keeps(rule, files):
     complaints = rule(files)
     assert not complaints, "\n" + "\n".join(complaints)
 
@@ -401,10 +406,10 @@ def test_rules_leave_a_sound_house_alone():
     assert {rule.__name__: rule(sound) for rule in RULES} == {rule.__name__: [] for rule in RULES}
 
 
-@pytest.mark.parametrize("room", sorted(path.parent.name for path in ROOT.glob("*/__init__.py")))
-def test_room_is_the_one_of_this_checkout(room):
-    found = importlib.util.find_spec(room)
-    assert Path(found.origin).parent == ROOT / room, f"{room} is imported from {found.origin}"
+@pytest.mark.parametrize("package", sorted(path.parent.name for path in ROOT.glob("*/__init__.py")))
+def test_package_is_the_one_of_this_checkout(package):
+    found = importlib.util.find_spec(package)
+    assert Path(found.origin).parent == ROOT / package, f"{package} is imported from {found.origin}"
 
 
 # What configs that need an argument are tried with.

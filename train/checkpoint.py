@@ -1,4 +1,4 @@
-"""Checkpoints: parameters, the rest of the state, the loader's place and the configuration."""
+"""Checkpoints: parameters, the rest of the state, the loader's position and the configuration."""
 
 import contextlib
 import dataclasses
@@ -95,7 +95,7 @@ class Checkpointer:
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Finishes writing and lets go of the directory."""
+        """Finishes writing and releases the directory."""
         self._manager.close()
 
 
@@ -118,7 +118,7 @@ def load(
         `abstract` finds that it cannot be read so.
     """
     with _newest(directory, step) as (config, manager, step):
-        params = _ask(abstract, config, directory / str(step))
+        params = _parse(abstract, config, directory / str(step))
         with _as_damage(directory / str(step)):
             _refuse_other_shapes(manager, step, {"params": params})
             wanted = ocp.args.Composite(params=ocp.args.StandardRestore(params))
@@ -167,7 +167,7 @@ def open_params(directory: Path, declare: Callable[[dict], Any]) -> tuple[dict, 
                 raise ValueError(f"{name} has shape {leaf.shape}, not {weight.shape}")
             return leaf
 
-        declared = _ask(declare, config, directory / str(step))
+        declared = _parse(declare, config, directory / str(step))
         with _as_damage(directory / str(step)):
             return config, jax.tree.map_with_path(open_one, declared)
 
@@ -193,21 +193,21 @@ def _newest(
 
 @contextlib.contextmanager
 def _as_damage(place: Path) -> Iterator[None]:
-    """What fails in reading a checkpoint is damage; only that belongs under it."""
+    """Reports any error as a damaged checkpoint; only reads belong in its context."""
     try:
         yield
     except BadInput:
         raise
     except Exception as error:
-        # Of a piece that cannot be read Orbax says so with no class of its own.
+        # Orbax has no exception class of its own for a piece that it cannot read.
         if not isinstance(error, KeyError | ValueError | OSError) and type(error) is not Exception:
             raise
         why = str(error.__cause__ or error).partition("\n")[0]
         raise BadInput(f"{place}: damaged ({why}); make it again: --fresh, or import") from error
 
 
-def _ask(caller: Callable[[dict], Any], config: dict, place: Path) -> Any:
-    """What the caller makes of the configuration: only a key that this lacks is damage."""
+def _parse(caller: Callable[[dict], Any], config: dict, place: Path) -> Any:
+    """Calls `caller(config)`; a missing key means a damaged checkpoint, ValueError bad input."""
     with _as_damage(place):
         try:
             return caller(config)
@@ -241,8 +241,8 @@ def write(directory: Path, config: dict, params: Any) -> None:
     """Writes a checkpoint of parameters alone, never holding more than one part of one of them.
 
     `load` reads it onto any mesh like every other. Orbax saves only what is in memory: it is given
-    empty arrays, which then are made anew on disk with their shapes, and filled. They are files
-    here: an OCDBT store writes its index anew with each piece. Killed half-way this leaves a
+    empty arrays, which are then created on disk with their shapes, and filled. They are files
+    here: an OCDBT store rewrites its index with each piece. Killed half-way this leaves a
     checkpoint that is not whole: the directory must be one that nobody reads yet.
 
     Args:

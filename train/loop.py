@@ -1,4 +1,4 @@
-"""The loop around a step: feed, log one step late, checkpoint, evaluate, stop when told to."""
+"""The loop around a step: feed, log one step late, checkpoint, evaluate, stop on SIGTERM."""
 
 import dataclasses
 import signal
@@ -20,7 +20,7 @@ from model.transformer import Params
 from train.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from train.step import LossFn, TrainState, init_state, make_step, state_shardings
 
-if TYPE_CHECKING:  # Orbax is slow to import, and a mistake in a configuration is to be said soon
+if TYPE_CHECKING:  # Orbax is slow to import, and config errors should surface before that
     from train.checkpoint import Checkpointer
 
 # Of the norm of all parameters in one update: beyond it, the update is larger than what it updates.
@@ -29,7 +29,7 @@ MAX_GROWTH = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """Length and rhythm of a training stage; steps are optimizer steps (PPO: iterations)."""
+    """Length and intervals of a training stage; steps are optimizer steps (PPO: iterations)."""
 
     num_steps: int = 1000  # optimizer steps (PPO: iterations)
     batch_size: int = 32  # rows a step over all devices (pairs, prompts)
@@ -48,7 +48,7 @@ class LoopConfig:
 
 
 class PreemptedError(Exception):
-    """SIGTERM came; everything is saved; the same command goes on from here."""
+    """SIGTERM came; everything is saved; the same command resumes from here."""
 
 
 @dataclasses.dataclass
@@ -132,7 +132,7 @@ def run(
     only where the host evaluates or saves. What is not finite, or blown up, is not saved.
 
     Args:
-      config, step_fn: length and rhythm; what `step.make_step` gives.
+      config, step_fn: length and intervals; what `step.make_step` gives.
       state: where to start if there is no checkpoint; donated, or deleted if there is one.
       loader: iterable of dicts of numpy arrays, with get_state() and set_state().
       mesh: where batches go; the caller has set it (`jax.set_mesh`).
@@ -149,7 +149,7 @@ def run(
     watch.truncate(first)
     meter = Meter(config, watch, step_tokens, ideal_step_secs, is_peak_measured, learning_rate)
     batches, growths = iter(loader), []  # growths since the last save
-    with listen_for_sigterm() as told_to_stop:
+    with listen_for_sigterm() as should_stop:
         for step in range(first, config.num_steps):
             meter.before_step()
             state, metrics = step_fn(state, place(next(batches), mesh))
@@ -160,7 +160,7 @@ def run(
                 with meter.paused():
                     for name, evaluate in evaluators.items():
                         watch.write({"step": done, **_prefix(name, evaluate(state.params))})
-            stopping = told_to_stop()
+            stopping = should_stop()
             if is_last or done % config.save_every == 0 or stopping:
                 with meter.paused():
                     refuse_blown_up(done, metrics, growths, state)
@@ -215,7 +215,7 @@ class Meter:
             self._ended_secs = self._clock_secs()
 
     def record(self, step: int, metrics: dict) -> None:
-        """Keeps this step's metrics if they are due, after reading the ones kept before."""
+        """Keeps the metrics of a step that is logged, after reading the ones kept before."""
         self._flush()
         self._newest = metrics
         if step == 1 or step % self._config.log_every == 0 or step == self._config.num_steps:
@@ -334,10 +334,10 @@ def place(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 @contextmanager
 def listen_for_sigterm() -> Iterator[Callable[[], bool]]:
     """Within the context SIGTERM only raises a flag; yields the function that reads it."""
-    told = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    received = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: received.set())
     try:
-        yield told.is_set
+        yield received.is_set
     finally:
         signal.signal(signal.SIGTERM, before)
 

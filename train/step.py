@@ -23,7 +23,7 @@ RESERVED = (
 
 
 class Sums(NamedTuple):
-    """What a loss makes of a batch, each summed over the batch's rows.
+    """The sums that a loss computes of a batch, each over the batch's rows.
 
     `objective` is what is descended, over `weight`. `loss` is what is reported under that name, if
     the objective has terms beside it; `named` are further metrics, numbers or arrays.
@@ -65,7 +65,7 @@ def merge(trainable: Params, frozen: Params) -> Params:
 
 
 def _pick(params: Params, like: Params) -> Params:
-    """The leaves at the places that `like` has."""
+    """The leaves at the paths that `like` has."""
     flat, wanted = traverse_util.flatten_dict(params), traverse_util.flatten_dict(like)
     return traverse_util.unflatten_dict({path: flat[path] for path in wanted})
 
@@ -95,7 +95,7 @@ def state_shardings(
     mesh: Mesh,
     frozen: Collection[str] = (),
 ) -> TrainState:
-    """A TrainState of shardings: moments lie where their weights lie, counters everywhere.
+    """A TrainState of shardings: moments are placed like their weights, counters replicated.
 
     Args:
       frozen: as of OptimizerConfig; it splits the parameters.
@@ -104,7 +104,7 @@ def state_shardings(
     weights, kept = split(sharding.weight_shardings(declare(config), mesh), frozen)
 
     def is_masked(node: Any) -> bool:
-        return isinstance(node, optax.MaskedNode)  # of weights that are another optimizer's
+        return isinstance(node, optax.MaskedNode)  # of weights that another optimizer updates
 
     moments = optax.tree_map_params(
         optimizer,
@@ -192,7 +192,7 @@ def _pass_over(opt_state: optax.OptState) -> optax.OptState:
 
 
 def _without_balance(grads: Params) -> list[jax.Array]:
-    """The gradients that are gradients: a router's bias has its load's surplus in their place."""
+    """The true gradients: a router's bias has its load's surplus in place of one."""
     return [leaf for path, leaf in jax.tree.leaves_with_path(grads) if path[-1].key != BALANCE]
 
 

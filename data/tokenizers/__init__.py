@@ -1,1 +1,1 @@
-"""Text to ids: trained here, or of others."""
+"""Text to ids, by tokenizers trained here or imported."""

@@ -74,8 +74,8 @@ def headline(results: dict) -> dict:
     if results.get("preference"):
         keys = ("win_rate", "low", "high", "kl_nats")
         lines["gold_wins_over_start"] = {
-            name: {key: round(duel[key], 4) for key in keys}
-            for name, duel in results["preference"].items()
+            name: {key: round(found[key], 4) for key in keys}
+            for name, found in results["preference"].items()
         }
     if "reward_model" in results:
         lines["reward_model_accuracy"] = round(results["reward_model"]["accuracy"], 4)

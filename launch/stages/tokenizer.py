@@ -1,4 +1,4 @@
-"""Documents to a tokenizer (or one that is there) and a folder of packed shards a group."""
+"""Documents to a tokenizer (or an existing one) and a folder of packed shards a group."""
 
 import tempfile
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from model.interop import gguf
 
 
 def run(job: Job) -> dict:
-    """Documents to a tokenizer (or one that is there) and a folder of packed shards a group."""
+    """Documents to a tokenizer (or an existing one) and a folder of packed shards a group."""
     settings, out, cache = job.settings, job.run.stage("tokenizer"), job.run.cache("tokenizer")
     documents, packed = job.run.stage("curate") / "documents", {}
     if settings.start or settings.tokenizer.path:

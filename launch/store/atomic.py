@@ -1,4 +1,4 @@
-"""Directories that appear when they are whole."""
+"""Directories that get their name only when they are complete."""
 
 import contextlib
 import fcntl
@@ -14,13 +14,13 @@ from launch.console import Progress
 
 
 @contextlib.contextmanager
-def appear(out: Path, flag: str, progress: Progress) -> Iterator[Path]:
-    """A directory to write into that gets its name when all is in it, and else is gone.
+def atomic_directory(out: Path, flag: str, progress: Progress) -> Iterator[Path]:
+    """A directory to write into, renamed to `out` when it is complete and removed otherwise.
 
     Args:
       out: the name.
       flag: what the user gave it by, for messages.
-      progress: where a line goes if something is swept away.
+      progress: where a line goes if something is removed.
 
     Raises:
       BadInput: there is something at `out` already, or it cannot be made.
@@ -48,7 +48,7 @@ def appear(out: Path, flag: str, progress: Progress) -> Iterator[Path]:
 
 
 def _sweep(out: Path, progress: Progress) -> None:
-    """Removes what killed processes have left beside `out`; a living one holds its own's lock."""
+    """Removes what killed processes have left beside `out`; a running one holds a lock."""
     for path in out.parent.glob(f".{glob.escape(out.name)}.????????.part"):
         try:
             lock = _lock(path)

@@ -46,7 +46,7 @@ LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class Described(dict):
-    """A configuration that was read: what is wrong with it is the file's fault, and names it."""
+    """A configuration read from a file: errors about it name the file."""
 
     def __init__(self, path: Path, config: dict):
         nested = {k: Described(path, v) if isinstance(v, dict) else v for k, v in config.items()}
@@ -57,7 +57,7 @@ class Described(dict):
         raise BadInput(f"{self._path}: config has no {key!r}; restore it, or run again")
 
     def value(self, path: str, kind: type) -> Any:
-        """What stands at a dotted path, which must be of this type."""
+        """The value at a dotted path, which must be of this type."""
         found: Any = self
         for key in path.split("."):
             found = found[key] if isinstance(found, Described) else None
@@ -85,7 +85,7 @@ class RunDir:
         return self.path / name
 
     def cache(self, stage: str) -> Path:
-        """Directory of what a stage keeps to go on from; named by content, safe to remove."""
+        """Directory of finished pieces that a stage resumes from; safe to remove."""
         return self.path / "cache" / stage
 
     def checkpoints(self, stage: str) -> Path:
@@ -107,7 +107,7 @@ class RunDir:
         return read_json(self.stage(stage) / "done.json", ("inputs", "summary", "products"))
 
     def find_replaced(self, stage: str) -> str | None:
-        """A stage whose result is another now than `stage` was made of, or None.
+        """An upstream stage whose result has changed since `stage` was made, or None.
 
         All stages upstream count, not only those that `stage` reads itself.
         """
@@ -140,7 +140,7 @@ class RunDir:
         }
 
     def record_products(self, stage: str) -> None:
-        """Says of a finished stage that its files are right as they are: one was made again."""
+        """Records the files of a finished stage as they are now: one was made again."""
         done = self.read_done(stage)
         if done is not None:
             write_json(self.stage(stage) / "done.json", done | {"products": self.products(stage)})
@@ -154,7 +154,7 @@ class RunDir:
     def find_damage(self, done: dict) -> str | None:
         """The first file of a finished stage whose size is not what it was, or None.
 
-        Of a file that is gone nothing is wrong but that: the stage can go on from what is left.
+        A missing file is not damage: the stage resumes from what remains.
         """
         if not isinstance(done["products"], dict):
             path = self.stage(done["stage"]) / "done.json"
@@ -187,15 +187,15 @@ class RunDir:
                 )
 
     def begin(self, stage: str, inputs: Mapping, code: dict, *, fresh: bool) -> None:
-        """Prepares a stage's directory: `fresh` throws away whatever an earlier try left.
+        """Prepares a stage's directory: `fresh` deletes what an earlier try left.
 
         Args:
           stage: its name.
           inputs: what its result depends on.
           code: the version of the code that computes it.
-          fresh: whether to throw away.
+          fresh: whether to delete it.
         """
-        # First of all: what is half thrown away must not count as finished.
+        # First of all: a half-deleted stage must not count as finished.
         if self.stage(stage).is_dir() or not fresh:
             remove(self.stage(stage) / "done.json")
         if fresh:
@@ -241,10 +241,10 @@ class RunDir:
 
     @contextlib.contextmanager
     def lock(self, note: Callable[[str], None]) -> Iterator[None]:
-        """Keeps other processes from writing this run; a lock ends with its process, however.
+        """Keeps other processes from writing this run; the lock ends with its process in any case.
 
         Args:
-          note: takes a line where the file system has no locks; it goes on without then.
+          note: takes a line where the file system has no locks; it continues without one.
 
         Raises:
           BadInput: another process writes it.
@@ -302,7 +302,7 @@ class MetricsWriter:
         self._writer = None
 
     def truncate(self, step: int) -> None:
-        """Forgets what was written after `step`; call once, before the first line."""
+        """Drops lines written after `step`; call once, before the first line."""
         self._run.truncate_metrics(self._stage, step)
         self._file = (self._run.path / "metrics.jsonl").open("a")
         self._writer = self._events(step)
@@ -364,7 +364,7 @@ def hash_file(path: Path) -> str:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link, or a directory: killed half-way, no part of it has its name."""
+    """Removes a file, a link, or a directory: killed half-way, nothing is left under its name."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return

@@ -1,4 +1,4 @@
-"""Results of stages that several runs share: each is made once, and lies in every run as links.
+"""Results of stages that several runs share: each is made once and linked into every run.
 
 STORE/<stage>/<hash of its inputs>/    done.json and the stage's files, of a finished stage
 STORE/<stage>/<hash>.lock              held by the process that makes it, as long as it lives
@@ -76,7 +76,7 @@ def take(place: Path, run: RunDir, stage: str) -> dict | None:
 
     Returns:
       The stage's done.json, without the time that it took another run; None if there is no such
-      result, or its files are not what they were.
+      result, or its files have changed.
     """
     done = read_json(place / "done.json", ("inputs", "output", "summary"))
     if done is None:
@@ -91,7 +91,7 @@ def take(place: Path, run: RunDir, stage: str) -> dict | None:
 
 
 def put(place: Path, run: RunDir, stage: str) -> None:
-    """Keeps a finished stage of a run; takes the place of a result that was there."""
+    """Stores a finished stage of a run, in place of a result that was there."""
     part = place.with_suffix(".part")
     remove(part)
     _link(run.stage(stage), part)

@@ -1,4 +1,4 @@
-"""Models of others into runs, and runs into files that others read: import and export.
+"""Import of Hugging Face and GGUF models into runs, and export of runs to Hugging Face files.
 
 A model goes through one tensor at a time, in both directions: a run on disk is read onto any mesh.
 """
@@ -25,7 +25,7 @@ from launch import load
 from launch.console import Progress
 from launch.schema import to_dataclass, to_dict
 from launch.stages.stage import CHATS, MODELS
-from launch.store.atomic import appear
+from launch.store.atomic import atomic_directory
 from launch.store.rundir import ORIGIN, RunDir, code_version, digest, write_json
 from launch.verbs import export_tokenizer
 from model.config import TransformerConfig
@@ -56,7 +56,7 @@ def run_import(source_hf: str, source_gguf: str, out: Path, progress: Progress) 
       {"model_type", "parameters", "tokens"}.
 
     Raises:
-      BadInput: anything about the source that cannot be honoured; nothing is left at `out`.
+      BadInput: anything about the source that is not supported; nothing is left at `out`.
     """
     if source_hf and source_gguf:
         raise BadInput("give one of --hf=DIR and --gguf=FILE, not both")
@@ -64,11 +64,9 @@ def run_import(source_hf: str, source_gguf: str, out: Path, progress: Progress) 
         raise BadInput("one of --hf=DIR and --gguf=FILE is needed")
     place = Path(source_hf or source_gguf)
     progress.stage("import")
-    with appear(out, "--out", progress) as part:
+    with atomic_directory(out, "--out", progress) as part:
         if source_hf and place.is_dir() and part.is_relative_to(place.resolve()):
-            raise BadInput(
-                f"--out={out}: is inside what is imported, {place}; it must be elsewhere"
-            )
+            raise BadInput(f"--out={out}: inside of what is imported, {place}; give another one")
         if source_hf and place.is_dir():
             _refuse_stray_links(place)
         run = RunDir(part)
@@ -166,7 +164,7 @@ def _describe_gguf(metadata: dict[str, Any]) -> dict:
 
 def _lazy(source: Any, progress: Progress) -> dict:
     """The model's parameters as they are to be written: every part reads its tensor."""
-    tell = _teller(progress, sum(len(part.pieces) for part in source.parts))
+    tell = _progress_logger(progress, sum(len(part.pieces) for part in source.parts))
 
     def make(part, piece) -> np.ndarray:
         tell(part.name)
@@ -221,16 +219,16 @@ def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
     origin = run.stage("tokenizer") / ORIGIN
     described |= read_json(origin) if origin.exists() else {}
     dtype, folder = described.get("dtype", "float32"), run.stage("tokenizer")
-    with appear(out, "--hf", progress) as part:
+    with atomic_directory(out, "--hf", progress) as part:
         with _as_bad_input():
             name, shown = _find_family(described, config)
             kind, ids = _describe_tokenizer(run, described, stage)
-            said = hf_config.to_hf(shown, name) | {"dtype": dtype} | ids
+            written = hf_config.to_hf(shown, name) | {"dtype": dtype} | ids
             items = _items(
                 huggingface.outline(shown, name), _taker(leaves, config, shown), progress
             )
         write_safetensors(part, items, MAX_SHARD_BYTES, dtype)
-        (part / "config.json").write_text(json.dumps(said, indent=2) + "\n")
+        (part / "config.json").write_text(json.dumps(written, indent=2) + "\n")
         generation = described.get("generation", ids)
         if generation:
             generation |= {"eos_token_id": ids["eos_token_id"]} if stage in CHATS else {}
@@ -295,13 +293,13 @@ def _describe_tokenizer(run: RunDir, described: dict, stage: str) -> tuple[str, 
     if "format" in described:
         ids = described["token_ids"]
         if stage in CHATS:
-            said = [
+            stops = [
                 *_listed(ids, "eos_token_id"),
                 *_listed(described["generation"], "eos_token_id"),
             ]
             stop = chat.end_id(load.load_tokenizer(run))
-            said = list(dict.fromkeys(said if stop in said else [stop, *said]))
-            ids = ids | {"eos_token_id": said if said[1:] else stop}
+            stops = list(dict.fromkeys(stops if stop in stops else [stop, *stops]))
+            ids = ids | {"eos_token_id": stops if stops[1:] else stop}
         return described["format"], ids
     folder = run.stage("tokenizer")
     if load.is_own(folder):
@@ -317,15 +315,15 @@ def _trained_ids(model: Any, stage: str) -> dict[str, Any]:
     return dict(zip(TOKEN_KEYS, values, strict=True))
 
 
-def _listed(said: dict, key: str) -> list[int]:
+def _listed(config: dict, key: str) -> list[int]:
     """The ids that a key names: one, several or none."""
-    ids = said.get(key)
+    ids = config.get(key)
     return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 def _items(parts: list, take: Callable, progress: Progress) -> Iterator[tuple]:
     """What write_safetensors wants: each tensor's name, shape and how it is read."""
-    tell = _teller(progress, len(parts))
+    tell = _progress_logger(progress, len(parts))
 
     def make(part: Any) -> np.ndarray:
         tell(part.name)
@@ -335,8 +333,8 @@ def _items(parts: list, take: Callable, progress: Progress) -> Iterator[tuple]:
         yield part.name, part.shape, functools.partial(make, part)
 
 
-def _teller(progress: Progress, total: int) -> Callable[[str], None]:
-    """To be called with the name of each of `total` tensors; says now and then how far it is."""
+def _progress_logger(progress: Progress, total: int) -> Callable[[str], None]:
+    """A function to call with each of `total` tensor names; now and then it logs progress."""
     count, last = 0, time.perf_counter()
 
     def tell(name: str) -> None:
@@ -351,7 +349,7 @@ def _teller(progress: Progress, total: int) -> Callable[[str], None]:
 
 @contextlib.contextmanager
 def _as_bad_input() -> Iterator[None]:
-    """What model/ refuses is the user's to mend."""
+    """Turns errors of model/ into BadInput: the user can fix them."""
     try:
         yield
     except BadInput:
@@ -361,7 +359,7 @@ def _as_bad_input() -> Iterator[None]:
 
 
 def _refuse_stray_links(directory: Path) -> None:
-    """Nobody's directory makes us copy files of ours; the links of a hub cache are followed."""
+    """Rejects symlinks that leave the model directory; those of a hub cache are followed."""
     home = directory.resolve()
     for path in sorted(directory.iterdir()):
         if path.is_symlink() and path.resolve().parent not in (home, home.parent.parent / "blobs"):

@@ -1,4 +1,4 @@
-"""What `seedbed curate` says and does besides curating: its JSON, one document's story, models."""
+"""Modes of `seedbed curate` besides curating: its JSON, one document's history, fitting models."""
 
 import json
 from pathlib import Path
@@ -15,8 +15,8 @@ from launch.schema import identity
 from launch.settings import Settings
 from launch.store.rundir import SCORE, RunDir, read_json, write_json
 
-# Of a document's story, what is told before all else.
-FATE = ("fate", "why", "reason", "detail", "duplicate_of")
+# Fields of a document's history that are printed first.
+FIRST_FIELDS = ("fate", "why", "reason", "detail", "duplicate_of")
 
 
 def headline(run: RunDir) -> dict:
@@ -46,14 +46,14 @@ def headline(run: RunDir) -> dict:
 
 
 def explain(run: RunDir, key: str) -> dict:
-    """The story of one document, of a finished curation."""
+    """The history of one document of a finished curation."""
     if run.read_done("curate") is None:
         raise BadInput(f"{run.path}: curation is not finished; `seedbed curate` first")
     found = curated.explain(run.stage("curate"), key)
     for name in ("meta", "edits"):
         found[name] = json.loads(found[name]) if found[name] else {}
     # What became of it and why, where one looks first; a text may be longer than the screen.
-    first = {name: found[name] for name in FATE if name in found}
+    first = {name: found[name] for name in FIRST_FIELDS if name in found}
     if "stays" in found:
         found["stays"]["text"] = found["stays"].pop("text")
     text = {"text": found.pop("text")}

@@ -1,4 +1,4 @@
-"""The tokenizer of an exported model: its files, checked, and the chat format it was taught."""
+"""The tokenizer of an exported model: its files, checked, and its chat format."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ CHAT_TEMPLATE = (
 CONTENTS = ("message['content']", "' ' + message['content']")
 # Of our own tokenizers.
 BOS, CONTROL = tokenizer.CONTROL_PIECES[1], tokenizer.CONTROL_PIECES[4:8]
-# Encoded both ways before a converted tokenizer is let out.
+# Encoded both ways before a converted tokenizer is exported.
 SAMPLES = (
     "The quick brown fox jumps over the lazy dog.",
     "  two spaces,   three,\ttab\n\n\nlines \n end  ",
@@ -61,7 +61,7 @@ def write(folder: Path, kind: str, stage: str, out: Path) -> str:
     except BadInput as error:
         return f"as it was imported; {error}"
     fast.save(str(out / "tokenizer.json"))
-    # Llama's class of transformers 5 would rebuild what stands in tokenizer.json.
+    # Llama's class of transformers 5 would rebuild what is in tokenizer.json.
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     write_json(out / tokenizer_files.CONFIG, config)
     ids = plain(list(SAMPLES))

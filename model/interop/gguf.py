@@ -60,7 +60,9 @@ def open_gguf(path: Path) -> tuple[Tensors, dict[str, Any]]:
         alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
         power = isinstance(alignment, int) and 0 < alignment <= MAX_ALIGNMENT
         if not power or alignment & (alignment - 1):
-            raise ValueError(f"{path}: general.alignment is {alignment!r}; a power of two is due")
+            raise ValueError(
+                f"{path}: general.alignment is {alignment!r}; it must be a power of two"
+            )
         base = -(-header.place // alignment) * alignment
     return Tensors(_place(path, infos, base, alignment)), metadata
 

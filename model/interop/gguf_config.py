@@ -293,7 +293,7 @@ BASE = {
     **_gated("experts/shared", "_shexp"),
     "experts/shared_gate": Rule(".ffn_gate_inp_shexp.weight", "D"),
 }
-PECULIAR = {
+HARD_CODED = {
     "llama": _turned(
         _linear("attention/q", ".attn_q", "NH D") | _linear("attention/k", ".attn_k", "KH D")
     ),
@@ -327,7 +327,7 @@ TOGETHER = {
 
 def rules(arch: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Rule]:
     """The rules of an architecture, in the spelling of a file with these tensors."""
-    found = BASE | PECULIAR.get(arch, {})
+    found = BASE | HARD_CODED.get(arch, {})
     if any(name.endswith(TOGETHER["attention/k_up"].name) for name in shapes):
         found |= TOGETHER
     gate = found["experts/shared_gate"]

@@ -278,11 +278,11 @@ def _write(config: TransformerConfig, name: str) -> tuple[dict[str, Any], list[s
         out["n_shared_experts"] = config.moe.shared_d_ff // max(config.moe.d_ff, 1)
         out["qk_nope_head_dim"] = config.head_dim - config.mla.rope_dim
         out["num_nextn_predict_layers"] = 0
-    said, meant = _plain(from_hf(out)), _plain(config)
+    written, meant = _plain(from_hf(out)), _plain(config)
     return out, [
-        f"model.{switch} is {meant[switch]!r}, {name} can say {said[switch]!r}"
+        f"model.{switch} is {meant[switch]!r}, {name} can express {written[switch]!r}"
         for switch in meant
-        if not _same(meant[switch], said[switch])
+        if not _same(meant[switch], written[switch])
     ]
 
 

@@ -40,7 +40,9 @@ def read(keys: Keys, nested: bool) -> dict[str, Any]:
     if not nested:
         return _settings({"rope_theta": theta, **(old or new)}, longest)
     if set(new) - {FULL, SLIDING} or not all(isinstance(x, dict | None) for x in new.values()):
-        raise ValueError(f"config.json: rope_parameters is {new}; {FULL} and {SLIDING} are due")
+        raise ValueError(
+            f"config.json: rope_parameters is {new}; it must have {FULL} and {SLIDING}"
+        )
     full = {"rope_theta": theta, **(new.get(FULL) or {}), **old}
     local_theta = keys.read("rope_local_base_freq")
     sliding = {"rope_theta": local_theta, **(new.get(SLIDING) or {})}
@@ -124,11 +126,11 @@ def _magnitude(given: Mapping[str, Any], factor: float) -> float:
 def write(config: TransformerConfig, name: str) -> dict[str, Any]:
     """The keys of config.json, in both spellings: older readers know nothing of the new one."""
     rope = config.rope
-    said = _say(rope)
+    fields = _say(rope)
     if name == "deepseek_v3":
-        said |= _say_mscale(config)
-    full = {"rope_theta": rope.theta, **said}
-    old = {"rope_theta": rope.theta, "rope_scaling": said if rope.scaling != "none" else None}
+        fields |= _say_mscale(config)
+    full = {"rope_theta": rope.theta, **fields}
+    old = {"rope_theta": rope.theta, "rope_scaling": fields if rope.scaling != "none" else None}
     if name != "gemma3_text":
         return {**old, "rope_parameters": full}
     local_theta = rope.local_theta or rope.theta
@@ -140,16 +142,16 @@ def write(config: TransformerConfig, name: str) -> dict[str, Any]:
 
 
 def _say(rope: RopeConfig) -> dict[str, Any]:
-    said: dict[str, Any] = {"rope_type": "default" if rope.scaling == "none" else rope.scaling}
+    fields: dict[str, Any] = {"rope_type": "default" if rope.scaling == "none" else rope.scaling}
     if rope.scaling != "none":
-        said["factor"] = rope.factor
+        fields["factor"] = rope.factor
     if rope.scaling in ("llama3", "yarn"):
         slow, fast = ("low_freq_factor", "high_freq_factor") if rope.scaling == "llama3" else YARN
-        said |= {slow: rope.slow, fast: rope.fast}
-        said["original_max_position_embeddings"] = rope.original_len
+        fields |= {slow: rope.slow, fast: rope.fast}
+        fields["original_max_position_embeddings"] = rope.original_len
     if rope.scaling == "yarn":
-        said |= {"attention_factor": rope.magnitude, "truncate": rope.truncate}
-    return said
+        fields |= {"attention_factor": rope.magnitude, "truncate": rope.truncate}
+    return fields
 
 
 def _say_mscale(config: TransformerConfig) -> dict[str, Any]:

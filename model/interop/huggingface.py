@@ -1,4 +1,4 @@
-"""Models of others: Hugging Face directories, read and written, and GGUF files, read.
+"""Hugging Face checkpoints, read and written, and GGUF checkpoints, read.
 
 One tensor of a file is in memory at a time, in both directions.
 """
@@ -164,17 +164,17 @@ def _check(
         "lacks": [name for name in needed if name not in shapes],
         "has no use for": sorted(spelled.get(name, name) for name in extra),
         "has another shape for": [
-            f"{spelled.get(name, name)} ({shapes[name]}, due is {shape})"
+            f"{spelled.get(name, name)} ({shapes[name]}, expected {shape})"
             for name, shape in needed.items()
             if name in shapes and shapes[name] != shape
         ],
     }
-    said = []
+    found = []
     for fault, names in faults.items():
         more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-        said += [f"{fault} {', '.join(names[:LISTED])}{more}"] if names else []
-    if said:
-        raise ValueError(f"{source}: {'; '.join(said)}")
+        found += [f"{fault} {', '.join(names[:LISTED])}{more}"] if names else []
+    if found:
+        raise ValueError(f"{source}: {'; '.join(found)}")
 
 
 def outline(config: TransformerConfig, name: str) -> list[Part]:
@@ -219,7 +219,7 @@ def save(
     Raises:
       ValueError: the family has no such model; the message names the switch.
     """
-    said = hf_config.to_hf(config, name) | {"dtype": dtype}
+    written = hf_config.to_hf(config, name) | {"dtype": dtype}
     take = functools.partial(placement.take, params)
     directory.mkdir(parents=True, exist_ok=True)
     items = (
@@ -227,4 +227,4 @@ def save(
         for part in outline(config, name)
     )
     write_safetensors(directory, items, max_shard_bytes, dtype)
-    (directory / "config.json").write_text(json.dumps(said, indent=2) + "\n")
+    (directory / "config.json").write_text(json.dumps(written, indent=2) + "\n")

@@ -53,9 +53,9 @@ class Unpacked:
         value = self._tensors.read(name)
         if name + INVERSE in self._scales:
             scale = self._tensors.read(name + INVERSE)
-            due = tuple(-(-size // FP8_BLOCK) for size in value.shape)
-            if scale.shape != due:
-                raise ValueError(f"{name}{INVERSE} has shape {scale.shape}, due is {due}")
+            expected = tuple(-(-size // FP8_BLOCK) for size in value.shape)
+            if scale.shape != expected:
+                raise ValueError(f"{name}{INVERSE} has shape {scale.shape}, expected {expected}")
             for dim, size in enumerate(value.shape):
                 scale = np.repeat(scale, FP8_BLOCK, axis=dim).take(range(size), axis=dim)
             value *= scale

@@ -1,4 +1,4 @@
-"""Tensor files of the field: safetensors directories, read and written one tensor at a time.
+"""safetensors directories, read and written one tensor at a time.
 
 Nothing read stays: memory holds the tensor asked for and a block. The files are strangers', so
 that every name and size in them is checked before anything is allocated or opened.
@@ -260,7 +260,7 @@ def write_safetensors(
       dtype: 'float32', 'bfloat16' or 'float16'.
 
     Raises:
-      ValueError: a tensor has another shape than was said.
+      ValueError: a tensor has another shape than was announced.
     """
     kind = np.dtype(TYPES[WRITTEN[dtype]])
     shards: list[list[Item]] = [[]]

@@ -78,7 +78,7 @@ def rolled():
         jax.random.key(0),
         max_new_tokens=NUM_NEW,
         temperature=TEMPERATURE,
-        end_id=64,  # never said
+        end_id=64,  # never sampled
         pad_id=0,
     )
     kept_BR = np.arange(NUM_NEW) < np.array([[NUM_NEW], [3], [NUM_NEW], [NUM_NEW]])

@@ -207,10 +207,10 @@ def test_tokenizer_is_no_larger_than_the_text_supports(name):
 def test_published_file_is_the_family_of_the_table(name):
     ours, theirs = model_of(name), hf_config.from_hf(PUBLISHED[name])
     kind = hf_keys.text_part(PUBLISHED[name])[1]
-    said = [
+    found = [
         hf_config.to_hf(dataclasses.replace(x, max_positions=1024), kind) for x in (ours, theirs)
     ]
-    assert said[0] == said[1]
+    assert found[0] == found[1]
     assert hf_config.nearest(theirs) == kind
 
 

@@ -1,4 +1,4 @@
-"""Bulk encoding with tokenizers of others gives their own ids."""
+"""Bulk encoding with imported tokenizers gives their own ids."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The door: every mistake is one line on standard error and exit code 2, soon and without trace."""
+"""Command line: every mistake is one line on standard error and exit code 2, at once."""
 
 import contextlib
 import functools
@@ -28,7 +28,7 @@ DOMAINS = ("docs", "code")
 WITHOUT_CONFIG = ("chat", "report", "import", "export")
 
 
-def door(*arguments):
+def seedbed(*arguments):
     """(exit code, standard output, standard error) of a command line in this process."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -38,7 +38,7 @@ def door(*arguments):
 
 def refusal(*arguments):
     """The one line that refuses a command, and nothing else anywhere."""
-    code, out, err = door(*arguments)
+    code, out, err = seedbed(*arguments)
     assert (code, out) == (2, ""), err
     assert err.startswith("seedbed: ") and err.count("\n") == 1 and err.endswith("\n"), err
     return err
@@ -78,7 +78,7 @@ def test_a_mistake_is_answered_by_one_line_and_writes_nothing(arguments, code, w
 
 
 def test_help_names_every_verb_and_exit_code():
-    code, out, err = door("--help")
+    code, out, err = seedbed("--help")
     assert (code, err) == (0, "")
     assert all(f"\n  {verb} " in out for verb in VERBS)
     assert all(f" {number} " in out for number in (0, 1, 2, 75, 130))
@@ -179,8 +179,8 @@ def write_corpus(folder, *broken):
 
 
 def last_line(*arguments):
-    """The refusal of a command that has told of its progress before."""
-    code, out, err = door(*arguments)
+    """The refusal of a command that has logged progress before."""
+    code, out, err = seedbed(*arguments)
     assert (code, out) == (2, "") and "Traceback" not in err
     assert err.count("seedbed:") == 1
     return err.splitlines()[-1]
@@ -191,7 +191,7 @@ BROKEN_LINES = (b'{"text": "cut', b'{"txt": "none"}', b'{"text": 3}', b'{"text":
 
 def test_broken_records_among_good_ones_are_counted(small, tmp_path):
     write_corpus(tmp_path / "text", *BROKEN_LINES)
-    code, out, err = door(*small("curate", "--json"))
+    code, out, err = seedbed(*small("curate", "--json"))
     assert code == 0
     assert json.loads(out)["stages"]["curate"]["broken_records"] == 2 * len(BROKEN_LINES)
     assert "skipped 8 broken records, the first" in err and "a.jsonl record 3" in err
@@ -221,7 +221,7 @@ def test_a_vocabulary_larger_than_the_corpus_is_refused(small, tmp_path):
     assert not list((tmp_path / "run" / "tokenizer").rglob("*.model"))
     line = last_line(*small("run", "--config.tokenizer.vocab_size=50000"))
     assert "supports at most" in line, "and again"
-    code, _, err = door(*small("tokenizer", "--config.tokenizer.vocab_size=288", "--json"))
+    code, _, err = seedbed(*small("tokenizer", "--config.tokenizer.vocab_size=288", "--json"))
     assert code == 0, err
 
 
@@ -234,8 +234,8 @@ def test_missing_conversations_are_refused(small, tmp_path):
 
 def test_a_finished_stage_answers_the_same_again(small, tmp_path):
     write_corpus(tmp_path / "text")
-    first = json.loads(door(*small("curate", "--json"))[1])
-    again = json.loads(door(*small("curate", "--json"))[1])
+    first = json.loads(seedbed(*small("curate", "--json"))[1])
+    again = json.loads(seedbed(*small("curate", "--json"))[1])
     assert again["stages"]["curate"].pop("status") == "skipped"
     assert first["stages"]["curate"].pop("status") == "done"
     assert first["stages"]["curate"].pop("secs") > again["stages"]["curate"].pop("secs")
@@ -276,12 +276,12 @@ def test_a_directory_of_other_files_is_refused(small, tmp_path):
 @pytest.mark.parametrize("content", ["", '{"inputs": "1f", "summ', "{}", "[]"])
 def test_a_damaged_done_json_is_named(small, tmp_path, content):
     write_corpus(tmp_path / "text")
-    door(*small("curate"))
+    seedbed(*small("curate"))
     path = tmp_path / "run" / "curate" / "done.json"
     path.write_text(content)
     assert f"{path}: " in last_line(*small("curate"))
     path.unlink()
-    assert door(*small("curate"))[0] == 0
+    assert seedbed(*small("curate"))[0] == 0
 
 
 @pytest.fixture
@@ -362,10 +362,10 @@ def test_a_bug_still_shows_its_trace(monkeypatch):
 
     monkeypatch.setattr(bench, "run_bench", broken)
     with pytest.raises(KeyError, match="a bug"):
-        door("bench", QUICKSTART, EIGHT)
+        seedbed("bench", QUICKSTART, EIGHT)
     monkeypatch.setattr(bench, "run_bench", lambda _: Path("nowhere").read_text())
     with pytest.raises(FileNotFoundError):
-        door("bench", QUICKSTART, EIGHT)
+        seedbed("bench", QUICKSTART, EIGHT)
 
 
 def test_sigterm_between_checkpoints_exits_75_and_finishes_nothing(small, tmp_path, monkeypatch):
@@ -378,7 +378,7 @@ def test_sigterm_between_checkpoints_exits_75_and_finishes_nothing(small, tmp_pa
     monkeypatch.setattr(pipeline, "find_body", lambda _: body)
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        code, out, err = door(*small("curate", "--json"))
+        code, out, err = seedbed(*small("curate", "--json"))
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN, "as it was"
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -391,8 +391,8 @@ def test_a_report_says_which_stages_are_not_finished(small, tmp_path):
     write_corpus(tmp_path / "text")
     run = tmp_path / "run"
     stages_flag = "--config.stages=('curate','tokenizer','report')"
-    assert door(*small("curate", stages_flag))[0] == 0
-    code, out, err = door("report", f"--run={run}", "--json")
+    assert seedbed(*small("curate", stages_flag))[0] == 0
+    code, out, err = seedbed("report", f"--run={run}", "--json")
     assert code == 0 and json.loads(out)["unfinished"] == ["tokenizer"]
     assert err == f"seedbed: {run}: not finished, or out of date: tokenizer\n"
     assert "Not finished, or out of date: tokenizer" in (run / "report.html").read_text()

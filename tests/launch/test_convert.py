@@ -53,7 +53,7 @@ MODEL = "tokenizer.model"
 TEXTS = [f"word{number} and more of  them,\n\tnumber {number}" for number in range(99)]
 
 
-def door(*arguments):
+def seedbed(*arguments):
     """(exit code, standard output, standard error) of a command line in this process."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -146,7 +146,7 @@ def test_what_is_imported_is_exported(tmp_path, monkeypatch, name, dtype, shard_
     monkeypatch.setattr(convert, "MAX_SHARD_BYTES", shard_bytes)
     source, run, back = (tmp_path / folder for folder in ("source", "run", "back"))
     params = make_source(source, FAMILIES[name], name, dtype, shard_bytes)
-    code, out, err = door("import", f"--hf={source}", f"--out={run}", "--json")
+    code, out, err = seedbed("import", f"--hf={source}", f"--out={run}", "--json")
     assert code == 0, err
     assert json.loads(out) == {
         "verb": "import",
@@ -154,7 +154,7 @@ def test_what_is_imported_is_exported(tmp_path, monkeypatch, name, dtype, shard_
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         "tokens": 3,
     }
-    code, out, err = door("export", f"--run={run}", f"--hf={back}", "--json")
+    code, out, err = seedbed("export", f"--run={run}", f"--hf={back}", "--json")
     assert code == 0, err
     stated = {"verb": "export", "stage": "import", "model_type": name, "dtype": dtype}
     assert json.loads(out) == stated | {"tokenizer": "as it was imported"}
@@ -171,7 +171,7 @@ def test_what_is_imported_is_exported(tmp_path, monkeypatch, name, dtype, shard_
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_imported_run_is_loaded_onto_any_mesh(tmp_path, name):
     params = make_source(tmp_path / "source", FAMILIES[name], name)
-    door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+    seedbed("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
     run = RunDir(tmp_path / "run")
     for mesh in (MeshConfig(data=1), MeshConfig(fsdp=2, tensor=2, data=2)):
         devices = jax.devices()[: int(np.prod(list(mesh.axis_sizes().values())))]
@@ -185,7 +185,7 @@ def test_an_imported_run_is_loaded_onto_any_mesh(tmp_path, name):
 
 def test_a_run_says_where_it_came_from(tmp_path):
     make_source(tmp_path / "source")
-    door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+    seedbed("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
     described = json.loads((tmp_path / "run" / "config.json").read_text())
     assert described["packages"]["jax"] and described["config"]["model"]["d_model"] == 16
     assert described["config"]["source"] == str(tmp_path / "source")
@@ -204,16 +204,16 @@ def test_a_run_says_where_it_came_from(tmp_path):
 def test_long_work_says_how_far_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(convert, "LOG_SECS", 0.0)
     make_source(tmp_path / "source")
-    _, _, err = door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+    _, _, err = seedbed("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
     assert "import: 1 of 30 tensors: " in err and "import: 30 of 30 tensors: " in err
-    _, _, err = door("export", f"--run={tmp_path}/run", f"--hf={tmp_path}/hf")
+    _, _, err = seedbed("export", f"--run={tmp_path}/run", f"--hf={tmp_path}/hf")
     assert "export: 1 of 30 tensors: " in err and "export: 30 of 30 tensors: " in err
 
 
 def test_an_empty_directory_may_be_there(tmp_path):
     make_source(tmp_path / "source")
     (tmp_path / "run").mkdir()
-    assert door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")[0] == 0
+    assert seedbed("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")[0] == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "source"]
 
 
@@ -244,14 +244,20 @@ def own(tmp_path_factory):
 @pytest.mark.parametrize(("stage", "expected"), [("", "dpo"), ("pretrain", "pretrain")])
 def test_a_run_of_our_own_is_exported(own, tmp_path, stage, expected):
     run, config = own
-    code, out, err = door("export", f"--run={run.path}", f"--hf={tmp_path}/hf", f"--stage={stage}")
+    code, out, err = seedbed(
+        "export", f"--run={run.path}", f"--hf={tmp_path}/hf", f"--stage={stage}"
+    )
     assert code == 0, err
     found, params = huggingface.load(tmp_path / "hf")
     assert found == hf_config.from_hf(hf_config.to_hf(config, "qwen3"))
     assert_same(params, make_params(config, ("pretrain", "dpo").index(expected)))
-    said = json.loads((tmp_path / "hf" / "config.json").read_text())
-    assert (said["model_type"], said["dtype"], said["bos_token_id"]) == ("qwen3", "float32", 1)
-    assert said["eos_token_id"] == (2 if expected == "pretrain" else [7, 2])
+    fields = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (fields["model_type"], fields["dtype"], fields["bos_token_id"]) == (
+        "qwen3",
+        "float32",
+        1,
+    )
+    assert fields["eos_token_id"] == (2 if expected == "pretrain" else [7, 2])
     assert "same ids for 8 of 8 samples" in out
 
 
@@ -276,11 +282,13 @@ def test_a_run_with_a_tokenizer_of_others_names_its_ids(tmp_path, family, stage,
     saved = Checkpointer(run.checkpoints(stage), {"model": to_dict(config)}, {}, 1)
     saved.save(1, make_params(config), {"step": np.int32(1)}, {})
     saved.close()
-    code, out, err = door("export", f"--run={run.path}", f"--hf={tmp_path}/hf", f"--stage={stage}")
+    code, out, err = seedbed(
+        "export", f"--run={run.path}", f"--hf={tmp_path}/hf", f"--stage={stage}"
+    )
     assert code == 0, err
     for name in ("config.json", "generation_config.json"):
-        said = json.loads((tmp_path / "hf" / name).read_text())
-        found = tuple(said[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id"))
+        fields = json.loads((tmp_path / "hf" / name).read_text())
+        found = tuple(fields[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id"))
         assert found == (bos, stop, pad)
     assert "as it was imported" in out
     source = (run.stage("tokenizer") / "tokenizer.json").read_bytes()
@@ -297,7 +305,7 @@ def test_a_scale_that_no_family_has_goes_into_the_embedding(tmp_path):
     saved = Checkpointer(run.checkpoints("pretrain"), {"model": to_dict(config)}, {}, 1)
     saved.save(1, params, {"step": np.int32(1)}, {})
     saved.close()
-    code, _, err = door("export", f"--run={run.path}", f"--hf={tmp_path}/hf", "--stage=pretrain")
+    code, _, err = seedbed("export", f"--run={run.path}", f"--hf={tmp_path}/hf", "--stage=pretrain")
     assert code == 0, err
     found, exported = huggingface.load(tmp_path / "hf")
     assert (found.head, found.scale_embedding, found.qk_norm) == ("untied", False, "head")
@@ -314,7 +322,7 @@ def test_a_scale_that_no_family_has_goes_into_the_embedding(tmp_path):
 
 def test_its_tokenizer_gives_the_same_ids_to_others(own, tmp_path):
     run, _ = own
-    door("export", f"--run={run.path}", f"--hf={tmp_path}/hf")
+    seedbed("export", f"--run={run.path}", f"--hf={tmp_path}/hf")
     ours = Tokenizer(run.stage("tokenizer") / MODEL)
     theirs = FastTokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
     for text in (*TEXTS, *export_tokenizer.SAMPLES):
@@ -342,8 +350,8 @@ def test_its_tokenizer_gives_the_same_ids_to_others(own, tmp_path):
 
 def test_what_was_exported_can_be_imported(own, tmp_path):
     run, config = own
-    door("export", f"--run={run.path}", f"--hf={tmp_path}/hf")
-    code, _, err = door("import", f"--hf={tmp_path}/hf", f"--out={tmp_path}/run")
+    seedbed("export", f"--run={run.path}", f"--hf={tmp_path}/hf")
+    code, _, err = seedbed("import", f"--hf={tmp_path}/hf", f"--out={tmp_path}/run")
     assert code == 0, err
     _, params = load_model(
         RunDir(tmp_path / "run"), "import", make_mesh(MeshConfig(), jax.devices()[:1])
@@ -390,8 +398,8 @@ def test_memory_stays_below_the_largest_tensor_and_a_constant(tmp_path):
     row = np.random.default_rng(0).standard_normal(1 << 20, dtype=np.float32)
     items = [(p.name, p.shape, functools.partial(np.resize, row, p.shape)) for p in wanted]
     convert.write_safetensors(tmp_path / "large", items, 200 << 20, "bfloat16")
-    said = hf_config.to_hf(large, "llama") | {"dtype": "bfloat16"}
-    (tmp_path / "large" / "config.json").write_text(json.dumps(said))
+    fields = hf_config.to_hf(large, "llama") | {"dtype": "bfloat16"}
+    (tmp_path / "large" / "config.json").write_text(json.dumps(fields))
     write_tokenizer(tmp_path / "large", 3)
     sizes_mb = [4 * np.prod(part.shape) / 2**20 for part in wanted]
     assert sum(sizes_mb) > 4 * (max(sizes_mb) + CONSTANT_MB), "or nothing is shown"

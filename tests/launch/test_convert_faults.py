@@ -15,9 +15,9 @@ from model.interop import huggingface
 from tests.launch.test_convert import (
     TINY,
     VOCAB_SIZE,
-    door,
     make_params,
     make_source,
+    seedbed,
     write_tokenizer,
 )
 from tests.test_token_layouts import BYTE_LEVEL, write_byte_level
@@ -30,7 +30,7 @@ def edit(path, **changes):
 
 
 def rewrite(source, change):
-    """Writes model.safetensors anew with its tensors changed."""
+    """Writes model.safetensors again with its tensors changed."""
     from safetensors.numpy import load_file, save_file
 
     path = source / "model.safetensors"
@@ -135,7 +135,7 @@ FAULTS = {
     ),
     "misshapen": (
         lambda s: rewrite(s, lambda t: t.update({Q: t[Q].T.copy()})),
-        f"has another shape for {Q} ((16, 32), due is (32, 16))",
+        f"has another shape for {Q} ((16, 32), expected (32, 16))",
     ),
     "type": (
         lambda s: rewrite(s, lambda t: t.update({Q: t[Q].astype(np.int64)})),
@@ -191,7 +191,7 @@ def test_a_source_that_cannot_be_honoured_is_one_line(tmp_path, fault):
     make_source(tmp_path / "source")
     damage(tmp_path / "source")
     before = sorted(path.name for path in tmp_path.iterdir())
-    code, out, err = door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+    code, out, err = seedbed("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
     assert (code, out) == (2, ""), err
     assert err.startswith("seedbed: ") and err.count("\n") == 1 and words in err, err
     assert sorted(path.name for path in tmp_path.iterdir()) == before, "nothing is left behind"
@@ -206,7 +206,7 @@ def test_a_source_that_cannot_be_honoured_is_one_line(tmp_path, fault):
             ["import", "--out=new", "--hf=a", "--gguf=b"],
             "give one of --hf=DIR and --gguf=FILE, not both",
         ),
-        (["import", "--out=full/new", "--hf=full"], "full/new: is inside what is imported, full"),
+        (["import", "--out=full/new", "--hf=full"], "full/new: inside of what is imported, full"),
         (["import", "--out=new", "--gguf=full"], "full: is a directory; it must be a file"),
         (["import", "--out=new", "--hf=nowhere"], "nowhere/config.json: no such file"),
         (["import", "--out=new", "--gguf=nowhere"], "nowhere: no such file"),
@@ -236,13 +236,13 @@ def test_a_mistake_is_one_line(tmp_path, monkeypatch, arguments, words):
     (tmp_path / "link").symlink_to("nowhere")
     RunDir(tmp_path / "run").write_config({}, "1 x cpu")
     before = sorted(tmp_path.rglob("*"))
-    code, out, err = door(*arguments)
+    code, out, err = seedbed(*arguments)
     assert (code, out) == (2, "") and err.count("\n") == 1 and words in err, err
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def make_run(path, config):
-    """A run with a tokenizer of others and a checkpoint of pretraining, and no more."""
+    """A run with an imported tokenizer and a checkpoint of pretraining, and no more."""
     run = RunDir(path)
     chosen = {"path": "elsewhere", "control": [], "vocab_size": 400}
     described = {"model": to_dict(config), "start": "", "tokenizer": chosen}
@@ -257,7 +257,7 @@ def make_run(path, config):
 
 def test_a_model_that_no_family_has_is_not_exported(tmp_path):
     run = make_run(tmp_path / "run", dataclasses.replace(TINY, mlp="relu2"))
-    code, _, err = door("export", f"--run={run.path}", f"--hf={tmp_path}/hf", "--stage=pretrain")
+    code, _, err = seedbed("export", f"--run={run.path}", f"--hf={tmp_path}/hf", "--stage=pretrain")
     assert code == 2 and "no family of transformers has this model" in err and "relu2" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
@@ -272,7 +272,7 @@ def test_a_file_that_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
         return source
 
     monkeypatch.setattr(convert.huggingface, "open_hf", open_then_cut)
-    code, _, err = door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+    code, _, err = seedbed("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
     assert code == 2 and "model.safetensors: ends at byte 20000" in err
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
@@ -291,11 +291,13 @@ def test_sigterm_half_way_leaves_nothing(tmp_path, monkeypatch, verb):
 
         return stop
 
-    monkeypatch.setattr(convert, "_teller", tell)
+    monkeypatch.setattr(convert, "_progress_logger", tell)
     if verb == "import":
-        code, _, err = door("import", f"--hf={source}", f"--out={tmp_path}/run")
+        code, _, err = seedbed("import", f"--hf={source}", f"--out={tmp_path}/run")
     else:
-        code, _, err = door("export", f"--run={source}", f"--hf={tmp_path}/run", "--stage=pretrain")
+        code, _, err = seedbed(
+            "export", f"--run={source}", f"--hf={tmp_path}/run", "--stage=pretrain"
+        )
     assert code == 75 and "stopped by SIGTERM; nothing is left" in err
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
@@ -307,7 +309,7 @@ def test_an_interrupt_half_way_leaves_nothing(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(convert.checkpoint, "write", interrupt)
-    code, _, err = door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+    code, _, err = seedbed("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
     assert code == 130 and "interrupted" in err
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
@@ -320,5 +322,5 @@ def test_a_bug_still_shows_its_trace(tmp_path, monkeypatch):
 
     monkeypatch.setattr(convert.checkpoint, "write", broken)
     with pytest.raises(ValueError, match="a bug"):
-        door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+        seedbed("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

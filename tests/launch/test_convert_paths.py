@@ -14,7 +14,7 @@ from launch.load import load_model
 from launch.store.rundir import RunDir, write_json
 from model.interop import huggingface
 from model.sharding import MeshConfig, make_mesh
-from tests.launch.test_convert import assert_same, door, make_source
+from tests.launch.test_convert import assert_same, make_source, seedbed
 from train import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,8 +24,8 @@ def test_a_path_may_go_up(tmp_path, monkeypatch):
     params = make_source(tmp_path / "source")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert door("import", "--hf=../source", "--out=../here/../run")[0] == 0
-    code, _, err = door("export", "--run=../run", "--hf=../back")
+    assert seedbed("import", "--hf=../source", "--out=../here/../run")[0] == 0
+    code, _, err = seedbed("export", "--run=../run", "--hf=../back")
     assert code == 0, err
     assert_same(huggingface.load(tmp_path / "back")[1], params)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
@@ -43,7 +43,7 @@ def test_a_snapshot_of_the_hubs_cache_is_imported(tmp_path, shard_bytes):
     for number, path in enumerate(sorted((tmp_path / "plain").iterdir())):
         path.rename(blobs / f"{number:040x}")
         (snapshot / path.name).symlink_to(f"../../blobs/{number:040x}")
-    code, _, err = door("import", f"--hf={snapshot}", f"--out={tmp_path}/run")
+    code, _, err = seedbed("import", f"--hf={snapshot}", f"--out={tmp_path}/run")
     assert code == 0, err
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     assert_same(load_model(RunDir(tmp_path / "run"), "import", mesh)[1], params)
@@ -53,23 +53,23 @@ def test_a_snapshot_of_the_hubs_cache_is_imported(tmp_path, shard_bytes):
 
 def test_a_place_that_cannot_be_made_is_named(tmp_path):
     make_source(tmp_path / "source")
-    door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+    seedbed("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
     name = "n" * 300
     for *arguments, flag in (
         ("import", f"--hf={tmp_path}/source", "--out"),
         ("export", f"--run={tmp_path}/run", "--hf"),
     ):
-        code, _, err = door(*arguments, f"{flag}={tmp_path}/{name}")
-        said = f"seedbed: {flag}={tmp_path}/{name}: cannot be made (File name too long)\n"
-        assert code == 2 and err.endswith(said)
+        code, _, err = seedbed(*arguments, f"{flag}={tmp_path}/{name}")
+        message = f"seedbed: {flag}={tmp_path}/{name}: cannot be made (File name too long)\n"
+        assert code == 2 and err.endswith(message)
 
 
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
     make_source(tmp_path / "source")
     code = (
         "import signal, sys; from pathlib import Path; from launch.console import Progress;"
-        "from launch.store.atomic import appear\n"
-        "with appear(Path(sys.argv[1]), '--out', Progress()) as part:\n"
+        "from launch.store.atomic import atomic_directory\n"
+        "with atomic_directory(Path(sys.argv[1]), '--out', Progress()) as part:\n"
         "    (part / 'half').write_text('half'); print(part, flush=True); signal.pause()"
     )
     held = [
@@ -83,7 +83,7 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
     held[0].wait()
     other = tmp_path / ".ru.00000000.part"
     other.mkdir()
-    code, _, err = door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+    code, _, err = seedbed("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
     held[1].kill()
     for process in held:
         process.communicate()
@@ -98,7 +98,7 @@ def test_a_link_to_a_file_of_ours_is_not_followed(tmp_path, stray):
     make_source(tmp_path / "source")
     (tmp_path / "secret").write_text("{}")
     (tmp_path / "source" / stray).symlink_to(tmp_path / "secret")
-    code, _, err = door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+    code, _, err = seedbed("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
     assert code == 2 and f"{stray}: a link to {tmp_path}/secret, out of its directory" in err
 
 
@@ -113,10 +113,10 @@ def test_a_link_to_a_file_of_ours_is_not_followed(tmp_path, stray):
 def test_a_damaged_checkpoint_is_one_line(tmp_path, name, damage):
     """A piece that is gone is not taken for zeros."""
     make_source(tmp_path / "source")
-    door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+    seedbed("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
     run = RunDir(tmp_path / "run")
     damage(run.checkpoints("import") / "0" / "params" / name)
-    code, _, err = door("export", f"--run={run.path}", f"--hf={tmp_path}/hf")
+    code, _, err = seedbed("export", f"--run={run.path}", f"--hf={tmp_path}/hf")
     assert code == 2 and "0/params/embedding" in err.splitlines()[-1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "source"]
 
@@ -132,7 +132,7 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, name, damage):
 def test_what_orbax_cannot_read_is_damage(tmp_path, monkeypatch, error, words):
     """Where it cannot read a piece, it raises a plain Exception that carries the cause."""
     make_source(tmp_path / "source")
-    door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+    seedbed("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
 
     def restore(_):
         raise error from ValueError("embedding is gone\nat length")
@@ -144,7 +144,7 @@ def test_what_orbax_cannot_read_is_damage(tmp_path, monkeypatch, error, words):
 
 def test_names_that_a_checkpoint_lacks_are_damage(tmp_path):
     make_source(tmp_path / "source")
-    door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+    seedbed("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
     run = RunDir(tmp_path / "run")
     (run.checkpoints("import") / "0" / "params" / "_METADATA").unlink()
     with pytest.raises(BadInput, match=r"import/0: damaged \(params lacks its _METADATA\)"):
@@ -164,6 +164,6 @@ def test_ids_that_the_vocabulary_lacks_are_left_out(tmp_path, given, found, note
     make_source(tmp_path / "source")
     path = tmp_path / "source" / "config.json"
     write_json(path, json.loads(path.read_text()) | given)
-    code, _, err = door("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
+    code, _, err = seedbed("import", f"--hf={tmp_path}/source", f"--out={tmp_path}/run")
     assert code == 0 and noted in err and ("left out" in err) == bool(noted)
     assert RunDir(tmp_path / "run").read_config()["token_ids"] == found

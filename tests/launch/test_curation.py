@@ -1,4 +1,4 @@
-"""`seedbed curate`: its JSON, the story of a document, models fitted, through the door."""
+"""`seedbed curate`: its JSON, the history of a document, models fitted, by the command line."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 from launch import settings
 from launch.store.rundir import LOCK, RunDir
 from launch.verbs import curation
-from tests.launch.test_cli import ROOT, door, last_line, refusal
+from tests.launch.test_cli import ROOT, last_line, refusal, seedbed
 
 WEB = f"--config={ROOT}/configs/web.py"
 WORDS = [
@@ -50,7 +50,7 @@ def curated(tmp_path_factory):
     (folder / "in" / "a.jsonl").write_text(lines)
     (folder / "in" / "b.py").write_text('"""A module."""\n\n' + "x = 1  # one\n" * 30)
     (folder / "in" / "c.bin").write_bytes(bytes(range(256)))
-    code, out, err = door(*command(folder))
+    code, out, err = seedbed(*command(folder))
     assert code == 0, err
     return folder, json.loads(out)
 
@@ -76,12 +76,12 @@ def test_json_counts_what_was_read_kept_dropped_and_broken(curated):
 def test_the_story_of_a_document_is_told(curated):
     folder, _ = curated
     where = (WEB, f"--run={folder}/out", "--json")
-    code, out, _ = door("curate", *where, "--explain=text/a.jsonl:00000021")
+    code, out, _ = seedbed("curate", *where, "--explain=text/a.jsonl:00000021")
     story = json.loads(out)
     assert code == 0
     assert (story["fate"], story["why"]) == ("dropped", "exact_duplicate")
     assert story["stays"]["id"] == story["duplicate_of"] == "text/a.jsonl:00000004"
-    code, out, _ = door("curate", *where, "--explain=code/b.py")
+    code, out, _ = seedbed("curate", *where, "--explain=code/b.py")
     story = json.loads(out)
     assert (code, story["fate"], story["language"]) == (0, "kept", "python")
     line = refusal("curate", *where[:2], "--explain=text/a.jsonl:00000099")
@@ -93,7 +93,7 @@ def test_a_story_begins_with_the_fate_and_ends_with_the_text(curated, record):
     folder, _ = curated
     key = f"text/a.jsonl:{record}"
     for json_too in ((), ("--json",)):
-        code, out, _ = door("curate", WEB, f"--run={folder}/out", f"--explain={key}", *json_too)
+        code, out, _ = seedbed("curate", WEB, f"--run={folder}/out", f"--explain={key}", *json_too)
         found = [out.index(word) for word in ("fate", "why", "reason", "detail", key)]
         assert code == 0 and found == sorted(found)
     story = json.loads(out)
@@ -111,17 +111,17 @@ def test_a_damaged_table_is_made_again_as_it_was(curated, tmp_path, table):
     """Its other name, in the cache, is damaged with it."""
     folder, first = curated
     where = f"--out={tmp_path}/run"
-    assert door(*command(folder, where))[0] == 0
+    assert seedbed(*command(folder, where))[0] == 0
     before = tables(tmp_path / "run")
     path = tmp_path / "run" / "curate" / table / "part-00000.parquet"
     os.truncate(path, 0)
     line = refusal("curate", WEB, f"--run={tmp_path}/run", "--explain=text/a.jsonl:00000099")
     assert f"{path}: damaged; `seedbed curate --fresh` writes it" in line
-    code, out, err = door(*command(folder, where))
+    code, out, err = seedbed(*command(folder, where))
     assert code == 0 and f"curate: {path} is damaged; made again" in err
     assert json.loads(out)["stages"]["curate"]["status"] == "done"
     assert tables(tmp_path / "run") == before
-    code, out, err = door(*command(folder, where))
+    code, out, err = seedbed(*command(folder, where))
     assert code == 0 and "skipped: configuration and inputs unchanged" in err
 
 
@@ -133,7 +133,7 @@ def test_sets_that_are_not_there_are_no_measurement(curated, tmp_path, monkeypat
     absent = {"absent": {"pii": "filters/pii_presidio: no .jsonl there"}}
     monkeypatch.setattr(curation.score, "score", lambda *_: {"forums": {}, **absent})
     monkeypatch.setattr(curation.score_table, "rows", lambda _: [])
-    assert door("curate", *flags)[0] == 0, "one of them is enough"
+    assert seedbed("curate", *flags)[0] == 0, "one of them is enough"
 
 
 def start(*arguments, before="true"):
@@ -191,10 +191,10 @@ def test_a_quality_model_is_fitted_and_used(curated, tmp_path):
     quality = "--config.data.gates.quality."
     model = (f"{quality}model={tmp_path}/model", f"{quality}min_score=0.5")
     examples = [f"{quality}{name}={tmp_path}/{name}.jsonl" for name in ("good", "bad")]
-    code, out, err = door("curate", WEB, "--fit-quality", "--json", *model, *examples)
+    code, out, err = seedbed("curate", WEB, "--fit-quality", "--json", *model, *examples)
     assert code == 0, err
     assert json.loads(out)["positive"] == json.loads(out)["negative"] == 30
-    code, out, err = door(*command(folder, *model, f"--out={tmp_path}/run"))
+    code, out, err = seedbed(*command(folder, *model, f"--out={tmp_path}/run"))
     assert code == 0, err
     assert json.loads(out)["kept"] == 21
 
@@ -239,8 +239,8 @@ def test_a_run_within_its_sources_is_refused(tmp_path, out):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text(text(1))
     given = (WEB, f"--config.data.sources={tmp_path}/in", "--workers=1")
-    said = refusal("curate", *given, f"--out={tmp_path}/{out}")
-    assert f"data.sources: {tmp_path}/in holds {tmp_path}/{out}; a run must not lie in" in said
+    message = refusal("curate", *given, f"--out={tmp_path}/{out}")
+    assert f"data.sources: {tmp_path}/in holds {tmp_path}/{out}; a run must not lie in" in message
     assert not (tmp_path / out).exists()
-    assert door("curate", *given, f"--out={tmp_path}/in/.out")[0] == 0, "hidden, it is not read"
-    assert door("curate", *given, f"--out={tmp_path}/in/.out")[0] == 0
+    assert seedbed("curate", *given, f"--out={tmp_path}/in/.out")[0] == 0, "hidden, it is not read"
+    assert seedbed("curate", *given, f"--out={tmp_path}/in/.out")[0] == 0

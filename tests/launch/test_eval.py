@@ -9,7 +9,7 @@ import pytest
 from launch.report.page import write_report
 from launch.stages import eval as evaluation
 from tests.launch.test_settings import change, nested, refusal
-from tests.launch.test_stages import ROOT, SMALL, door, parse, sources
+from tests.launch.test_stages import ROOT, SMALL, parse, seedbed, sources
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 STAGES = {"stages": "('curate', 'tokenizer', 'pretrain', 'eval', 'report')"}
@@ -19,7 +19,7 @@ def run(tmp_path, **overrides):
     """(eval's summary, eval/results.json, standard error) of a shrunk quickstart."""
     config = f"--config={ROOT}/configs/quickstart.py"
     chosen = SMALL | STAGES | sources(tmp_path / "text") | overrides
-    code, out, err = door("run", config, f"--run={tmp_path}/run", "--json", **chosen)
+    code, out, err = seedbed("run", config, f"--run={tmp_path}/run", "--json", **chosen)
     assert code == 0, err
     results = json.loads((tmp_path / "run" / "eval" / "results.json").read_text())
     return parse(out)["stages"]["eval"], results, err

@@ -17,7 +17,7 @@ TALKS = [
 ]
 
 
-def write(folder, family, **said):
+def write(folder, family, **keys):
     if family in BYTE_LEVEL:
         write_byte_level(folder, *BYTE_LEVEL[family])
     else:
@@ -27,11 +27,11 @@ def write(folder, family, **said):
         (folder / "tokenizer.model").write_bytes(model.SerializeToString())
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(config | said))
+    path.write_text(json.dumps(config | keys))
 
 
 @pytest.mark.parametrize(
-    ("family", "said"),
+    ("family", "keys"),
     [
         *((family, {}) for family in (*BYTE_LEVEL, *PIECES)),
         *(("llama2", {"tokenizer_class": "LlamaTokenizer", "legacy": x}) for x in (True, False)),
@@ -39,8 +39,8 @@ def write(folder, family, **said):
         ("gpt2", {"additional_special_tokens": ["<|endoftext|>"], "extra_special_tokens": []}),
     ],
 )
-def test_a_message_has_the_ids_of_training(tmp_path, family, said):
-    write(tmp_path, family, **said)
+def test_a_message_has_the_ids_of_training(tmp_path, family, keys):
+    write(tmp_path, family, **keys)
     model = pretrained.load_for_training(tmp_path, 2000, CONTROL)
     num = len([text for text in SAMPLES if text])
     checked = write_control(model, CONTROL, tmp_path)

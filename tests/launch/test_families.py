@@ -9,7 +9,7 @@ import pytest
 from configs import families
 from launch.load import load_tokenizer
 from launch.store.rundir import RunDir
-from tests.launch.test_stages import ROOT, door, metrics, own_layout, sources
+from tests.launch.test_stages import ROOT, metrics, own_layout, seedbed, sources
 from tests.tiny import whole_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -49,7 +49,7 @@ def test_family_trains_two_steps(family, tmp_path):
     chosen |= {"stages": "('curate', 'tokenizer', 'pretrain')", "mesh.max_replicated": 0.2}
     config = f"--config={ROOT}/configs/families.py:{family}"
     overrides = own_layout() | chosen | sources(tmp_path / "text")
-    code, _, err = door("run", config, f"--run={tmp_path}/run", "--json", **overrides)
+    code, _, err = seedbed("run", config, f"--run={tmp_path}/run", "--json", **overrides)
     assert code == 0, err
     lines = [line for line in metrics(tmp_path / "run")["pretrain"] if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2]
@@ -57,7 +57,7 @@ def test_family_trains_two_steps(family, tmp_path):
     run = RunDir(tmp_path / "run")
     assert run.read_config()["mesh"]["fsdp"] == 8
     assert load_tokenizer(run).vocab_size == 600 < run.read_config()["model"]["vocab_size"]
-    code, out, err = door("chat", f"--run={run.path}", "--prompt=The", "--tokens=4")
+    code, out, err = seedbed("chat", f"--run={run.path}", "--prompt=The", "--tokens=4")
     assert code == 0, err
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from launch import cli
 from launch.flags import FLAG_LINES, FLAGS, VERBS
-from tests.launch.test_cli import QUICKSTART, ROOT, door, refusal
+from tests.launch.test_cli import QUICKSTART, ROOT, refusal, seedbed
 
 WEB = f"--config={ROOT}/configs/web.py"
 LANGUAGES = "data.gates.language.min_score_by_language"
@@ -37,7 +37,7 @@ def test_a_config_file_that_does_not_work_is_named_with_its_line(text, words, tm
 
 
 def test_flags_and_overrides_come_in_any_form_and_order():
-    code, _, err = door("run", "--config.seed", "x", "--config", f"{ROOT}/configs/quickstart.py")
+    code, _, err = seedbed("run", "--config.seed", "x", "--config", f"{ROOT}/configs/quickstart.py")
     assert code == 2 and "--config.seed=x" in err
     assert "model.num_layers is 0" in refusal("run", "--config.model.num_layers=0", QUICKSTART)
     again = [QUICKSTART, "--config.seed=abc", "--config.seed=1", "--config.model.num_layers=0"]
@@ -106,7 +106,7 @@ def test_keys_that_a_config_file_leaves_to_their_defaults_can_be_given(tmp_path)
         "eval.sets": "text",
     }
     flags = [f"--config.{key}={value}" for key, value in changes.items()]
-    code, out, err = door("config", f"--config={ROOT}/configs/quickstart.py", "--json", *flags)
+    code, out, err = seedbed("config", f"--config={ROOT}/configs/quickstart.py", "--json", *flags)
     assert code == 0, err
     rows = {row["key"]: row for row in json.loads(out)["keys"]}
     given = {key: row["value"] for key, row in rows.items() if row["origin"] == "command line"}
@@ -119,14 +119,14 @@ def test_keys_that_a_config_file_leaves_to_their_defaults_can_be_given(tmp_path)
 
 def test_a_path_takes_the_place_of_named_sources():
     flags = ("--config.data.sources=folder", "--json")
-    code, out, err = door("config", f"--config={ROOT}/configs/quickstart.py", *flags)
+    code, out, err = seedbed("config", f"--config={ROOT}/configs/quickstart.py", *flags)
     assert code == 0, err
     rows = {row["key"]: row["value"] for row in json.loads(out)["keys"]}
     assert rows["data.sources"] == "folder"
 
 
 def test_every_key_says_what_it_means():
-    code, out, _ = door("config", f"--config={ROOT}/configs/quickstart.py", "--json")
+    code, out, _ = seedbed("config", f"--config={ROOT}/configs/quickstart.py", "--json")
     assert code == 0
     assert [row["key"] for row in json.loads(out)["keys"] if not row["about"]] == []
 
@@ -142,7 +142,7 @@ def test_an_argument_that_a_config_file_does_not_take_is_said_so(tmp_path):
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("form", [("{}", "--help"), ("help", "{}"), ("{}", WEB, "-h")])
 def test_help_of_a_verb_is_of_its_flags_alone(verb, form):
-    code, out, err = door(*(word.format(verb) for word in form))
+    code, out, err = seedbed(*(word.format(verb) for word in form))
     assert (code, err) == (0, "") and f"\n  {VERBS[verb]}\n" in out
     assert out.startswith(f"usage: seedbed {verb} ")
     taken = FLAGS.get(verb, ("config", "run", "fresh", "json"))

@@ -1,4 +1,4 @@
-"""What a stage's identity holds: the results that it stands on, and the code that computes it."""
+"""What a stage's identity holds: the results that it depends on, and the code that computes it."""
 
 import ast
 import copy
@@ -91,7 +91,7 @@ def test_the_report_names_results_of_other_keys_and_models_without_evaluation(pi
 
 
 def test_config_json_has_the_keys_of_what_is_there(pipeline):
-    """A stage made anew without a change in its result leaves all others finished."""
+    """A stage made again without a change in its result leaves all others finished."""
     changes = {"stages": ("curate", "tokenizer", "pretrain")}
     pipeline(changes)
     other = changes | {"pretrain.z_loss": 0.9, "mixture.domain_max_epochs": {"docs": 9.0}}
@@ -195,22 +195,22 @@ def test_a_started_json_of_another_shape_is_named_by_the_report(pipeline, conten
     path.write_text(content)
     with pytest.raises(BadInput, match=words) as raised:
         write_report(pipeline.run.path)
-    said = str(raised.value)
-    assert str(path) in said and said.count("remove") == 1
+    noted = str(raised.value)
+    assert str(path) in noted and noted.count("remove") == 1
 
 
 def test_a_model_of_earlier_results_is_said_to_be_one(pipeline):
-    said = []
+    noted = []
     pipeline()
-    load.note_doubts(pipeline.run, "ppo", said.append)
+    load.note_doubts(pipeline.run, "ppo", noted.append)
     pipeline({"pretrain.optimizer.peak_lr": 0.1}, only="pretrain", fresh=True)
     for stage in ("ppo", "sft", "pretrain"):
-        load.note_doubts(pipeline.run, stage, said.append)
+        load.note_doubts(pipeline.run, stage, noted.append)
     why = "was made from an earlier result of stage 'pretrain' than there is now"
-    assert said == [f"ppo {why}", f"sft {why}"]
+    assert noted == [f"ppo {why}", f"sft {why}"]
     (pipeline.run.stage("pretrain") / "done.json").unlink()
-    load.note_doubts(pipeline.run, "pretrain", said.append)
-    assert said[2:] == [
+    load.note_doubts(pipeline.run, "pretrain", noted.append)
+    assert noted[2:] == [
         "pretrain is not finished: this is the newest checkpoint that it has so far"
     ]
 
@@ -295,7 +295,7 @@ def test_other_code_of_a_stage_without_checkpoints_does_it_again(
 
 
 @pytest.mark.parametrize("stage", TRAINED)
-def test_other_code_of_training_is_said_and_throws_nothing_away(
+def test_other_code_of_training_is_noted_and_nothing_is_deleted(
     pipeline, tmp_path, edit_code, capsys, stage
 ):
     pipeline()
@@ -304,8 +304,8 @@ def test_other_code_of_training_is_said_and_throws_nothing_away(
     assert "other code" not in capsys.readouterr().err
     edit_code(stage, tmp_path / "code.py")
     assert pipeline() == []
-    said = capsys.readouterr().err
-    assert f"] {stage}: its checkpoints were made by other code (commit" in said
+    noted = capsys.readouterr().err
+    assert f"] {stage}: its checkpoints were made by other code (commit" in noted
     pipeline.broken = stage
     with pytest.raises(RuntimeError):
         pipeline(only=stage, fresh=True)
@@ -332,13 +332,11 @@ def test_a_file_in_the_place_of_checkpoints_is_refused(pipeline):
     rundir.remove(pipeline.run.checkpoints("sft"))
     pipeline.run.checkpoints("sft").write_text("mine")
     (pipeline.run.stage("sft") / "done.json").unlink()
-    with pytest.raises(
-        BadInput, match="checkpoints/sft: is not a directory; remove it"
-    ):
+    with pytest.raises(BadInput, match="checkpoints/sft: is not a directory; remove it"):
         pipeline()
 
 
-def test_a_stage_whose_keys_are_not_known_is_not_made_anew_below_checkpoints(pipeline):
+def test_a_stage_whose_keys_are_not_known_is_not_made_again_below_checkpoints(pipeline):
     pipeline()
     (pipeline.run.stage("tokenizer") / "started.json").unlink()
     with pytest.raises(BadInput, match="keys that are not known, as .*started.json is gone"):

@@ -151,7 +151,7 @@ def half_written(run):
 
 
 def kill_at_step(prepared, run, step, rng):
-    """Kills once this step is told of, or a little later."""
+    """Kills once this step is logged, or a little later."""
     process = prepared.start(run)
     wait_for(process, lambda: newest_step(run) >= step)
     time.sleep(rng.uniform(0, MAX_DELAY_SECS))

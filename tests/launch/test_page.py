@@ -278,7 +278,7 @@ def test_same_run_gives_the_same_page(run_dir):
     assert _page(run_dir) == _page(run_dir)
 
 
-def test_damaged_metrics_lines_are_passed_over(run_dir):
+def test_damaged_metrics_lines_are_skipped(run_dir):
     before = _page(run_dir)
     path = run_dir / "metrics.jsonl"
     lines = path.read_bytes().splitlines()
@@ -307,7 +307,7 @@ def test_file_of_another_shape_is_bad_input(run_dir, name):
         write_report(run_dir)
 
 
-def test_code_outside_of_git_is_said_to_be(run_dir):
+def test_code_outside_of_git_is_noted(run_dir):
     def no_git(found):
         found["code"] = {"commit": None, "dirty": None}
 
@@ -389,6 +389,6 @@ def test_a_value_of_another_kind_gives_a_page_or_one_message(run_dir, name):
         try:
             write_report(run_dir)
         except BadInput as error:
-            refused, said = refused + 1, str(error)
-            assert name in said and said.count("done.json") <= 1 and "\n" not in said[:-1], error
+            refused, words = refused + 1, str(error)
+            assert name in words and words.count("done.json") <= 1 and "\n" not in words[:-1], error
     assert refused

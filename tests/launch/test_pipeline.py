@@ -101,7 +101,7 @@ def test_a_second_run_has_nothing_to_do_and_writes_nothing(pipeline):
     assert pipeline.files() == before
     rows = pipeline.outcome
     assert tuple(rows) == ALL and {row["status"] for row in rows.values()} == {"skipped"}
-    assert rows["sft"]["made"] == "sft", "the summary is still told"
+    assert rows["sft"]["made"] == "sft", "the summary is still returned"
 
 
 AFTER_PRETRAIN = ALL[2:]
@@ -326,7 +326,7 @@ def test_damaged_done_json_stops_the_run(pipeline):
 
 
 @pytest.mark.parametrize("only", [None, "sft"])
-def test_fresh_does_not_read_what_it_throws_away(pipeline, only):
+def test_fresh_does_not_read_what_it_deletes(pipeline, only):
     pipeline()
     for file in ("done.json", "started.json"):
         (pipeline.run.stage("sft") / file).write_text("[" * 100_000)

@@ -137,7 +137,7 @@ def test_begin_fresh_leaves_nothing_of_this_stage_and_all_of_the_others(run):
     assert read_lines(run) == [{"stage": "sft", "step": 1}]
 
 
-def test_a_kill_while_throwing_away_leaves_nothing_that_counts_as_finished(run, monkeypatch):
+def test_a_kill_while_deleting_leaves_nothing_that_counts_as_finished(run, monkeypatch):
     """done.json goes first, and a checkpoint half removed no longer has a checkpoint's name."""
     run.begin("sft", {"seed": 0}, {}, fresh=False)
     rundir.write_json(

@@ -94,8 +94,8 @@ def refusal(config: dict) -> str:
 
 
 def test_wrong_type_is_refused_by_its_key():
-    said = {dotted(path): refusal(change(nested(), path, 1j)) for path in LEAVES}
-    wrong = {key: why for key, why in said.items() if not why.startswith(f"{key} is 1j; it must")}
+    whys = {dotted(path): refusal(change(nested(), path, 1j)) for path in LEAVES}
+    wrong = {key: why for key, why in whys.items() if not why.startswith(f"{key} is 1j; it must")}
     assert not wrong
 
 
@@ -104,12 +104,12 @@ def test_numbers_are_taken_or_refused_in_words():
     numbers = {int: (0, -1, 10**9), float: (0.0, -1.0, math.inf, -1e99)}
     for path in LEAVES:
         kind = type(find(nested(), path))
-        said = [refusal(change(nested(), path, number)) for number in numbers.get(kind, ())]
+        whys = [refusal(change(nested(), path, number)) for number in numbers.get(kind, ())]
         # Keys of one section may be refused for each other: a latent needs rotated dims.
         names = (path[-1], dotted(path[:-1])) if len(path) > 2 else (path[-1],)
-        wrong = [why for why in said if why and not any(name in why for name in names)]
+        wrong = [why for why in whys if why and not any(name in why for name in names)]
         assert not wrong, dotted(path)
-        assert any(said) or path in UNBOUNDED or not said, f"{dotted(path)} takes any number"
+        assert any(whys) or path in UNBOUNDED or not whys, f"{dotted(path)} takes any number"
 
 
 def test_unknown_key_is_refused_in_every_section():

@@ -1,4 +1,4 @@
-"""Pulse: every stage and every config, shrunk, through the door in this one process.
+"""Every stage and every config, shrunk, through the command line in this one process.
 
 The mesh is 2 x 2 x 2 of the eight devices, so that each stage also runs split over all three axes.
 """
@@ -95,7 +95,7 @@ def benchmarks(folder) -> dict:
     return {"eval.tasks": "('mmlu',)", "eval.data": folder, "eval.num_shots": 1}
 
 
-def door(*arguments, **overrides):
+def seedbed(*arguments, **overrides):
     """(exit code, standard output, standard error) of a command line in this process."""
     out, err = io.StringIO(), io.StringIO()
     flags = [f"--config.{key}={value}" for key, value in overrides.items()]
@@ -113,15 +113,15 @@ class Pulse:
         self.overrides = SMALL | MIX | sources(folder / "text") | benchmarks(folder / "eval")
         self.overrides["stages"] = tuple(STAGES)
 
-    def door(self, verb, *arguments, **changes):
+    def seedbed(self, verb, *arguments, **changes):
         """Exit code, standard output and standard error of a verb."""
         config = f"--config={ROOT}/configs/quickstart.py"
         flags = [verb, config, f"--run={self.path}", "--json", *arguments]
-        return door(*flags, **(self.overrides | changes))
+        return seedbed(*flags, **(self.overrides | changes))
 
     def __call__(self, verb, *arguments, **changes):
         """A verb's JSON object; asserts that it ends well."""
-        code, out, err = self.door(verb, *arguments, **changes)
+        code, out, err = self.seedbed(verb, *arguments, **changes)
         assert code == 0, err
         return parse(out)
 
@@ -234,7 +234,7 @@ def test_another_mesh_is_no_reason_to_start_again(pulse):
 
 def test_without_json_the_answer_is_a_table_and_progress_is_on_standard_error(pulse):
     arguments = ["run", f"--config={ROOT}/configs/quickstart.py", f"--run={pulse.path}"]
-    code, out, err = door(*arguments, **pulse.overrides)
+    code, out, err = seedbed(*arguments, **pulse.overrides)
     assert code == 0 and "params_sha256" in out
     assert err.count("skipped: configuration and inputs unchanged") == len(tuple(STAGES))
 
@@ -243,17 +243,17 @@ def test_without_json_the_answer_is_a_table_and_progress_is_on_standard_error(pu
 def test_chat_answers(pulse, stage):
     named = [f"--stage={stage}"] if stage else []
     arguments = ["chat", f"--run={pulse.path}", "--prompt=What is 2 + 3?", *named]
-    code, out, err = door(*arguments, "--json")
+    code, out, err = seedbed(*arguments, "--json")
     assert code == 0 and not err
     answered = parse(out)
     assert answered["stage"] == (stage or MODELS[-1])
     assert answered["turns"][0]["prompt"] == "What is 2 + 3?"
-    assert door(*arguments) == (0, answered["turns"][0]["answer"] + "\n", "")
+    assert seedbed(*arguments) == (0, answered["turns"][0]["answer"] + "\n", "")
 
 
 def test_chat_reads_lines_as_turns_of_one_conversation(pulse, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n\nand you?\n"))
-    code, out, _ = door("chat", f"--run={pulse.path}", "--json")
+    code, out, _ = seedbed("chat", f"--run={pulse.path}", "--json")
     assert code == 0
     assert [turn["prompt"] for turn in parse(out)["turns"]] == ["hello", "and you?"]
 
@@ -267,7 +267,7 @@ def test_a_model_is_not_used_with_another_tokenizer_than_its_own(pulse, tmp_path
     path.write_bytes(model.SerializeToString())
     try:
         for verb in (["chat", "--prompt=hello"], ["export", f"--hf={tmp_path}/out"]):
-            code, _, err = door(*verb, f"--run={pulse.path}")
+            code, _, err = seedbed(*verb, f"--run={pulse.path}")
             assert (
                 code == 2
                 and f"not the tokenizer that {MODELS[-1]} was trained with; restore" in err
@@ -279,7 +279,7 @@ def test_a_model_is_not_used_with_another_tokenizer_than_its_own(pulse, tmp_path
 
 
 def test_chat_says_how_long_an_answer_may_be(pulse):
-    code, _, err = door("chat", f"--run={pulse.path}", "--prompt=hello", "--tokens=100000")
+    code, _, err = seedbed("chat", f"--run={pulse.path}", "--prompt=hello", "--tokens=100000")
     assert code == 2 and err == (
         "seedbed: --tokens=100000: must be below sft.seq_len = 160, which prompt and answer share\n"
     )
@@ -289,7 +289,7 @@ def test_report_is_made_again(pulse):
     page = pulse.path / "report.html"
     before = page.read_bytes()
     page.unlink()
-    code, out, _ = door("report", f"--run={pulse.path}", "--json")
+    code, out, _ = seedbed("report", f"--run={pulse.path}", "--json")
     assert code == 0 and parse(out)["page"] == str(page)
     assert len(page.read_bytes()) == len(before)
 
@@ -302,7 +302,7 @@ def test_a_changed_dpo_key_is_refused_until_dpo_starts_over(pulse):
     """Last of the tests on this run but one: it is another run afterwards."""
     before = {name: pulse.run.read_done(name) for name in tuple(STAGES)}
     changed = {"dpo.beta": 0.5}
-    code, _, err = pulse.door("run", **changed)
+    code, _, err = pulse.seedbed("run", **changed)
     assert code == 2 and "checkpoints/dpo: written with dpo.beta = " in err
     assert {name: pulse.run.read_done(name) for name in tuple(STAGES)} == before
     assert list(pulse("dpo", "--fresh", **changed)["stages"]) == ["dpo"]
@@ -325,14 +325,14 @@ def test_an_imported_model_is_tuned_and_taken_out_again(pulse, tmp_path):
         ["export", f"--run={pulse.path}", "--stage=pretrain", f"--hf={taken}"],
         ["import", f"--hf={taken}", f"--out={run}"],
     ):
-        code, _, err = door(*arguments)
+        code, _, err = seedbed(*arguments)
         assert code == 0, err
     marks = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
     stages = ("curate", "tokenizer", "pretrain", "sft", "eval")
     sizes = {key: value for key, value in pulse.overrides.items() if not key.startswith("model")}
     sizes |= {"stages": stages, "tokenizer.control": marks, "tokenizer.vocab_size": 600}
     config = f"--config={ROOT}/configs/tune.py:{run}"
-    code, out_json, err = door("run", config, f"--run={tuned}", "--json", **sizes)
+    code, out_json, err = seedbed("run", config, f"--run={tuned}", "--json", **sizes)
     assert code == 0, err
     first = metrics(tuned)["pretrain"][0]
     # It starts where the other has ended, not at the fresh model's loss.
@@ -341,17 +341,17 @@ def test_an_imported_model_is_tuned_and_taken_out_again(pulse, tmp_path):
         ["chat", f"--run={tuned}", "--prompt=What is 2 + 3?"],
         ["export", f"--run={tuned}", f"--hf={out}"],
     ):
-        code, _, err = door(*arguments)
+        code, _, err = seedbed(*arguments)
         assert code == 0, err
     for name in ("tokenizer.json", "tokenizer.model"):
         assert (out / name).read_bytes() == (taken / name).read_bytes()
     padded = {**sizes, "stages": stages[:3], "model.vocab_multiple": 512}
-    code, _, err = door("run", config, f"--run={tmp_path}/padded", **padded)
+    code, _, err = seedbed("run", config, f"--run={tmp_path}/padded", **padded)
     assert code == 0, err
     again = metrics(tmp_path / "padded")["pretrain"][0]
     assert again["loss"] == pytest.approx(first["loss"], rel=1e-5)
     wrong = {**sizes, "model.d_ff": 40}
-    code, _, err = door("run", config, f"--run={tmp_path}/wrong", **wrong)
+    code, _, err = seedbed("run", config, f"--run={tmp_path}/wrong", **wrong)
     assert code == 2 and "model.d_ff is 40; it must be 32, as in start=" in err
 
 
@@ -374,7 +374,7 @@ def test_quickstart_runs_on_eight_devices_as_it_stands(tmp_path):
     """Every stage, on the mesh and with the batch sizes that the file names."""
     config = f"--config={ROOT}/configs/quickstart.py"
     overrides = own_layout() | MIX | sources(tmp_path / "text") | {"eval.batch_size": 64}
-    code, out, err = door("run", config, f"--run={tmp_path}/run", "--json", **overrides)
+    code, out, err = seedbed("run", config, f"--run={tmp_path}/run", "--json", **overrides)
     assert code == 0, err
     assert tuple(parse(out)["stages"]) == quickstart.get_config().stages
     assert RunDir(tmp_path / "run").read_config()["mesh"]["data"] == 8
@@ -398,7 +398,7 @@ def test_config_trains_two_steps(name, tmp_path):
     else:
         chosen |= sources(text)
     config = f"--config={ROOT}/configs/{name}.py{argument}"
-    code, out, err = door(
+    code, out, err = seedbed(
         "run", config, f"--run={tmp_path}/run", "--json", **(own_layout() | chosen)
     )
     assert code == 0, err

@@ -9,7 +9,7 @@ import pytest
 from launch import load
 from launch.store.rundir import RunDir
 from model import decode, transformer
-from tests.launch.test_stages import ROOT, SMALL, door, metrics, parse, sources
+from tests.launch.test_stages import ROOT, SMALL, metrics, parse, seedbed, sources
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONFIG = f"--config={ROOT}/configs/quickstart.py"
@@ -21,7 +21,9 @@ WORDS = ("red", "green", "blue", "black", "white", "brown", "grey", "pink")
 def start(folder, run, stages, *flags, **changes):
     """Runs the stages of the shrunk quickstart in `folder/run`."""
     chosen = SMALL | sources(folder / "text") | {"stages": stages} | changes
-    return door("run", CONFIG, f"--run={folder}/{run}", "--json", "--workers=1", *flags, **chosen)
+    return seedbed(
+        "run", CONFIG, f"--run={folder}/{run}", "--json", "--workers=1", *flags, **chosen
+    )
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +128,7 @@ def test_chat_stages_start_from_a_run_without_pretraining_of_their_own(base):
         assert {f"heldout/{metric}", f"heldout_mine/{metric}"} <= seen, stage
     page = (base / "chat/report.html").read_text()
     assert "held out (mine)" in page and "mine" in page and "Start" in page
-    code, out, err = door("chat", f"--run={base}/chat", "--prompt=Name colour 3", "--json")
+    code, out, err = seedbed("chat", f"--run={base}/chat", "--prompt=Name colour 3", "--json")
     assert code == 0 and json.loads(out)["stage"] == "ppo"
     assert RunDir(base / "chat").read_done("tokenizer")["summary"].keys() == {
         "vocab_size",

@@ -19,7 +19,7 @@ from launch.schema import to_dict
 from launch.store.rundir import ORIGIN, RunDir, remove, write_json
 from tests import chat_oracle
 from tests.launch.test_convert import TINY, make_params, make_source
-from tests.launch.test_stages import MIX, ROOT, SMALL, door, sources, write_texts
+from tests.launch.test_stages import MIX, ROOT, SMALL, seedbed, sources, write_texts
 from train.checkpoint import Checkpointer
 
 # Rows to spare, so that the vocabulary divides by the mesh's axes.
@@ -45,7 +45,7 @@ def bring_in(folder, name, template=None):
     chat_oracle.write_folder(folder / "hf", name)
     if template is not None:
         (folder / "hf" / "chat_template.jinja").write_text(template)
-    code, _, err = door("import", f"--hf={folder}/hf", f"--out={folder}/imported")
+    code, _, err = seedbed("import", f"--hf={folder}/hf", f"--out={folder}/imported")
     assert code == 0, err
     return folder / "imported"
 
@@ -53,11 +53,11 @@ def bring_in(folder, name, template=None):
 def tune(folder, stages, **changes):
     chosen = SIZES | sources(folder / "text") | {"stages": stages} | changes
     config = f"--config={ROOT}/configs/tune.py:{folder}/imported"
-    return door("run", config, f"--run={folder}/run", "--json", **chosen)
+    return seedbed("run", config, f"--run={folder}/run", "--json", **chosen)
 
 
 def ask(run, question):
-    code, out, err = door("chat", f"--run={run}", f"--prompt={question}", "--tokens=8", "--json")
+    code, out, err = seedbed("chat", f"--run={run}", f"--prompt={question}", "--tokens=8", "--json")
     assert code == 0, err
     return json.loads(out)
 
@@ -88,7 +88,7 @@ def test_every_stage_speaks_by_the_template(tmp_path, stages):
     if "reward" in stages:
         check_pairs(run, tokenizer, examples)
     assert ask(run.path, "What is 2 + 3?")["stage"] == ("ppo" if "ppo" in stages else "sft")
-    code, _, err = door("export", f"--run={run.path}", f"--hf={tmp_path}/out")
+    code, _, err = seedbed("export", f"--run={run.path}", f"--hf={tmp_path}/out")
     assert code == 0, err
     for name in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "hf" / name).read_bytes()
@@ -188,7 +188,7 @@ def test_an_edit_of_the_imported_tokenizer_is_an_input_and_importing_again_is_no
     assert describe()["pretrain"] != after["pretrain"]
 
 
-def taught(folder, control, **said):
+def trained(folder, control, **fields):
     """A run that started from an imported one with a template, after its fine-tuning."""
     run, model = RunDir(folder / "run"), to_dict(MODEL)
     chosen = {"path": "", "control": control, "vocab_size": MODEL.vocab_size}
@@ -196,7 +196,7 @@ def taught(folder, control, **said):
     run.write_config(described | {"instruct": {"date": "2026-01-01"}}, "1 x cpu")
     run.begin("tokenizer", {}, {}, fresh=True)
     chat_oracle.write_folder(run.stage("tokenizer"), "qwen2.5")
-    origin = {"format": "hf", "model_type": "llama", "dtype": "float32", **said}
+    origin = {"format": "hf", "model_type": "llama", "dtype": "float32", **fields}
     write_json(run.stage("tokenizer") / ORIGIN, origin)
     saved = Checkpointer(run.checkpoints("sft"), {"model": model}, {}, 1)
     saved.save(1, make_params(MODEL), {"step": np.int32(1)}, {})
@@ -209,14 +209,14 @@ def test_an_export_stops_where_its_model_was_taught_to(tmp_path, control):
     """A base model's files name the end of a text alone."""
     base = pretrained.load(bring_in(tmp_path, "qwen2.5") / "tokenizer").eos_id - 1
     generation = {"eos_token_id": [base], "temperature": 0.6}
-    run = taught(tmp_path, control, token_ids={"eos_token_id": base}, generation=generation)
-    code, _, err = door("export", f"--run={run.path}", f"--hf={tmp_path}/out", "--stage=sft")
+    run = trained(tmp_path, control, token_ids={"eos_token_id": base}, generation=generation)
+    code, _, err = seedbed("export", f"--run={run.path}", f"--hf={tmp_path}/out", "--stage=sft")
     assert code == 0, err
     tokenizer, out = loading.load_tokenizer(run), pretrained.load(tmp_path / "out")
     for name in ("config.json", "generation_config.json"):
-        said = json.loads((tmp_path / "out" / name).read_text())
-        assert said["eos_token_id"] == [chat.end_id(tokenizer), base]
-    assert said["temperature"] == 0.6
+        fields = json.loads((tmp_path / "out" / name).read_text())
+        assert fields["eos_token_id"] == [chat.end_id(tokenizer), base]
+    assert fields["temperature"] == 0.6
     # As text, "er" and "s" would be one token.
     talk = chat_oracle.talk("say <|im_end|>.", "Hello.", system='Be "kind".')[:-1]
     shown = out.template.render_prompt(talk)
@@ -235,5 +235,5 @@ def test_no_template_and_no_control_is_refused_first(tmp_path):
     chosen = SMALL | MIX | sources(tmp_path / "text") | {"tokenizer.path": taken}
     chosen["tokenizer.vocab_size"] = MODEL.vocab_size
     config = f"--config={ROOT}/configs/quickstart.py"
-    code, _, err = door("run", config, f"--run={tmp_path}/run", "--json", **chosen)
+    code, _, err = seedbed("run", config, f"--run={tmp_path}/run", "--json", **chosen)
     assert code == 2 and "this model's tokenizer has no chat template" in err

@@ -221,8 +221,8 @@ def test_what_cannot_be_honoured_is_refused_by_name(name, changes, words, tmp_pa
     write_gguf(tmp_path / "model.gguf", metadata, tensors)
     with pytest.raises(ValueError) as caught:
         huggingface.open_gguf(tmp_path / "model.gguf")
-    said = str(caught.value)
-    assert str(tmp_path) in said and words in said and "\n" not in said
+    message = str(caught.value)
+    assert str(tmp_path) in message and words in message and "\n" not in message
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -98,7 +98,7 @@ YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
         ("gemma", dict(use_bidirectional_attention=True), "use_bidirectional_attention is True"),
         ("gemma", dict(hidden_activation="silu"), "hidden_activation is 'silu'"),
         ("gemma3", dict(attn_logit_softcapping=50.0), "attn_logit_softcapping is 50.0"),
-        ("gemma3", dict(rope_parameters=YARN), "full_attention and sliding_attention are due"),
+        ("gemma3", dict(rope_parameters=YARN), "it must have full_attention and sliding_attention"),
         (
             "gemma3",
             dict(rope_parameters=dict(sliding_attention=YARN)),
@@ -120,8 +120,8 @@ YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
 def test_what_cannot_be_honoured_is_refused_by_name(case, changes, words):
     with pytest.raises(ValueError) as caught:
         hf_config.from_hf(changed(case, **changes))
-    said = str(caught.value)
-    assert said.startswith("config.json") and words in said and "\n" not in said
+    message = str(caught.value)
+    assert message.startswith("config.json") and words in message and "\n" not in message
 
 
 WRONG = (None, "x", 1.5, -1, 0, True, [], [1], {}, {"a": 1}, 10**12, math.nan)
@@ -216,18 +216,18 @@ EXPERTS = MoEConfig(num_experts=4, top_k=2, d_ff=16)
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
-        ("llama", dict(qk_norm="head"), "model.qk_norm is 'head', llama can say 'none'"),
+        ("llama", dict(qk_norm="head"), "model.qk_norm is 'head', llama can express 'none'"),
         ("llama", dict(norm_place="post"), "model.norm_place"),
         ("llama", dict(norm="layer"), "model.norm is 'layer'"),
         ("llama", dict(scale_embedding=True), "model.scale_embedding is True"),
-        ("llama", dict(head="scalar"), "model.head is 'scalar', llama can say 'untied'"),
-        ("llama", dict(mlp="relu2"), "model.mlp is 'relu2', llama can say 'swiglu'"),
-        ("llama", dict(bias=("qkv",)), "model.bias is ('qkv',), llama can say ()"),
+        ("llama", dict(head="scalar"), "model.head is 'scalar', llama can express 'untied'"),
+        ("llama", dict(mlp="relu2"), "model.mlp is 'relu2', llama can express 'swiglu'"),
+        ("llama", dict(bias=("qkv",)), "model.bias is ('qkv',), llama can express ()"),
         ("llama", dict(sinks=True), "model.sinks"),
         ("llama", dict(attention_scale=0.1), "model.attention_scale is 0.1"),
         ("llama", dict(attention_softcap=5.0), "model.attention_softcap"),
         ("llama", dict(layers=("full", "sliding"), window=4), "model.window is 4"),
-        ("llama", dict(moe=EXPERTS), "model.moe.num_experts is 4, llama can say 0"),
+        ("llama", dict(moe=EXPERTS), "model.moe.num_experts is 4, llama can express 0"),
         ("llama", dict(positions="learned", max_positions=64), "model.positions is 'learned'"),
         ("llama", dict(d_model=26), "a divisor of the hidden size, 26"),
         ("gpt2", {}, "gpt2 has no such model: model.positions is 'rope'"),
@@ -245,7 +245,7 @@ EXPERTS = MoEConfig(num_experts=4, top_k=2, d_ff=16)
         (
             "qwen3",
             dict(qk_norm="head", rope=RopeConfig(local_theta=5.0), layers=("sliding",), window=4),
-            "model.rope.local_theta is 5.0, qwen3 can say 0.0",
+            "model.rope.local_theta is 5.0, qwen3 can express 0.0",
         ),
         ("mamba", {}, "model_type is 'mamba'; it must be one of llama"),
     ],

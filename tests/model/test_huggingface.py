@@ -121,8 +121,8 @@ def test_export_gives_the_file_back(case, tmp_path):
     if raw.get("rope_interleave", True):  # halves are written as pairs
         for key in stored:
             np.testing.assert_allclose(back[key], stored[key], 0, LAST_BIT * ("gemma" in name))
-    said = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert said["model_type"] == name
+    fields = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert fields["model_type"] == name
     again, loaded = huggingface.load(tmp_path / "out", vocab_multiple=16)
     assert again == config
     same(loaded, params)
@@ -237,10 +237,10 @@ def test_faults_of_a_file_are_named(tmp_path):
     assert f"has no use for {bias}" in refusal(sound | {bias: np.ones(24, np.float32)})
     assert "has no use for foo.weight" in refusal(sound | {"foo.weight": np.ones(3, np.float32)})
     short = q.removeprefix("model.")
-    said = refusal(without | {short: np.ones((24, 23), np.float32)})
-    assert f"has another shape for {short} ((24, 23)" in said, "as it stands in the file"
-    said = refusal(sound | {q: np.ones((24, 23), np.float32)})
-    assert f"has another shape for {q} ((24, 23), due is (24, 24))" in said
+    message = refusal(without | {short: np.ones((24, 23), np.float32)})
+    assert f"has another shape for {short} ((24, 23)" in message, "as it stands in the file"
+    message = refusal(sound | {q: np.ones((24, 23), np.float32)})
+    assert f"has another shape for {q} ((24, 23), expected (24, 24))" in message
     few = {name: value for name, value in sound.items() if "layers.1" not in name}
     assert "and 4 more" in refusal(few)
     twice = refusal(sound | {q.removeprefix("model."): sound[q]})
@@ -276,12 +276,12 @@ def test_live(case, tmp_path):
     raw = CASES[case]["config"]
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "config.json").write_text(json.dumps(raw))
-    said = transformers.AutoConfig.from_pretrained(tmp_path / "in")
+    shape = transformers.AutoConfig.from_pretrained(tmp_path / "in")
     vision = raw["model_type"] == "gemma3"
     auto = transformers.AutoModelForCausalLM
     cls = transformers.Gemma3ForConditionalGeneration if vision else auto
     new = cls._from_config if vision else cls.from_config
-    new(said).float().save_pretrained(tmp_path / "in")
+    new(shape).float().save_pretrained(tmp_path / "in")
     shapes = {n: x.shape for n, x in load_file(tmp_path / "in" / "model.safetensors").items()}
     around = 0.0 if "gemma" in raw["model_type"] else 1.0
     drawn = {name: draw(name, shape, around) for name, shape in shapes.items()}

@@ -85,7 +85,7 @@ def test_published_directory_is_read(case, tmp_path):
         (dict(w=np.ones((4, 4), np.uint8)), "w holds uint8; how these are packed is not known"),
         (
             dict(w=np.ones((4, 4), np.float32), w_scale_inv=np.ones((2, 1), np.float32)),
-            "w_scale_inv has shape (2, 1), due is (1, 1)",
+            "w_scale_inv has shape (2, 1), expected (1, 1)",
         ),
         (
             dict(w_blocks=np.ones((1, 2, 1, 16), np.uint8), w_scales=np.ones((1, 2, 2), np.uint8)),

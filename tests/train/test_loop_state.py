@@ -57,15 +57,15 @@ def put(tree, value):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize(
-    ("field", "told"), [("trainable", "parameters are"), ("opt_state", "optimizer state is")]
+    ("field", "words"), [("trainable", "parameters are"), ("opt_state", "optimizer state is")]
 )
-def test_a_state_that_is_not_finite_is_not_saved(trial, field, told, value):
+def test_a_state_that_is_not_finite_is_not_saved(trial, field, words, value):
     """One number of it, from an update whose own metrics are finite."""
 
     def spoil(state):
         return state._replace(**{field: put(getattr(state, field), value)})
 
-    with pytest.raises(FloatingPointError, match=f"the {told} not finite after .* step 10"):
+    with pytest.raises(FloatingPointError, match=f"the {words} not finite after .* step 10"):
         trial.run(step=spoil_at(trial.step, 10, spoil))
     assert trial.saved_steps() == [5]
 
@@ -123,7 +123,7 @@ def test_an_update_that_blew_up_between_saves_is_not_forgotten(trial, name):
 
 
 def test_training_holds_one_state_and_nothing_else(tmp_path):
-    """What is alive while it trains, anew and resumed: parameters and two moments each, counters,
+    """What is alive while it trains, fresh and resumed: parameters and two moments each, counters,
     a batch and metrics; not the parameters it started from, nor the state it would have had."""
     gc.collect()
     others = sum(leaf.nbytes for leaf in jax.live_arrays())

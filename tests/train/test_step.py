@@ -91,7 +91,7 @@ def counted_loss(params, batch):
     return sums._replace(named={**sums.named, "even_targets": even})
 
 
-def train_anew(sizes, num_microbatches):
+def train_again(sizes, num_microbatches):
     """Three steps; returns the state on the host, metrics of each step, and what was compiled."""
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = sharding.make_mesh(
@@ -111,7 +111,7 @@ def train_anew(sizes, num_microbatches):
     return state, metrics, step, before, shardings
 
 
-train = functools.cache(train_anew)
+train = functools.cache(train_again)
 
 
 def assert_same(got, expected):
@@ -261,7 +261,7 @@ def test_a_batch_without_any_target_changes_no_parameter_and_no_moment(num_micro
         counts = [int(node.count) for node in nodes if is_schedule(node)]
         return counts, [node for node in nodes if not is_schedule(node)]
 
-    state, _, step, _, _ = train_anew(ALONE[0], num_microbatches)
+    state, _, step, _, _ = train_again(ALONE[0], num_microbatches)
     before, batch = jax.tree.map(np.asarray, state), BATCHES[0]
     empty = {**batch, "weights": np.zeros_like(batch["weights"])}
     after, metrics = step(state, empty)
