@@ -32,7 +32,7 @@ from launch.report.metrics import METRICS
 from launch.stages.stage import STAGES, TRAINED
 from tests.launch.test_convert import make_params
 from tests.launch.test_convert_gguf import TINY, write_gguf
-from tests.launch.test_stages import MIX, SMALL, benchmarks, door, metrics, write_texts
+from tests.launch.test_stages import MIX, SMALL, benchmarks, metrics, seedbed, write_texts
 from tests.launch.test_start import write_own
 from tests.test_setup import ROOT, setup_arguments
 
@@ -185,7 +185,7 @@ def run(command: Command) -> str:
         if place not in COPIES:
             shutil.rmtree(place, ignore_errors=True)
     workers = ["--workers=1"] * (verb in ("run", "curate", "tokenizer"))
-    code, out, err = door(*command.words[1:], *shrink(command), *workers)
+    code, out, err = seedbed(*command.words[1:], *shrink(command), *workers)
     assert code == 0, err[-2000:]
     return out
 

@@ -17,6 +17,7 @@ METRICS = {
     "grad_norm": ("loss units", "global norm of the gradient, before clipping"),
     "param_growth": ("ratio", "norm of the trained weights after the update over before it"),
     "lr": ("", "learning rate of the update just made; of ppo and grpo of the last one"),
+    "tokens": ("tokens", "read since step 1 (ppo, grpo: longest answers)"),
     "train_secs": (
         "seconds",
         "since the step of the line before, on the device, without evaluation and saving",
