@@ -65,10 +65,9 @@ def headline(results: dict) -> dict:
         bits = results["text_by_stage"]
         lines["bits_per_byte"] = {name: round(value, 4) for name, value in bits.items()}
     for key in ("verifiable", "refusal", "over_refusal", "does_not_know", "false_unknown"):
-        if "dialog" in results:
-            lines[key] = {
-                name: round(table[key]["mean"], 4) for name, table in results["dialog"].items()
-            }
+        tables = results.get("dialog", {}).items()
+        found = {name: round(table[key]["mean"], 4) for name, table in tables if key in table}
+        lines |= {key: found} if found else {}  # a mix of conversations may leave a kind out
     for name, by_model in results.get("tasks", {}).items():
         lines[name] = {model: round(found["mean"], 4) for model, found in by_model.items()}
     if results.get("preference"):

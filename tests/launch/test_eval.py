@@ -87,3 +87,9 @@ def test_the_page_says_how_benchmarks_were_asked(tmp_path):
     assert cells == ["mmlu", "25.0% &plusmn; 0.5", "50.0% &plusmn; 0.5", "acc", "5", "14,042", "1"]
     (tmp_path / "eval" / "results.json").write_text("{}")
     assert "tasks" not in write_report(tmp_path).read_text()
+
+
+def test_a_mix_without_a_kind_has_no_figure_for_it():
+    scored = {"verifiable": {"mean": 0.25, "stderr": 0.1, "count": 8}}
+    found = evaluation.headline({"dialog": {"sft": scored, "grpo": scored}})
+    assert found == {"verifiable": {"sft": 0.25, "grpo": 0.25}}
