@@ -73,5 +73,4 @@ RESULTS = {
     "preference.MODEL.kl_nats": ("nats an answer", "from the model it started from"),
     "reward_model.accuracy": ("share", "held-out pairs ordered as their labels do"),
     "tasks.TASK.MODEL": ("share", "mean of a benchmark's metric; stderr, count, version and shots"),
-    "mixture.asked.DOMAIN": ("share", "of pretraining's tokens; realised beside it"),
 }
