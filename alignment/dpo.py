@@ -52,7 +52,18 @@ class DPOConfig:
 def answer_logprob(
     config: TransformerConfig, params: Params, tokens_BL, real_BL, answer_BL
 ) -> jax.Array:
-    """Log-probability of each answer given its prompt: answer tokens only, end token included."""
+    """Log-probability of each answer given its prompt.
+
+    Args:
+      config: shape of the model.
+      params: its parameters.
+      tokens_BL: prompt and answer, padded on either side.
+      real_BL: 1 on their tokens.
+      answer_BL: 1 on the answer's alone, its end token included.
+
+    Returns:
+      logp_B, nats, a sum over the answer's tokens.
+    """
     inputs = (tokens_BL[:, :-1], positions_of(real_BL)[:, :-1], real_BL[:, :-1])
     logp_BL = token_logprobs(forward(config, params, *inputs), tokens_BL[:, 1:], 1.0)
     return losses.sequence_logprob(logp_BL, answer_BL[:, 1:])
@@ -64,7 +75,14 @@ _answer_logprob = functools.partial(jax.jit, static_argnames="config")(answer_lo
 def with_reference(
     config: TransformerConfig, params: Params, rows: Sequence[Batch], batch_size: int
 ) -> list[Batch]:
-    """Adds `reference_2`, the reference's log-probabilities of both answers, to each row."""
+    """Adds `reference_2`, the reference's log-probabilities of both answers, to each row.
+
+    Args:
+      config: shape of the reference.
+      params: its parameters.
+      rows: of `preference.pair_rows`, at least one.
+      batch_size: pairs scored at a time.
+    """
     found = [
         _answer_logprob(config, params, *_sides(batch))
         for batch in fixed_batches(rows, batch_size, filler=rows[0])
@@ -81,7 +99,9 @@ def _sides(batch: Batch) -> list:
 
 
 def dpo_loss(model_config: TransformerConfig, config: DPOConfig) -> LossFn:
-    """DPO loss of a batch of `with_reference` rows; weight: pairs.
+    """DPO loss of a batch of `with_reference` rows {tokens_B2L, real_B2L, answer_B2L, ...}.
+
+    The weight of a batch is its number of pairs. Formulas and sources: `losses.dpo`.
 
     Named sums: 'accuracy' (implicit reward prefers the chosen one), 'margin', and
     'chosen_logprob', which may fall while the margin grows.

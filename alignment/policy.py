@@ -86,7 +86,7 @@ def answer(
     prompts: Batch,
     rng: jax.Array,
 ) -> tuple[rollout.Sequences, jax.Array]:
-    """Sampled answers beside their prompts, and which of them reached their end (finished_B)."""
+    """Samples an answer to each prompt; (sequences, finished_B: those that reached their end)."""
     end_id = chat.end_id(tokenizer)
     answers = decode.generate(
         model_config,
@@ -123,8 +123,14 @@ def logprobs(
 
 
 def measure(score_B, finished_B, logp_BR, ref_logp_BR, mask_BR) -> dict[str, jax.Array]:
-    """Metrics of a rollout: reward, kl (nats an answer) and its low-variance estimate kl_k3,
-    answer_tokens, finished."""
+    """Metrics of a rollout: reward, kl and kl_k3 (nats an answer), answer_tokens, finished.
+
+    Args:
+      score_B: rewards.
+      finished_B: whether an answer reached its end token.
+      logp_BR, ref_logp_BR: of the sampled tokens under policy and reference, nats.
+      mask_BR: 1 on answer tokens.
+    """
     num_answers, mask_BR = len(score_B), mask_BR.astype(jnp.float32)
     return {
         "reward": jnp.mean(score_B),
@@ -193,7 +199,7 @@ def replace_unfinished(
 def minibatches(
     config: RolloutConfig, num_rows: int, experience: Any, rng: jax.Array
 ) -> Iterator[Any]:
-    """Every answer once an epoch, in an order of its own."""
+    """Yields minibatches: all rows once an epoch, in an order drawn for it from `rng`."""
     size = num_rows // config.num_minibatches
     for epoch in range(config.num_epochs):
         order = jax.random.permutation(jax.random.fold_in(rng, epoch), num_rows)

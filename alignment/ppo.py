@@ -72,7 +72,13 @@ def start(
 ) -> TrainState:
     """State before the first iteration; beside the policy's, `opt_state` holds the whole critic.
 
-    Policy and critic are copied: they are references too, and a step donates its state.
+    Args:
+      config: of the stage.
+      model_config: shape of the policy; the critic has a scalar head on it.
+      params: of the policy. Copied, as is `critic`: both stay references, and a step donates its
+        state.
+      critic: parameters of the critic.
+      mesh: device mesh.
     """
     placed = _optimizers(config, model_config, (params, critic), mesh)
     states = [

@@ -54,7 +54,13 @@ def scalar_config(config: TransformerConfig) -> TransformerConfig:
 
 
 def start_from(config: TransformerConfig, params: Params, rng: jax.Array) -> Params:
-    """The language model's trunk, the same arrays, under a fresh scalar head."""
+    """The language model's trunk, the same arrays, under a fresh scalar head.
+
+    Args:
+      config: shape of the language model.
+      params: its parameters.
+      rng: of the head, drawn as `transformer.init` does.
+    """
     # Compiled for the head alone, the other weights are never made.
     head_D = jax.jit(lambda rng: init(scalar_config(config), rng)["head"])(rng)
     trunk = {name: leaf for name, leaf in params.items() if name != "head"}
@@ -87,7 +93,11 @@ def positions_of(real_BL: jax.Array) -> jax.Array:
 def pair_loss(config: TransformerConfig, centering: float) -> LossFn:
     """Bradley-Terry loss of a batch of `preference.pair_rows`; weight: pairs.
 
-    Named sums: 'accuracy' (the chosen one scores higher) and 'margin'.
+    Named sums: 'accuracy' (the chosen one scores higher) and 'margin' (score units).
+
+    Args:
+      config: with a scalar head.
+      centering: weight >= 0 of (chosen + rejected)^2; see `losses.bradley_terry`.
     """
 
     def loss(params: Params, batch: Batch):
@@ -112,7 +122,14 @@ def _flat(x_B2L: jax.Array) -> jax.Array:
 def accuracy(
     config: TransformerConfig, params: Params, rows: Sequence[Batch], batch_size: int
 ) -> np.ndarray:
-    """For each pair: 1 if the chosen answer scores higher, 0.5 if they tie, else 0."""
+    """For each pair: 1 if the chosen answer scores higher, 0.5 if they tie, else 0.
+
+    Args:
+      config: with a scalar head.
+      params: of the reward model.
+      rows: of `preference.pair_rows`, at least one.
+      batch_size: pairs scored at a time.
+    """
     tokens_BL = np.concatenate([row["tokens"] for row in rows])
     real_BL = np.concatenate([row["real"] for row in rows])
     score_B2 = score_rows(config, params, tokens_BL, real_BL, 2 * batch_size).reshape(-1, 2)
@@ -126,7 +143,7 @@ def score_rows(
     real_BL: np.ndarray,
     batch_size: int,
 ) -> np.ndarray:
-    """`score` over any number of rows, in batches of one shape."""
+    """`score` over any number of rows, `batch_size` at a time; at least one row."""
     scores = []
     for start in range(0, len(tokens_BL), batch_size):
         batch = [x[start : start + batch_size] for x in (tokens_BL, real_BL)]

@@ -34,7 +34,16 @@ class Sequences(NamedTuple):
 def prompt_rows(
     examples: Sequence[Example], tokenizer: Tokenizer, max_prompt_tokens: int
 ) -> list[dict[str, np.ndarray]]:
-    """Prompts padded on the left; `index` finds the example again.
+    """Prompts padded on the left.
+
+    Args:
+      examples: those whose prompts are too long are left out.
+      tokenizer: the run's tokenizer.
+      max_prompt_tokens: P, the width of a row.
+
+    Returns:
+      {tokens_P, real_P, index} of each prompt that fits: `real` is 0 on padding, and `index` is its
+      place in `examples`.
 
     Raises:
       BadInput: no prompt fits into max_prompt_tokens.
@@ -54,7 +63,7 @@ def prompt_rows(
 
 
 def join(prompt: dict[str, jax.Array], tokens_BR: jax.Array, mask_BR: jax.Array) -> Sequences:
-    """Prompts and answers side by side."""
+    """Prompts [B, P] and answers [B, R] side by side, [B, L]; `mask_BR` is 1 on answer tokens."""
     return Sequences(
         jnp.concatenate([prompt["tokens"], tokens_BR], -1),
         jnp.concatenate([prompt["real"], mask_BR], -1),
@@ -77,7 +86,7 @@ def answer_values(config: TransformerConfig, params: Params, sequences: Sequence
 
 
 def answer_logits(config: TransformerConfig, params: Params, sequences: Sequences) -> jax.Array:
-    """What the model's head says before each answer token."""
+    """The head's output before each answer token: logits_BRV, or values_BR of a scalar head."""
     tokens_BL, real_BL, mask_BR = sequences
     inputs = (tokens_BL[:, :-1], positions_of(real_BL)[:, :-1], real_BL[:, :-1])
     return forward(config, params, *inputs, tail=mask_BR.shape[1])
@@ -91,7 +100,18 @@ def sequence_kl(
     sequences: Sequences,
     temperature: float,
 ) -> jax.Array:
-    """kl_B: log p(answer) / p_ref(answer) in nats; its mean over samples estimates the KL spent."""
+    """log p(answer) / p_ref(answer), whose mean over samples estimates the KL from the reference.
+
+    Args:
+      config: shape of both models.
+      params: of the policy that sampled the answers.
+      reference: parameters of the reference.
+      sequences: prompts with answers.
+      temperature: of both distributions, above 0.
+
+    Returns:
+      kl_B, nats an answer (the estimator k1, summed): single values may be negative.
+    """
     logp_BR = answer_logprobs(config, params, sequences, temperature)
     ref_logp_BR = answer_logprobs(config, reference, sequences, temperature)
     return jnp.sum((logp_BR - ref_logp_BR) * sequences.mask_BR.astype(jnp.float32), -1)

@@ -29,11 +29,11 @@ def compress_bits_per_byte(texts: Sequence[str], method: str) -> float:
     """Compressed size in bits for each byte of all texts, one after the other.
 
     Args:
-        texts: documents; at least one byte in all.
-        method: 'gzip' or 'xz', each at its highest level.
+      texts: documents; at least one byte in all.
+      method: 'gzip' or 'xz', each at its highest level.
 
     Raises:
-        ValueError: an unknown method, or no text.
+      ValueError: an unknown method, or no text.
     """
     data = "".join(texts).encode()
     if not data:
@@ -51,15 +51,15 @@ def ngram_bits_per_byte(
     """Cross-entropy on held-out text of an interpolated Witten-Bell model over bytes.
 
     Args:
-        train_texts: documents to count.
-        heldout_texts: documents to predict; at least one byte in all.
-        order: length of the n-gram in bytes, predicted byte included, 1 to 8.
+      train_texts: documents to count.
+      heldout_texts: documents to predict; at least one byte in all.
+      order: length of the n-gram in bytes, predicted byte included, 1 to 8.
 
     Returns:
-        Bits per byte.
+      Bits per byte.
 
     Raises:
-        ValueError: an order out of range, or no text in one of the two.
+      ValueError: an order out of range, or no text in one of the two.
     """
     if not 1 <= order <= LARGEST_ORDER:
         raise ValueError(f"order is {order}; 1 to {LARGEST_ORDER} are possible")

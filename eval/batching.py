@@ -42,19 +42,19 @@ def generate(
     its place among the others too.
 
     Args:
-        config: shape of the model.
-        params: its parameters.
-        prompts: token ids, at least one each and few enough for the model's positions.
-        max_new_tokens: longest continuation, its end token included, at least 1.
-        temperature: of sampling; 0 is greedy.
-        seed: of sampling.
-        batch_size: prompts continued together.
-        end_id: a continuation stops after this token.
-        pad_id: fills up rows; any token will do.
-        log: takes lines of progress.
+      config: shape of the model.
+      params: its parameters.
+      prompts: token ids, at least one each and few enough for the model's positions.
+      max_new_tokens: longest continuation, its end token included, at least 1.
+      temperature: of sampling; 0 is greedy.
+      seed: of sampling.
+      batch_size: prompts continued together.
+      end_id: a continuation stops after this token.
+      pad_id: fills up rows; any token will do.
+      log: takes lines of progress.
 
     Returns:
-        Token ids, the end token included if it came, in the order of the prompts.
+      Token ids, the end token included if it came, in the order of the prompts.
     """
     batches = _plan([len(prompt) for prompt in prompts], batch_size)
     found: dict[int, tuple[int, ...]] = {}
@@ -94,11 +94,11 @@ def logprobs(
     model's positions is cut off in front.
 
     Args:
-        config, params, batch_size, pad_id, log: as of `generate`.
-        pairs: (context, continuation) as token ids; a context has at least one.
+      config, params, batch_size, pad_id, log: as of `generate`.
+      pairs: (context, continuation) as token ids; a context has at least one.
 
     Returns:
-        A number for each pair, in their order.
+      A number for each pair, in their order.
     """
     rows: dict[tuple[int, ...], list[int]] = {}
     for number, (context, continuation) in enumerate(pairs):

@@ -42,22 +42,22 @@ def respond(
     others too.
 
     Args:
-        config: shape of the model.
-        params: its parameters.
-        tokenizer: the run's tokenizer.
-        conversations: messages that end with a user turn.
-        max_new_tokens: longest answer, its end token included, at least 1.
-        temperature: of sampling; 0 is greedy.
-        seed: of sampling.
-        batch_size: conversations generated together.
-        log: takes lines of progress.
-        max_tokens: bound on prompt and answer together; None for that of the model's positions.
+      config: shape of the model.
+      params: its parameters.
+      tokenizer: the run's tokenizer.
+      conversations: messages that end with a user turn.
+      max_new_tokens: longest answer, its end token included, at least 1.
+      temperature: of sampling; 0 is greedy.
+      seed: of sampling.
+      batch_size: conversations generated together.
+      log: takes lines of progress.
+      max_tokens: bound on prompt and answer together; None for that of the model's positions.
 
     Returns:
-        Responses in the order of the conversations.
+      Responses in the order of the conversations.
 
     Raises:
-        BadInput: a prompt with the longest answer exceeds max_tokens, or it is malformed.
+      BadInput: a prompt with the longest answer exceeds max_tokens, or it is malformed.
     """
     prompts = [chat.render_prompt(tokenizer, messages) for messages in conversations]
     limit = (max_tokens or config.max_tokens()) - max_new_tokens
@@ -81,11 +81,11 @@ def evaluate(examples: Sequence[Example], responses: Sequence[Response]) -> dict
     """The table of `grade.measure`, with the share of finished answers and their length.
 
     Args:
-        examples: what was asked; at least one.
-        responses: the answers, in the same order.
+      examples: what was asked; at least one.
+      responses: the answers, in the same order.
 
     Returns:
-        As `grade.measure`, and "finished" and "response_tokens", each {"mean", "stderr", "count"}.
+      As `grade.measure`, and "finished" and "response_tokens", each {"mean", "stderr", "count"}.
     """
     table = grade.measure(examples, [response.text for response in responses])
     table["finished"] = grade.summarise([float(response.finished) for response in responses])

@@ -29,22 +29,22 @@ def measure(
     """Measures a model on a benchmark.
 
     Args:
-        task: the benchmark.
-        config: shape of the model.
-        params: its parameters.
-        tokenizer: the model's.
-        num_shots: examples shown before a question; -1 for as many as the task shows.
-        limit: examples asked, spread evenly over all of them; 0 for all.
-        batch_size: prompts at once.
-        log: takes lines of progress.
+      task: the benchmark.
+      config: shape of the model.
+      params: its parameters.
+      tokenizer: the model's.
+      num_shots: examples shown before a question; -1 for as many as the task shows.
+      limit: examples asked, spread evenly over all of them; 0 for all.
+      batch_size: prompts at once.
+      log: takes lines of progress.
 
     Returns:
-        {"mean", "stderr", "count"} of the task's metric, "metric", "version", "shots",
-        "metrics" {name: {"mean", "stderr", "count"}}, and "groups", the same of the task's metric
-        by group where there are several.
+      {"mean", "stderr", "count"} of the task's metric, "metric", "version", "shots",
+      "metrics" {name: {"mean", "stderr", "count"}}, and "groups", the same of the task's metric
+      by group where there are several.
 
     Raises:
-        BadInput: fewer shots than asked for.
+      BadInput: fewer shots than asked for.
     """
     num_shots = task.num_shots if num_shots < 0 else num_shots
     examples = choose(task.examples, limit)
@@ -84,10 +84,10 @@ def answer(
     """A model's output for each prompt: text, or the log-probabilities of the example's choices.
 
     Args:
-        task: the benchmark.
-        examples: some of its own.
-        prompts: theirs, in the same order.
-        config, params, tokenizer, batch_size, log: as of `measure`.
+      task: the benchmark.
+      examples: some of its own.
+      prompts: theirs, in the same order.
+      config, params, tokenizer, batch_size, log: as of `measure`.
     """
     shared = {"batch_size": batch_size, "pad_id": tokenizer.pad_id or 0, "log": log}
     if not examples[0].choices:
@@ -117,8 +117,8 @@ def encode_pairs(
     is no BOS.
 
     Args:
-        tokenizer: puts BOS in front where the model knows texts with it.
-        pairs: (context, continuation).
+      tokenizer: puts BOS in front where the model knows texts with it.
+      pairs: (context, continuation).
     """
     contexts = [context.rstrip() for context, _ in pairs]
     alone = _encode(tokenizer, contexts)

@@ -35,12 +35,12 @@ def gold_score(example: Example, output: str, finished: bool) -> float:
     """Scores an answer by the rubric at the top of this file.
 
     Args:
-        example: the conversation and its reference.
-        output: the answer, decoded.
-        finished: whether the answer reached its end token.
+      example: the conversation and its reference.
+      output: the answer, decoded.
+      finished: whether the answer reached its end token.
 
     Returns:
-        A number in [-1, 1].
+      A number in [-1, 1].
     """
     core, num_fillers = strip_filler(output)
     words, wanted = _words(core), _words(example.reference)
@@ -58,7 +58,7 @@ def strip_filler(text: str) -> tuple[str, int]:
     """Removes known openers and closers (data.instruct) from both ends, again and again.
 
     Returns:
-        (what is left, without white space around it; how many phrases were removed).
+      (what is left, without white space around it; how many phrases were removed).
     """
     text, removed = text.strip(), 0
     while True:
@@ -78,13 +78,13 @@ def prefer(
     """Labels a pair as an annotator would who errs at a stated rate.
 
     Args:
-        score_a: gold score of the first answer.
-        score_b: gold score of the second.
-        noise_rate: probability that the label is flipped, in [0, 0.5].
-        rng: source of the noise; one number is drawn, tie or not.
+      score_a: gold score of the first answer.
+      score_b: gold score of the second.
+      noise_rate: probability that the label is flipped, in [0, 0.5].
+      rng: source of the noise; one number is drawn, tie or not.
 
     Returns:
-        0 if the first is preferred, 1 if the second, None if the scores are equal.
+      0 if the first is preferred, 1 if the second, None if the scores are equal.
     """
     if not 0 <= noise_rate <= 0.5:
         raise ValueError(f"noise_rate is {noise_rate}; it must be between 0 and 0.5")
@@ -102,14 +102,14 @@ def win_rate(scores_a: Sequence[float], scores_b: Sequence[float]) -> dict[str, 
     prompts unlike these, and collapses to a point when every prompt has the same outcome.
 
     Args:
-        scores_a: gold scores of a, one for each prompt.
-        scores_b: gold scores of b, for the same prompts in the same order.
+      scores_a: gold scores of a, one for each prompt.
+      scores_b: gold scores of b, for the same prompts in the same order.
 
     Returns:
-        {"win_rate", "low", "high", "count", "wins", "ties", "losses"}.
+      {"win_rate", "low", "high", "count", "wins", "ties", "losses"}.
 
     Raises:
-        ValueError: no prompts, or not as many of a as of b.
+      ValueError: no prompts, or not as many of a as of b.
     """
     if len(scores_a) != len(scores_b) or not len(scores_a):
         counts = f"{len(scores_a)} and {len(scores_b)} scores"
@@ -140,12 +140,12 @@ def corrupt(example: Example, text: str, rng: np.random.Generator) -> str:
     a name that does not exist, or ignorance of one that does.
 
     Args:
-        example: the conversation.
-        text: a right answer to it, such as the reference.
-        rng: source of the choice.
+      example: the conversation.
+      text: a right answer to it, such as the reference.
+      rng: source of the choice.
 
     Returns:
-        An answer that differs from `text` and has a lower gold score if `text` is the reference.
+      An answer that differs from `text` and has a lower gold score if `text` is the reference.
     """
     ways: list[Callable[[], str]] = [
         lambda: _with_filler(example, text, rng),

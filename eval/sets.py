@@ -16,16 +16,16 @@ def texts(path: str, note: Callable[[str], None]) -> Iterator[tuple[str, str]]:
     """Yields every text of every evaluation set below a path.
 
     Args:
-        path: files of JSON lines, JSON, CSV or TSV, packed or not; a folder or glob of them, local
-            or on an object store; '' for none.
-        note: takes a line on files there that are of no such kind.
+      path: files of JSON lines, JSON, CSV or TSV, packed or not; a folder or glob of them, local
+        or on an object store; '' for none.
+      note: takes a line on files there that are of no such kind.
 
     Yields:
-        (set, text): the set is the folder below `path`, or the file's first name where there is
-        none; a text is one string of a row, however deep.
+      (set, text): the set is the folder below `path`, or the file's first name where there is
+      none; a text is one string of a row, however deep.
 
     Raises:
-        BadInput: nothing of these kinds there, or a file that is not what its name says.
+      BadInput: nothing of these kinds there, or a file that is not what its name says.
     """
     if not path:
         return
@@ -60,11 +60,11 @@ def rows(key: str, file: files.File) -> Iterator[Any]:
     """Yields the rows of a file: lists of strings from CSV or TSV, any object from JSON.
 
     Args:
-        key: the setting that the file is of, for messages.
-        file: of one of SUFFIXES, packed or not.
+      key: the setting that the file is of, for messages.
+      file: of one of SUFFIXES, packed or not.
 
     Raises:
-        BadInput: it is not what its name says.
+      BadInput: it is not what its name says.
     """
     name = unpacked_name(file.name)
     try:

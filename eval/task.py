@@ -26,12 +26,12 @@ class Example:
     """A question.
 
     Attributes:
-        question: as it stands in the prompt, up to where the answer begins.
-        answer: what a prompt shows as its answer where it is a shot.
-        choices: continuations of which one is right; () where the answer is to be written.
-        target: index of the right choice.
-        group: the part of the benchmark that it belongs to; '' where there are no parts.
-        texts: what its row says, as it stands there: what training may not hold.
+      question: as it stands in the prompt, up to where the answer begins.
+      answer: what a prompt shows as its answer where it is a shot.
+      choices: continuations of which one is right; () where the answer is to be written.
+      target: index of the right choice.
+      group: the part of the benchmark that it belongs to; '' where there are no parts.
+      texts: what its row says, as it stands there: what training may not hold.
     """
 
     question: str
@@ -69,16 +69,16 @@ class Task:
     """A benchmark.
 
     Attributes:
-        name: that of its file.
-        version: of prompt and grade: scores of two versions do not compare.
-        examples: in the order of the files; the questions of all have choices, or of none.
-        shots: examples to show before a question, by group.
-        num_shots: how many are shown unless the configuration says otherwise.
-        metric: the grade that stands for the task.
-        grade: an example and an output to its grades by name, each in [0, 1].
-        render: an example and its shots to the prompt.
-        max_new_tokens: of an answer that is written.
-        stops: texts at which such an answer ends.
+      name: that of its file.
+      version: of prompt and grade: scores of two versions do not compare.
+      examples: in the order of the files; the questions of all have choices, or of none.
+      shots: examples to show before a question, by group.
+      num_shots: how many are shown unless the configuration says otherwise.
+      metric: the grade that stands for the task.
+      grade: an example and an output to its grades by name, each in [0, 1].
+      render: an example and its shots to the prompt.
+      max_new_tokens: of an answer that is written.
+      stops: texts at which such an answer ends.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Task:
         """The prompt: the first shots of the example's group, itself left out, and the question.
 
         Raises:
-            BadInput: there are fewer.
+          BadInput: there are fewer.
         """
         others = (shot for shot in self.shots.get(example.group, ()) if shot != example)
         shots = list(itertools.islice(others, num_shots))
@@ -115,11 +115,11 @@ def load(name: str, data: str) -> Task:
     """Reads a benchmark.
 
     Args:
-        name: one of `names`.
-        data: the folder, local or on an object store, that holds a folder NAME with its files.
+      name: one of `names`.
+      data: the folder, local or on an object store, that holds a folder NAME with its files.
 
     Raises:
-        BadInput: a file is missing, empty, or not what the benchmark publishes.
+      BadInput: a file is missing, empty, or not what the benchmark publishes.
     """
     loaded = importlib.import_module(f"eval.tasks.{name}").load(f"{data}/{name}")
     if not loaded.examples:
@@ -131,17 +131,17 @@ def read(folder: str, pattern: str, kind: str) -> Iterator[tuple[str, str, Any]]
     """Reads the rows of the files of one split.
 
     Args:
-        folder: path or URI; folders in it are searched too.
-        pattern: regular expression that the name of such a file fulfils, without its packing; its
-            one group, if any, names the group of its rows.
-        kind: what the files are, for messages.
+      folder: path or URI; folders in it are searched too.
+      pattern: regular expression that the name of such a file fulfils, without its packing; its
+        one group, if any, names the group of its rows.
+      kind: what the files are, for messages.
 
     Yields:
-        (group, place, row): the place is FILE, row NUMBER; a row is a list of strings from CSV, any
-        object from JSON lines.
+      (group, place, row): the place is FILE, row NUMBER; a row is a list of strings from CSV, any
+      object from JSON lines.
 
     Raises:
-        BadInput: there is no such file, or one that cannot be read.
+      BadInput: there is no such file, or one that cannot be read.
     """
     found = []
     for file in files.find("eval.data", folder):
@@ -158,7 +158,7 @@ def texts(row: Any, place: str, *keys: str) -> list[str]:
     """The texts of a JSON row by their keys.
 
     Raises:
-        BadInput: one is missing, or no text.
+      BadInput: one is missing, or no text.
     """
     found = [row.get(key) if isinstance(row, dict) else None for key in keys]
     for key, value in zip(keys, found, strict=True):

@@ -32,19 +32,19 @@ def bits_per_byte(
     in its row and its document; a document that goes on in the next row loses its context there.
 
     Args:
-        config: shape of the model.
-        params: its parameters.
-        tokenizer: the run's tokenizer.
-        documents_by_domain: texts by domain; each domain has at least one byte. At least one.
-        seq_len: targets in a row.
-        batch_size: rows scored together.
+      config: shape of the model.
+      params: its parameters.
+      tokenizer: the run's tokenizer.
+      documents_by_domain: texts by domain; each domain has at least one byte. At least one.
+      seq_len: targets in a row.
+      batch_size: rows scored together.
 
     Returns:
-        {domain: {"bits_per_byte", "bytes", "tokens", "documents"}}, and "all" over every domain,
-        each byte counting once.
+      {domain: {"bits_per_byte", "bytes", "tokens", "documents"}}, and "all" over every domain,
+      each byte counting once.
 
     Raises:
-        ValueError: no domain, a domain without text, or one called "all".
+      ValueError: no domain, a domain without text, or one called "all".
     """
     if not documents_by_domain:
         raise ValueError("no domain to score; at least one is needed")

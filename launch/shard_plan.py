@@ -19,8 +19,8 @@ class Plan:
     """A planned mixture over the groups of a run's shards.
 
     Attributes:
-        stages: as data.mixture plans them.
-        groups: by name of the group, as data.packing makes them.
+      stages: as data.mixture plans them.
+      groups: by name of the group, as data.packing makes them.
     """
 
     stages: tuple[PlannedStage, ...]

@@ -21,7 +21,17 @@ from model.config import TransformerConfig
 
 
 def check(config: TransformerConfig, num_layers: int, num_stages: int, num_rows: int) -> None:
-    """Raises ValueError, with the numbers that clash, if the split is impossible."""
+    """Refuses a split of layers and rows that a pipeline cannot have.
+
+    Args:
+      config: has the number of repeats and of microbatches.
+      num_layers: repeats of the longest stack of layers.
+      num_stages: size of the mesh axis 'stage'.
+      num_rows: rows that pass through the model at once.
+
+    Raises:
+      ValueError: names the numbers that clash.
+    """
     repeats, parts = config.layout.stage_repeats, config.layout.stage_microbatches
     if num_layers % (num_stages * repeats):
         raise ValueError(

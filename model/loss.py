@@ -51,9 +51,15 @@ cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def token_logprobs(logits_BLV: jax.Array, targets_BL: jax.Array, temperature: float) -> jax.Array:
-    """log softmax(logits / temperature) at the targets, shape (B, L).
+    """log softmax(logits / temperature) at the targets.
 
-    The temperature is that of sampling; 0 (greedy) reads the untempered distribution.
+    Args:
+      logits_BLV: raw logits.
+      targets_BL: token ids, in [0, V).
+      temperature: of sampling; 0 (greedy) reads the untempered distribution.
+
+    Returns:
+      logp_BL, float32, in nats.
     """
     scale = 1.0 / temperature if temperature else 1.0
     return -cross_entropy(logits_BLV * scale, targets_BL, 0.0)

@@ -38,7 +38,10 @@ class GroupedAttention(nnx.Module):
         self.k_norm = Norm(config, "KH" if whole else "H", rngs, kind="rms") if normed else None
 
     def project(self, x_BLD: jax.Array, positions_BL: jax.Array, cached: bool):
-        """Queries q_BLNH, keys k_BKLH and values v_BKLH, normed and rotated."""
+        """Queries q_BLNH, keys k_BKLH and values v_BKLH, normed and rotated.
+
+        `cached` says that keys and values go into a cache: here it changes nothing.
+        """
         del cached  # a cache holds the same
         multiply = functools.partial(product, quantized=self.config.quantized)
         q_BLNH = add_bias(multiply("BLD,DNH->BLNH", x_BLD, cast(x_BLD, self.q)), self.q_bias)
@@ -52,7 +55,7 @@ class GroupedAttention(nnx.Module):
         return q_BLNH, jnp.moveaxis(k_BLKH, 1, 2), jnp.moveaxis(v_BLKH, 1, 2)
 
     def merge(self, mixed_BLNH: jax.Array, cached: bool) -> jax.Array:
-        """Output projection."""
+        """Output projection, BLNH to BLD."""
         del cached
         out_NHD = cast(mixed_BLNH, self.out)
         kind = self.config.quantized
@@ -92,7 +95,10 @@ class LatentAttention(nnx.Module):
         self.out_bias = weight(rngs, "D", sizes) if "out" in config.bias else None
 
     def project(self, x_BLD: jax.Array, positions_BL: jax.Array, cached: bool):
-        """As GroupedAttention.project; with `cached`, K = 1 and keys are (latent, rotated key)."""
+        """As GroupedAttention.project; with `cached`, one key head (latent, rotated key), K = 1.
+
+        H is then kv_rank + rope_dim, and the values are the latents: kv_rank dims of the keys.
+        """
         rope_dim = self.config.mla.rope_dim
         rotate = functools.partial(rope, config=self.config.rope, local=self.sliding)
         q_BLNH = self._queries(x_BLD)
@@ -116,7 +122,7 @@ class LatentAttention(nnx.Module):
         return q_BLNH, jnp.moveaxis(k_BLKH, 1, 2), jnp.moveaxis(v_BLKH, 1, 2)
 
     def merge(self, mixed_BLNH: jax.Array, cached: bool) -> jax.Array:
-        """Output projection; with `cached`, attention's output is a mean of latents."""
+        """Output projection, BLNH to BLD; with `cached`, H is kv_rank (means of latents)."""
         if cached:
             v_up = cast(mixed_BLNH, self.v_up)
             mixed_BLNH = jnp.einsum("BLNZ,ZNH->BLNH", mixed_BLNH, v_up)

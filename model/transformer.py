@@ -268,6 +268,11 @@ def init(config: TransformerConfig, rng: jax.Array, mesh: Mesh | None = None) ->
       vectors scaled by sqrt(D), r = s sqrt(D), and r = D^-1/4 is the greatest that keeps it of
       order 1 at any width; without, r = s, and s = (3 D)^-1/2 is GPT-2's 0.02 at its width of 768.
 
+    Args:
+      config: shape of the model.
+      rng: a key; the same one gives the same weights on any mesh.
+      mesh: where the weights go, split as `model.sharding` says; None for the default device.
+
     Raises:
       ValueError: the mesh cannot split some weight.
 
@@ -330,6 +335,12 @@ def features(
     config: TransformerConfig, params: Params, tokens_BL: jax.Array, tokens: TokenIndex
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """What a loss that never holds all logits needs.
+
+    Args:
+      config: shape of the model.
+      params: its parameters.
+      tokens_BL: token ids, in [0, V).
+      tokens: position and segment of each; segment 0 is padding.
 
     Returns:
       (x_BLD after the final norm, head_DV with the padded vocabulary, the router's statistics

@@ -79,13 +79,14 @@ def fit(
     """Trains one model on one loss: optimizer, state and step, and then `run`.
 
     Args:
+      config: length and intervals.
       optimizer_config: of `params`.
       loss_fn: see `step.LossFn`.
       model_config: shape of the model.
       params: where to start; they are donated, so that no second copy stays alive.
+      loader, mesh, checkpointer, watch, step_tokens, evaluators: as in `run`.
       seq_len: tokens a row, for the FLOPs of attention.
-      moments: gives an optimizer state in the place of a fresh one, of its shapes and placement.
-      The others are as in `run`.
+      moments: gives an optimizer state in place of a fresh one, of its shapes and placement.
     """
     optimizer = make_optimizer(optimizer_config, model_config, config.num_steps)
     shardings = state_shardings(optimizer, model_config, params, mesh, optimizer_config.frozen)
@@ -324,7 +325,12 @@ def describe(line: dict, num_steps: int) -> str:
 
 
 def place(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts this process's rows on its devices, rows split over the mesh's batch axes."""
+    """Puts this process's rows on its devices.
+
+    Args:
+      batch: arrays of this process's rows; its other dims are whole.
+      mesh: its batch axes split the rows of all processes together, and must divide them.
+    """
     where = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(where, rows) for name, rows in batch.items()

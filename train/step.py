@@ -75,8 +75,11 @@ def init_state(
 ) -> TrainState:
     """State at step 0, placed by `shardings` (see `state_shardings`).
 
-    The parameters are donated: they become the state's, and no second copy of them is ever made.
-    Who wants to keep them passes a copy.
+    Args:
+      params: all of them, donated: they become the state's, and no second copy of them is ever
+        made. Pass a copy to keep them.
+      optimizer: of the trainable ones.
+      shardings: says where each leaf goes, and which parameters are frozen.
     """
 
     def create(params: Params) -> TrainState:
@@ -98,6 +101,10 @@ def state_shardings(
     """A TrainState of shardings: moments are placed like their weights, counters replicated.
 
     Args:
+      optimizer: of the trainable parameters.
+      config: shape of the model, which declares how each weight is split.
+      params: arrays or shapes; none is read.
+      mesh: device mesh.
       frozen: as of OptimizerConfig; it splits the parameters.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())

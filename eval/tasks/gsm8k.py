@@ -39,8 +39,8 @@ def grade(example: Example, text: Output) -> dict[str, float]:
     """Whether the number after #### is right (strict), and the last number (flexible).
 
     Args:
-        example: its answer ends with '#### NUMBER'.
-        text: what the model wrote.
+      example: its answer ends with '#### NUMBER'.
+      text: what the model wrote.
     """
     wanted, found = _strip(example.answer), extract(text)
     return {name: float(_strip(answer) == wanted) for name, answer in found.items()}

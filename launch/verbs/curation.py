@@ -23,8 +23,8 @@ def headline(run: RunDir) -> dict:
     """What `curate --json` prints of a finished curation.
 
     Returns:
-        read, kept: documents. dropped: {gate: {reason: documents}}. broken: the first records
-        skipped in each part, {file, record, why}, and num_broken of all.
+      read, kept: documents. dropped: {gate: {reason: documents}}. broken: the first records
+      skipped in each part, {file, record, why}, and num_broken of all.
     """
     counted = read_json(run.stage("curate") / "funnel.json")
     dropped: dict[str, dict[str, int]] = {}
@@ -64,12 +64,12 @@ def fit(kind: str, config: CurateConfig, progress: Progress) -> dict:
     """Fits the quality or the toxicity model from the examples that the configuration names.
 
     Args:
-        kind: quality or toxicity.
-        config: the section `data`; `gates.KIND.model` says where the model goes.
-        progress: takes lines.
+      kind: quality or toxicity.
+      config: the section `data`; `gates.KIND.model` says where the model goes.
+      progress: takes lines.
 
     Returns:
-        {model, examples of each class}.
+      {model, examples of each class}.
     """
     section = getattr(config.gates, kind)
     if not section.model:
@@ -105,16 +105,16 @@ def measure(settings: Settings, root: Path, run: RunDir, progress: Progress) -> 
     """Measures the gates on labelled sets; of a finished curation its page shows the table.
 
     Args:
-        settings: of the configuration.
-        root: a folder of labelled sets, as data.score finds them.
-        run: gets curate/score.json if it is curated.
-        progress: takes lines.
+      settings: of the configuration.
+      root: a folder of labelled sets, as data.score finds them.
+      run: gets curate/score.json if it is curated.
+      progress: takes lines.
 
     Returns:
-        {scores: by measure, rows: [measure, figure, remark]}.
+      {scores: by measure, rows: [measure, figure, remark]}.
 
     Raises:
-        BadInput: there is no such folder, or none of the sets in it.
+      BadInput: there is no such folder, or none of the sets in it.
     """
     if not root.is_dir():
         raise BadInput(f"--score={root}: no such folder; one of labelled sets is needed")
