@@ -16,6 +16,7 @@ import numpy as np
 from alignment import losses
 from alignment.preference import PreferenceConfig
 from data.conversations import OwnSet
+from data.loader import fixed_batches
 from model.config import TransformerConfig, require
 from model.transformer import Params, forward, init
 from train.loop import LoopConfig
@@ -144,14 +145,12 @@ def score_rows(
     batch_size: int,
 ) -> np.ndarray:
     """`score` over any number of rows, `batch_size` at a time; at least one row."""
-    scores = []
-    for start in range(0, len(tokens_BL), batch_size):
-        batch = [x[start : start + batch_size] for x in (tokens_BL, real_BL)]
-        missing = batch_size - len(batch[0])
-        # The last batch is filled up with copies of its first row, and they are cut off again.
-        filled = [np.concatenate([x, np.repeat(x[:1], missing, axis=0)]) for x in batch]
-        scores.append(np.asarray(_score_batch(config, params, *filled))[: len(batch[0])])
-    return np.concatenate(scores)
+    rows = [{"tokens": t, "real": r} for t, r in zip(tokens_BL, real_BL, strict=True)]
+    found = [
+        _score_batch(config, params, batch["tokens"], batch["real"])
+        for batch in fixed_batches(rows, batch_size, filler=rows[0])
+    ]
+    return np.concatenate(jax.device_get(found))[: len(rows)]
 
 
 _score_batch = functools.partial(jax.jit, static_argnames="config")(score)
