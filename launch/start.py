@@ -17,6 +17,7 @@ from model.config import TransformerConfig
 from model.interop.hf_config import COMPUTED, TRAINED
 from model.transformer import Params, declare
 from train import checkpoint
+from train.step import map_count
 
 
 def load_params(start: load.Start, config: TransformerConfig, mesh: Mesh) -> Params:
@@ -54,16 +55,7 @@ def load_moments(start: load.Start, opt_state: optax.OptState) -> optax.OptState
         raise BadInput("start_optimizer is True; an imported model has no optimizer's moments")
     like = {"step": jnp.zeros((), jnp.int32), "opt_state": opt_state}
     found = checkpoint.load_rest(start.run.checkpoints(start.stage), start.step, like)
-
-    def restart(node: Any) -> Any:
-        is_schedule = isinstance(node, optax.ScaleByScheduleState)
-        return optax.ScaleByScheduleState(jnp.zeros_like(node.count)) if is_schedule else node
-
-    return jax.tree.map(
-        restart,
-        found["opt_state"],
-        is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState),
-    )
+    return map_count(jnp.zeros_like, found["opt_state"])
 
 
 def refuse_other_model(found: TransformerConfig, wanted: TransformerConfig, start: Path) -> None:

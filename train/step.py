@@ -174,10 +174,10 @@ def make_step(
             updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
             return optax.apply_updates(state.trainable, updates), opt_state
 
-        # Not jnp.where, which would keep old moments beside new ones.
-        trainable, opt_state = jax.lax.cond(
-            has_weight, update, lambda: (state.trainable, _pass_over(state.opt_state))
-        )
+        def skip():  # the schedule counts the step, so that its last rate stays the last
+            return state.trainable, map_count(lambda count: count + 1, state.opt_state)
+
+        trainable, opt_state = jax.lax.cond(has_weight, update, skip)  # where() would hold both
         # Of what is read and written anyway; the update's own norm would keep a copy of it.
         growth = optax.tree.norm(trainable) / optax.tree.norm(state.trainable)
         metrics["param_growth"] = jnp.where(has_weight, growth, 1.0)
@@ -186,16 +186,16 @@ def make_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def _pass_over(opt_state: optax.OptState) -> optax.OptState:
-    """The same moments; only the schedule counts the step, so that its last rate stays the last."""
+def map_count(fn: Callable[[jax.Array], jax.Array], opt_state: optax.OptState) -> optax.OptState:
+    """The same moments, with `fn` of the number of updates that the schedule has counted."""
 
-    def is_schedule(node) -> bool:
+    def is_schedule(node: Any) -> bool:
         return isinstance(node, optax.ScaleByScheduleState)
 
-    def count(node):
-        return optax.ScaleByScheduleState(node.count + 1) if is_schedule(node) else node
+    def change(node: Any) -> Any:
+        return optax.ScaleByScheduleState(fn(node.count)) if is_schedule(node) else node
 
-    return jax.tree.map(count, opt_state, is_leaf=is_schedule)
+    return jax.tree.map(change, opt_state, is_leaf=is_schedule)
 
 
 def _without_balance(grads: Params) -> list[jax.Array]:
