@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from alignment import policy, rollout
+from alignment import gae, policy, rollout
 from alignment.policy import Experience, RolloutConfig, Score
 from data.tokenizers.tokenizer import Tokenizer
 from model.config import TransformerConfig, require
@@ -147,7 +147,7 @@ def _gather(
 ) -> tuple[Experience, dict[str, jax.Array]]:
     """A scored rollout as experience, and the iteration's metrics."""
     mask_BR = sequences.mask_BR
-    score_B = policy.replace_unfinished(score_B, finished_B, config.rollout)
+    score_B = gae.missing_eos_score(score_B, finished_B, config.rollout.missing_eos_score)
     logp_BR, ref_logp_BR = policy.logprobs(
         config.rollout, model_config, params, reference, sequences
     )

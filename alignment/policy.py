@@ -178,7 +178,8 @@ def heldout_reward(
             sequences, finished_B = answer(config, model_config, tokenizer, params, prompts, rng)
             score_B = score(sequences, prompts["index"])
             logp_BR, ref_logp_BR = compare(params, reference, sequences)
-            found["reward"].append(replace_unfinished(score_B, finished_B, config))
+            reward_B = gae.missing_eos_score(score_B, finished_B, config.missing_eos_score)
+            found["reward"].append(reward_B)
             kl_BR = losses.kl_k1(logp_BR, ref_logp_BR) * sequences.mask_BR.astype(jnp.float32)
             found["kl"].append(jnp.sum(kl_BR, -1))
         return {
@@ -187,13 +188,6 @@ def heldout_reward(
         }
 
     return evaluate
-
-
-def replace_unfinished(
-    score_B: jax.Array, finished_B: jax.Array, config: RolloutConfig
-) -> jax.Array:
-    """score_B with a fixed score for answers that never ended (see `gae.missing_eos_score`)."""
-    return gae.missing_eos_score(score_B, finished_B, config.missing_eos_score)
 
 
 def minibatches(

@@ -154,7 +154,7 @@ def measure(
       explained_variance.
     """
     mask_BR = sequences.mask_BR
-    score_B = policy.replace_unfinished(score_B, finished_B, config.rollout)
+    score_B = gae.missing_eos_score(score_B, finished_B, config.rollout.missing_eos_score)
     logp_BR, ref_logp_BR = policy.logprobs(
         config.rollout, model_config, params, reference, sequences
     )
