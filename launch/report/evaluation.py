@@ -129,7 +129,9 @@ def _cell(values: Mapping[str, float], stage: str, form: str, change_form: str, 
     if parent := _parent(stage, values):
         change = values[stage] - values[parent]
         cell["change"] = change_form.format(change)
-        if float(cell["change"]):
+        if not float(cell["change"]):
+            cell["change"] = "±0"
+        else:
             cell["tone"] = {1: "better", -1: "worse", 0: ""}[good * (1 if change > 0 else -1)]
     return cell
 

@@ -49,6 +49,7 @@ FUNNEL_KEYS = (
     *("read", "stages", "kept", "heldout", "dropped", "languages"),
     *("broken", "num_broken", "samples", "largest_cluster"),
 )
+REGULARISERS = ("z_loss", "moe_balance", "moe_z", "moe_dropped")  # no results: curves alone
 PER_TOKEN = ("pretrain", "sft")  # stages whose loss is in nats a token
 # What is drawn of each stage, in this order, where it was measured.
 PANELS = {
@@ -60,6 +61,7 @@ PANELS = {
     "grad_norm": "gradient norm",
     "accuracy": "accuracy on pairs",
     "margin": "reward margin",
+    "chosen_logprob": "log-probability of the chosen answer, nats",
     "reward": "reward",
     "kl": "KL to the reference, nats",
     "entropy": "entropy, nats",
@@ -205,6 +207,8 @@ def _trained(stage: str, rows: Mapping[int, Mapping]) -> dict:
         last |= {name: x for name, x in rows[step].items() if x is not None}
     heldout = []
     for metric in sorted(name for name in last if "/" in name):
+        if metric.endswith(REGULARISERS):
+            continue
         heldout.append((_metric_title(metric).replace(", held out", ""), f"{last[metric]:.4g}"))
         if stage in PER_TOKEN and metric.endswith("/loss"):
             heldout.append(("perplexity", f"{math.exp(last[metric]):.4g}"))
@@ -296,8 +300,11 @@ def _curves(stage: str, rows: Mapping[int, Mapping]) -> dict:
 
 
 def _metric_title(metric: str) -> str:
+    kind, _, domain = metric.partition("/")
+    if kind == "heldout_bits_per_byte":
+        return f"bits per byte, held out ({domain})"
     found = re.fullmatch(r"heldout(?:_(\w+))?/(\w+)", metric)
-    if not found or metric.startswith("heldout_bits_per_byte/"):
+    if not found:
         return PANELS.get(metric, metric)
     of_set = f" ({found[1]})" if found[1] else ""
     return f"{PANELS.get(found[2], found[2])}, held out{of_set}"

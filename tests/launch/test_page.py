@@ -121,6 +121,9 @@ def test_documentation_is_the_mean_over_its_kinds_by_count(run_dir):
 def test_figures_of_the_model_and_its_training_are_at_the_top(run_dir):
     config = json.loads((run_dir / "config.json").read_text())["config"]
     size = flop.num_params(TransformerConfig(**config["model"]))
+    measured = {"heldout/z_loss": 40.0, "heldout_bits_per_byte/docs": 2.5}
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"stage": "pretrain", "step": 400, **measured}) + "\n")
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     final = [row for row in map(json.loads, lines) if row["stage"] == "pretrain" and "loss" in row]
     page = _page(run_dir)
@@ -136,6 +139,7 @@ def test_figures_of_the_model_and_its_training_are_at_the_top(run_dir):
     (row,) = _rows(top, "pretrain")
     assert f"<td>400</td><td>1,638,400</td><td>{final[-1]['loss']:.4g} nats a token</td>" in row
     assert "loss <b>2</b>" in row and f"perplexity <b>{math.exp(2):.4g}</b>" in row
+    assert "bits per byte (docs) <b>2.5</b>" in row and "log-normaliser" not in row
     (row,) = _rows(top, "ppo")
     assert "perplexity" not in row and "nats" not in row, "its loss is no cross-entropy"
 
