@@ -29,5 +29,10 @@ def get_config(run: str) -> ConfigDict:
     config.model = ConfigDict(described["model"])
     config.layout.scan_layers = True
     config.mesh = dict(data=1, fsdp=-1)  # all devices share the weights
-    config.pretrain.optimizer.peak_lr = 1e-4  # a thirtieth of a fresh model's
+    # A thirtieth of a fresh model's, and what the alignment of whole models commonly takes.
+    config.pretrain.optimizer.peak_lr = 1e-4
+    config.sft.optimizer.peak_lr = config.reward.optimizer.peak_lr = 1e-5
+    for section in (config.dpo, config.ppo, config.grpo):
+        section.optimizer.peak_lr = 1e-6
+    config.ppo.critic_optimizer.peak_lr = 1e-5
     return config
