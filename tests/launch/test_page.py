@@ -151,7 +151,7 @@ def test_interval_that_includes_one_half_is_not_called_a_win(run_dir):
     _change(run_dir / "eval" / "results.json", unsure)
     page = _page(run_dir)
     assert page.count("no difference is shown") == 1
-    assert page.count("PPO is better than SFT") == 1
+    assert page.count("the gold rater prefers PPO to SFT") == 1
 
 
 def test_costs_add_up(page):
