@@ -290,6 +290,9 @@ def _describe_tokenizer(run: RunDir, described: dict, stage: str) -> tuple[str, 
     An imported model keeps the ids that it came with; once tuned to chat, the token that ends its
     turn is a stop token as well.
     """
+    folder = run.stage("tokenizer")
+    if load.is_own(folder) and stage != load.IMPORTED:  # tuned from an import of ours, too
+        return "own", _trained_ids(tokenizer.load(folder), stage)
     if "format" in described:
         ids = described["token_ids"]
         if stage in CHATS:
@@ -301,9 +304,6 @@ def _describe_tokenizer(run: RunDir, described: dict, stage: str) -> tuple[str, 
             stops = list(dict.fromkeys(stops if stop in stops else [stop, *stops]))
             ids = ids | {"eos_token_id": stops if stops[1:] else stop}
         return described["format"], ids
-    folder = run.stage("tokenizer")
-    if load.is_own(folder):
-        return "own", _trained_ids(tokenizer.load(folder), stage)
     return "hf", _trained_ids(load.load_tokenizer(run), stage)
 
 
