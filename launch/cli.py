@@ -66,9 +66,9 @@ def _keep_compiled() -> None:
     """
     cpuinfo = Path("/proc/cpuinfo")
     about = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
-    flags = next((line for line in about.splitlines() if line.startswith(("flags", "Feat"))), about)
+    able = next((line for line in about.splitlines() if line.startswith(("flags", "Feat"))), about)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = f"jax-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"
+    name = f"jax-{hashlib.sha256(able.encode()).hexdigest()[:8]}"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "seedbed" / name))
 
 

@@ -9,7 +9,6 @@ code as an input; the log says when other code made a checkpoint.
 import dataclasses
 import importlib.util
 import json
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,8 +85,7 @@ def describe_files(settings: Settings, name: str) -> dict:
 
 def _hash_module(name: str) -> str:
     """The content of a module's file; 'absent' if there is none, which its stage refuses."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # modules beside the command, as of python -m
+    own_sets.find_modules_beside()
     try:
         spec = importlib.util.find_spec(name)
     except ModuleNotFoundError:  # the package that it would be in

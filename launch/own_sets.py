@@ -1,6 +1,7 @@
-"""The user's own sets of each stage: conversations, preference pairs, prompts."""
+"""The user's own sets of each stage, conversations, preference pairs, prompts; and own modules."""
 
 import functools
+import sys
 from collections.abc import Callable, Mapping
 
 from data import files
@@ -52,3 +53,9 @@ def read(settings: Settings, stage: str, note: Callable[[str], None]) -> dict[st
 def share(part: int, whole: int) -> str:
     """A count with its share of a whole."""
     return f"{part} ({part / max(1, whole):.1%})"
+
+
+def find_modules_beside() -> None:
+    """Lets modules in the working directory be imported, as `python -m` does by itself."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")

@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -76,8 +75,7 @@ def find_function(name: str) -> score.RewardFn:
     if name == GRADE:
         return grade.grade
     module, _, function = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # modules beside the command, as of python -m
+    own_sets.find_modules_beside()
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:

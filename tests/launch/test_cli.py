@@ -417,7 +417,8 @@ def test_compiled_programs_are_kept_between_commands(tmp_path, named):
     }
     if not named:
         del environment["JAX_COMPILATION_CACHE_DIR"]
-    code = "from launch import cli; cli._keep_compiled(); import jax; jax.jit(lambda x: x + 1)(2)"
+    compute = "def run_command(_):\n import jax\n return int(jax.jit(lambda x: x + 1)(2)) - 3\n"
+    code = f"from launch import cli\n{compute}cli.run_command = run_command\ncli.main()"
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, check=True)
     assert list(place.rglob("*-cache"))
 
