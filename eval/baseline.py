@@ -1,5 +1,6 @@
 """Bits per byte of compressors and of a byte n-gram model: the scale beside a model's own."""
 
+import functools
 import gzip
 import lzma
 from collections.abc import Sequence
@@ -25,24 +26,27 @@ class Level(NamedTuple):
     context_types: np.ndarray
 
 
-def compress_bits_per_byte(texts: Sequence[str], method: str) -> float:
-    """Compressed size in bits for each byte of all texts, one after the other.
+def compress_bits_per_byte(groups: Sequence[Sequence[str]], method: str) -> float:
+    """Compressed size in bits for each byte of all texts.
 
     Args:
-      texts: documents; at least one byte in all.
+      groups: documents; those of a group are compressed one after the other, and each group by
+        itself, so that what two groups share is not found. At least one byte in all.
       method: 'gzip' or 'xz', each at its highest level.
 
     Raises:
       ValueError: an unknown method, or no text.
     """
-    data = "".join(texts).encode()
-    if not data:
+    compress = {
+        "gzip": functools.partial(gzip.compress, compresslevel=9, mtime=0),
+        "xz": functools.partial(lzma.compress, preset=9),
+    }
+    if method not in compress:
+        raise ValueError(f"method {method!r}: 'gzip' or 'xz' are known")
+    parts = [data for texts in groups if (data := "".join(texts).encode())]
+    if not parts:
         raise ValueError("no text to compress; at least one byte is needed")
-    if method == "gzip":
-        return 8 * len(gzip.compress(data, compresslevel=9, mtime=0)) / len(data)
-    if method == "xz":
-        return 8 * len(lzma.compress(data, preset=9)) / len(data)
-    raise ValueError(f"method {method!r}: 'gzip' or 'xz' are known")
+    return 8 * sum(len(compress[method](data)) for data in parts) / sum(map(len, parts))
 
 
 def ngram_bits_per_byte(

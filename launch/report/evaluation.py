@@ -74,7 +74,7 @@ def _headline(results: Mapping) -> dict | None:
     dialog = _dialog(results)
     models = titles({"dialog": dialog, "text_by_stage": text})
     rates = [rate for rate in RATES if any(rate[0] in dialog.get(stage, {}) for stage in models)]
-    columns = [title for _, title, _ in rates]
+    columns = [f"{title}\u00a0{'↑' if upward else '↓'}" for _, title, upward in rates]
     cells = {
         stage: [_rate_cell(dialog, stage, key, upward) for key, _, upward in rates]
         for stage in models
@@ -85,7 +85,7 @@ def _headline(results: Mapping) -> dict | None:
         for stage in models:
             cells[stage].append(_cell(lengths, stage, "{:.0f}", "{:+.0f}", 0))
     if text:
-        columns.append("Bits per byte, held-out text")
+        columns.append("Bits per byte, held-out text\u00a0↓")
         for stage in models:
             cells[stage].append(_cell(text, stage, "{:.3f}", "{:+.3f}", -1))
     preference = results.get("preference", {})
@@ -144,8 +144,10 @@ def _kinds(results: Mapping) -> dict | None:
     kinds = sorted({kind for found in dialog.values() for kind in found} - others)
     if not kinds:
         return None
+    asked = results.get("questions", {})
     rows = [
-        {"kind": kind, "cells": [dialog[stage].get(kind) for stage in models]} for kind in kinds
+        {"kind": kind, "asked": asked.get(kind), "cells": [dialog[s].get(kind) for s in models]}
+        for kind in kinds
     ]
     return {"titles": list(models.values()), "rows": rows}
 

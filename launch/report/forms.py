@@ -9,6 +9,11 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}%"
 
 
+def interval(stderr: float) -> str:
+    """Half of a 95 % interval in points, behind a percentage; none where nothing varied."""
+    return f" ± {196 * stderr:.1f}" if stderr else ""
+
+
 def share(part: float, whole: float) -> str:
     percent = 100 * part / whole if whole else 0.0
     if percent <= 0 or percent >= 1:
@@ -63,4 +68,4 @@ def pretty(found: Mapping) -> str:
     return json.dumps(found, indent=2, ensure_ascii=False)
 
 
-FORMS = (percent, share, width, heat, amount, duration, short, size, pretty)
+FORMS = (percent, interval, share, width, heat, amount, duration, short, size, pretty)

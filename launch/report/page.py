@@ -54,14 +54,14 @@ PER_TOKEN = ("pretrain", "sft")  # stages whose loss is in nats a token
 # What is drawn of each stage, in this order, where it was measured.
 PANELS = {
     "loss": "loss",
-    "z_loss": "squared log-normaliser of the logits",
+    "z_loss": "z-loss of the logits",
     "moe_balance": "load balance of experts, 1 if even",
-    "moe_z": "squared log-normaliser of the routers",
+    "moe_z": "z-loss of the routers",
     "lr": "learning rate",
     "grad_norm": "gradient norm",
     "accuracy": "accuracy on pairs",
     "margin": "reward margin",
-    "chosen_logprob": "log-probability of the chosen answer, nats",
+    "chosen_logprob": "log-probability of chosen, nats",
     "reward": "reward",
     "kl": "KL to the reference, nats",
     "entropy": "entropy, nats",
@@ -133,7 +133,7 @@ def _of_training(run_dir: Path, identity: Mapping, metrics: Mapping, done: Mappi
         num_params = _num_params(identity["config"]) if metrics or results else None
         costs = _costs(done, CostConfig(**identity["config"]["cost"])) if done else None
     with _made_of(run_dir / "metrics.jsonl"):
-        trained = [_trained(stage, metrics[stage]) for stage in TRAINED if stage in metrics]
+        trained = [_trained(name, metrics[name], results) for name in TRAINED if name in metrics]
         curves = [_curves(stage, metrics[stage]) for stage in SHOWN if stage in metrics]
     with _made_of(run_dir / "eval/results.json"):
         measured = evaluation.sections(results)
@@ -200,14 +200,18 @@ def _num_params(config: Mapping) -> int | None:
         raise ValueError(str(error)) from error
 
 
-def _trained(stage: str, rows: Mapping[int, Mapping]) -> dict:
-    """The last figures of a training stage: its own loss, and all that it measured held out."""
+def _trained(stage: str, rows: Mapping[int, Mapping], results: Mapping) -> dict:
+    """The last figures of a training stage: its own loss, and all that it measured held out.
+
+    Bits per byte are left to the evaluation, if there is one: it reads more documents.
+    """
+    skipped = "heldout_bits_per_byte" if "text_by_stage" in results else None
     last: dict[str, Any] = {}
     for step in sorted(rows):
         last |= {name: x for name, x in rows[step].items() if x is not None}
     heldout = []
     for metric in sorted(name for name in last if "/" in name):
-        if metric.endswith(REGULARISERS):
+        if metric.endswith(REGULARISERS) or metric.split("/")[0] == skipped:
             continue
         heldout.append((_metric_title(metric).replace(", held out", ""), f"{last[metric]:.4g}"))
         if stage in PER_TOKEN and metric.endswith("/loss"):
@@ -237,17 +241,14 @@ def _summary(num_params: int | None, trained: Sequence[Mapping], results: Mappin
     for stage, bits in list(results.get("text_by_stage", {}).items())[:1]:
         add(f"bits per byte of held-out text, {models[stage]}", f"{bits:.3f}")
     if found := results.get("reward_model"):
-        value = _with_error(found["accuracy"], found["stderr"])
+        value = forms.percent(found["accuracy"]) + forms.interval(found["stderr"])
         add(f"reward model: accuracy on {found['count']:,} held-out pairs", value)
     for name, by_model in results.get("tasks", {}).items():
         for model in list(by_model)[-1:]:
             found = by_model[model]
-            add(f"{name}, {models[model]}", _with_error(found["mean"], found["stderr"]))
+            value = forms.percent(found["mean"]) + forms.interval(found["stderr"])
+            add(f"{name}, {models[model]}", value)
     return {"tiles": tiles, "rows": trained} if tiles or trained else None
-
-
-def _with_error(mean: float, stderr: float) -> str:
-    return f"{forms.percent(mean)} ± {100 * stderr:.1f}"
 
 
 def _plan(shards: Mapping | None, pretrained: Mapping | None) -> dict | None:
@@ -269,15 +270,18 @@ def _costs(done: Mapping[str, Mapping], cost: CostConfig) -> dict:
 def _curves(stage: str, rows: Mapping[int, Mapping]) -> dict:
     """Every plot of one stage, what its evaluators measured (evaluator/name) too, and its rates.
 
-    Rates are over the stage: what was done in all intervals over their seconds.
+    Rates are over the stage: what was done in all intervals over their seconds. What was measured
+    once is a figure, not a plot.
     """
     steps = sorted(rows)
     evaluated = sorted({metric for row in rows.values() for metric in row if "/" in metric})
-    plots = []
+    plots, figures = [], []
     for metric in (*PANELS, *evaluated):
         values = [(step, rows[step].get(metric)) for step in steps]
         points = [(step, value) for step, value in values if isinstance(value, (int, float))]
-        if points:
+        if len(points) == 1:
+            figures.append({"title": _metric_title(metric), "value": f"{points[0][1]:.4g}"})
+        elif points:
             plots.append(
                 plot.line(
                     _metric_title(metric),
@@ -296,7 +300,8 @@ def _curves(stage: str, rows: Mapping[int, Mapping]) -> dict:
             secs = sum(row["train_secs"] for row in timed)
             mean = sum(row[metric] * row["train_secs"] for row in timed) / secs
             rates.append({"title": title, "value": form.format(mean)})
-    return {"stage": stage, "steps": steps[-1], "plots": plots, "rates": rates}
+    found = {"stage": stage, "steps": steps[-1], "rates": rates}
+    return found | {"plots": plots, "figures": figures}
 
 
 def _metric_title(metric: str) -> str:

@@ -98,6 +98,8 @@ def _measure_text(job: Job, models: dict[str, Params]) -> dict:
             seq_len=job.settings.pretrain.seq_len,
             batch_size=job.settings.eval.batch_size,
         )
+    groups = {domain: [texts] for domain, texts in heldout.items()}
+    groups["all"] = list(heldout.values())
     heldout["all"] = [text for texts in heldout.values() for text in texts]
     train["all"] = [text for texts in train.values() for text in texts]
     job.progress.log("bits per byte: gzip, xz, n-gram")
@@ -106,8 +108,8 @@ def _measure_text(job: Job, models: dict[str, Params]) -> dict:
             "bytes": row["bytes"],
             "documents": row["documents"],
             "model": row["bits_per_byte"],
-            "gzip": baseline.compress_bits_per_byte(heldout[domain], "gzip"),
-            "xz": baseline.compress_bits_per_byte(heldout[domain], "xz"),
+            "gzip": baseline.compress_bits_per_byte(groups[domain], "gzip"),
+            "xz": baseline.compress_bits_per_byte(groups[domain], "xz"),
             **_fit_ngram(train.get(domain, []), heldout[domain], NGRAM_BYTES),
         }
         for domain, row in by_stage[first].items()
@@ -164,6 +166,9 @@ def _measure_dialog(job: Job, models: dict[str, Params]) -> dict:
             for name, parent in parents.items()
         },
         "samples": _samples(examples, greedy, NUM_SAMPLES),
+        "questions": {
+            example.kind: example.messages[-1]["content"] for example in reversed(examples)
+        },
     }
 
 

@@ -71,16 +71,18 @@ def test_compressors_see_the_whole_domain_at_once():
         "xz": len(lzma.compress((text * 2).encode(), preset=9)),
     }
     for method, compressed in expected.items():
-        whole = baseline.compress_bits_per_byte([text, text], method)
+        whole = baseline.compress_bits_per_byte([[text, text]], method)
         assert whole == 8 * compressed / (2 * size)
-        assert whole < 0.6 * baseline.compress_bits_per_byte([text], method)
+        alone = baseline.compress_bits_per_byte([[text]], method)
+        assert whole < 0.6 * alone
+        assert baseline.compress_bits_per_byte([[text], [], [text]], method) == alone
 
 
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda: baseline.compress_bits_per_byte(["a"], "zip"), "method 'zip'"),
-        (lambda: baseline.compress_bits_per_byte([""], "gzip"), "no text"),
+        (lambda: baseline.compress_bits_per_byte([["a"]], "zip"), "method 'zip'"),
+        (lambda: baseline.compress_bits_per_byte([[""]], "gzip"), "no text"),
         (lambda: baseline.ngram_bits_per_byte(["a"], ["b"], 9), "order is 9"),
         (lambda: baseline.ngram_bits_per_byte(["a"], [""], 2), "no text"),
     ],
