@@ -11,7 +11,6 @@ Source: arXiv 2402.03300, section 4.1; every answer token of a batch weighs the 
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +22,8 @@ from data.tokenizers.tokenizer import Tokenizer
 from model.config import TransformerConfig, require
 from model.transformer import Params
 from train.loop import LoopConfig
-from train.optimizer import OptimizerConfig, make_optimizer
-from train.step import Batch, TrainState, init_state, make_step, state_shardings
+from train.optimizer import OptimizerConfig
+from train.step import Batch, StepFn, TrainState, make_training
 
 STD_FLOOR = 1e-4  # of a group whose scores are all but equal
 
@@ -70,9 +69,8 @@ def start(
     config: GRPOConfig, model_config: TransformerConfig, params: Params, mesh: Mesh
 ) -> TrainState:
     """State before the first iteration; the parameters are copied, since they are the reference."""
-    optimizer = _optimizer(config, model_config)
-    shardings = state_shardings(optimizer, model_config, params, mesh, config.optimizer.frozen)
-    return init_state(jax.tree.map(jnp.copy, params), optimizer, shardings)
+    begin, _ = _training(config, model_config, mesh)
+    return begin(jax.tree.map(jnp.copy, params))
 
 
 def make_iteration(
@@ -83,8 +81,7 @@ def make_iteration(
     tokenizer: Tokenizer,
     seed: int,
     mesh: Mesh,
-    start_state: TrainState,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> StepFn:
     """One GRPO iteration as a step for `train.loop.run`.
 
     Args:
@@ -95,21 +92,12 @@ def make_iteration(
       tokenizer: for the end and padding tokens.
       seed: of sampling and minibatch order, with the iteration's number.
       mesh: device mesh.
-      start_state: from `start`, for its shapes.
 
     Returns:
       iteration(state, prompts) -> (state, metrics): those of `policy.measure`, and means over the
       iteration's updates of the policy's metrics.
     """
-    settings, optimizer = config.rollout, _optimizer(config, model_config)
-    step = make_step(
-        policy.policy_loss(
-            settings, model_config, dual_clip=float("inf"), kl_coef=settings.kl_coef
-        ),
-        optimizer,
-        config.loop.num_microbatches,
-        state_shardings(optimizer, model_config, start_state.params, mesh, config.optimizer.frozen),
-    )
+    settings, (_, step) = config.rollout, _training(config, model_config, mesh)
     gather = functools.partial(jax.jit(_gather, static_argnums=(0, 1)), config, model_config)
 
     def iteration(state: TrainState, prompts: Batch):
@@ -158,6 +146,10 @@ def _gather(
     return Experience(sequences, logp_BR, ref_logp_BR, advantages_BR), metrics
 
 
-def _optimizer(config: GRPOConfig, model_config: TransformerConfig):
-    num_updates = config.loop.num_steps * config.rollout.num_updates()
-    return make_optimizer(config.optimizer, model_config, num_updates)
+def _training(config: GRPOConfig, model_config: TransformerConfig, mesh: Mesh):
+    settings, loop = config.rollout, config.loop
+    loss = policy.policy_loss(
+        settings, model_config, dual_clip=float("inf"), kl_coef=settings.kl_coef
+    )
+    lengths = (loop.num_steps * settings.num_updates(), loop.num_microbatches)
+    return make_training(loss, config.optimizer, model_config, *lengths, mesh)

@@ -12,12 +12,10 @@ Source: arXiv 1707.06347; details as in arXiv 2403.17031.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from alignment import gae, losses, policy, rollout
@@ -27,8 +25,8 @@ from data.tokenizers.tokenizer import Tokenizer
 from model.config import TransformerConfig, require
 from model.transformer import Params
 from train.loop import LoopConfig
-from train.optimizer import OptimizerConfig, make_optimizer
-from train.step import Batch, LossFn, Sums, TrainState, init_state, make_step, state_shardings
+from train.optimizer import OptimizerConfig
+from train.step import Batch, LossFn, StepFn, Sums, TrainState, make_training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +78,9 @@ def start(
       critic: parameters of the critic.
       mesh: device mesh.
     """
-    placed = _optimizers(config, model_config, (params, critic), mesh)
-    states = [
-        init_state(jax.tree.map(jnp.copy, found), *place)
-        for found, place in zip((params, critic), placed, strict=True)
-    ]
-    return _pack(jnp.zeros((), jnp.int32), *states)
+    (begin_actor, _), (begin_critic, _) = _trainings(config, model_config, mesh)
+    actor = begin_actor(jax.tree.map(jnp.copy, params))
+    return _pack(jnp.zeros((), jnp.int32), actor, begin_critic(jax.tree.map(jnp.copy, critic)))
 
 
 def make_iteration(
@@ -96,8 +91,7 @@ def make_iteration(
     tokenizer: Tokenizer,
     seed: int,
     mesh: Mesh,
-    start_state: TrainState,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> StepFn:
     """One PPO iteration as a step for `train.loop.run`.
 
     Args:
@@ -108,7 +102,6 @@ def make_iteration(
       tokenizer: for the end and padding tokens.
       seed: of sampling and minibatch order, with the iteration's number.
       mesh: device mesh.
-      start_state: from `start`, for its shapes.
 
     Returns:
       iteration(state, prompts) -> (state, metrics); prompts are a batch of
@@ -116,7 +109,7 @@ def make_iteration(
       of the policy's metrics and, with value_ before their names, of the critic's.
     """
     answer = functools.partial(policy.answer, config.rollout, model_config, tokenizer)
-    policy_step, critic_step = _steps(config, model_config, mesh, start_state)
+    (_, policy_step), (_, critic_step) = _trainings(config, model_config, mesh)
     gather = functools.partial(jax.jit(measure, static_argnums=(0, 1)), config, model_config)
 
     def iteration(state: TrainState, prompts: Batch):
@@ -196,28 +189,13 @@ def _unpack(state: TrainState) -> tuple[TrainState, TrainState]:
     return state._replace(**own), TrainState(**critic)
 
 
-def _optimizers(
-    config: PPOConfig, model_config: TransformerConfig, models: Iterable[Params], mesh: Mesh
-) -> list[tuple[optax.GradientTransformation, TrainState]]:
-    """(optimizer, shardings of its state) of the policy and of the critic."""
-    num_updates = config.loop.num_steps * config.rollout.num_updates()
-    chosen = (config.optimizer, config.critic_optimizer)
-    shapes, found = (model_config, scalar_config(model_config)), []
-    for section, shape, params in zip(chosen, shapes, models, strict=True):
-        optimizer = make_optimizer(section, shape, num_updates)
-        placed = state_shardings(optimizer, shape, params, mesh, section.frozen)
-        found.append((optimizer, placed))
-    return found
-
-
-def _steps(config: PPOConfig, model_config: TransformerConfig, mesh: Mesh, start_state: TrainState):
-    found_losses = (
-        policy.policy_loss(config.rollout, model_config, dual_clip=config.dual_clip),
-        critic_loss(config, model_config),
+def _trainings(config: PPOConfig, model_config: TransformerConfig, mesh: Mesh):
+    """(begin, step) of `make_training`, of the policy and of the critic."""
+    settings, loop = config.rollout, config.loop
+    lengths = (loop.num_steps * settings.num_updates(), loop.num_microbatches)
+    loss = policy.policy_loss(settings, model_config, dual_clip=config.dual_clip)
+    value_loss, scalar = critic_loss(config, model_config), scalar_config(model_config)
+    return (
+        make_training(loss, config.optimizer, model_config, *lengths, mesh),
+        make_training(value_loss, config.critic_optimizer, scalar, *lengths, mesh),
     )
-    models = [state.params for state in _unpack(start_state)]
-    placed = _optimizers(config, model_config, models, mesh)
-    return [
-        make_step(loss, optimizer, config.loop.num_microbatches, shardings)
-        for loss, (optimizer, shardings) in zip(found_losses, placed, strict=True)
-    ]

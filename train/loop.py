@@ -17,8 +17,8 @@ from model import flop
 from model.config import LAYOUT, TransformerConfig, require
 from model.sharding import batch_sharding
 from model.transformer import Params
-from train.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from train.step import LossFn, TrainState, init_state, make_step, state_shardings
+from train.optimizer import OptimizerConfig, make_schedule
+from train.step import LossFn, TrainState, make_training
 
 if TYPE_CHECKING:  # Orbax is slow to import, and config errors should surface before that
     from train.checkpoint import Checkpointer
@@ -88,12 +88,11 @@ def fit(
       seq_len: tokens a row, for the FLOPs of attention.
       moments: gives an optimizer state in place of a fresh one, of its shapes and placement.
     """
-    optimizer = make_optimizer(optimizer_config, model_config, config.num_steps)
-    shardings = state_shardings(optimizer, model_config, params, mesh, optimizer_config.frozen)
-    state = init_state(params, optimizer, shardings)
+    lengths = (config.num_steps, config.num_microbatches)
+    begin, step = make_training(loss_fn, optimizer_config, model_config, *lengths, mesh)
+    state = begin(params)
     if moments is not None and checkpointer.is_empty():
         state = state._replace(opt_state=moments(state.opt_state))
-    step = make_step(loss_fn, optimizer, config.num_microbatches, shardings)
     step_flops = step_tokens * flop.train_flops(model_config, seq_len)
     peak_flops, source = flop.peak_flops(model_config.dtype, model_config.quantized)
     return run(

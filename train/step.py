@@ -1,5 +1,6 @@
 """The training step: forward, backward, divide once, update. Every stage trains through it."""
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from model import sharding
 from model.config import TransformerConfig
 from model.transformer import Params, declare
-from train.optimizer import BALANCE, split
+from train.optimizer import BALANCE, OptimizerConfig, make_optimizer, split
 
 Batch = Mapping[str, jax.Array]
 # Metrics that the step and the loop make; no named sum may take their place.
@@ -58,6 +59,9 @@ class TrainState(NamedTuple):
         return self._replace(trainable=trainable, frozen=frozen)
 
 
+StepFn = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+
+
 def merge(trainable: Params, frozen: Params) -> Params:
     """One tree of two that have no leaf in common."""
     parts = [traverse_util.flatten_dict(tree) for tree in (trainable, frozen)]
@@ -68,6 +72,33 @@ def _pick(params: Params, like: Params) -> Params:
     """The leaves at the paths that `like` has."""
     flat, wanted = traverse_util.flatten_dict(params), traverse_util.flatten_dict(like)
     return traverse_util.unflatten_dict({path: flat[path] for path in wanted})
+
+
+def make_training(
+    loss_fn: LossFn,
+    optimizer_config: OptimizerConfig,
+    config: TransformerConfig,
+    num_updates: int,
+    num_microbatches: int,
+    mesh: Mesh,
+) -> tuple[Callable[[Params], TrainState], StepFn]:
+    """What trains one model on one loss.
+
+    Args:
+      loss_fn: of all parameters.
+      optimizer_config: of the trainable ones, and which they are.
+      config: shape of the model.
+      num_updates: length of the learning rate's schedule.
+      num_microbatches: as in `make_step`.
+      mesh: device mesh.
+
+    Returns:
+      begin(params), the state at step 0 (see `init_state`), and `make_step`'s step.
+    """
+    optimizer = make_optimizer(optimizer_config, config, num_updates)
+    shardings = state_shardings(optimizer, config, mesh, optimizer_config.frozen)
+    begin = functools.partial(init_state, optimizer=optimizer, shardings=shardings)
+    return begin, make_step(loss_fn, optimizer, num_microbatches, shardings)
 
 
 def init_state(
@@ -94,7 +125,6 @@ def init_state(
 def state_shardings(
     optimizer: optax.GradientTransformation,
     config: TransformerConfig,
-    params: Params,
     mesh: Mesh,
     frozen: Collection[str] = (),
 ) -> TrainState:
@@ -103,12 +133,13 @@ def state_shardings(
     Args:
       optimizer: of the trainable parameters.
       config: shape of the model, which declares how each weight is split.
-      params: arrays or shapes; none is read.
       mesh: device mesh.
       frozen: as of OptimizerConfig; it splits the parameters.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
-    weights, kept = split(sharding.weight_shardings(declare(config), mesh), frozen)
+    declared = declare(config)
+    weights, kept = split(sharding.weight_shardings(declared, mesh), frozen)
+    shapes = jax.tree.map(lambda weight: jax.ShapeDtypeStruct(weight.shape, "float32"), declared)
 
     def is_masked(node: Any) -> bool:
         return isinstance(node, optax.MaskedNode)  # of weights that another optimizer updates
@@ -116,7 +147,7 @@ def state_shardings(
     moments = optax.tree_map_params(
         optimizer,
         lambda moment, place: moment if is_masked(moment) else place,
-        jax.eval_shape(optimizer.init, split(params, frozen)[0]),
+        jax.eval_shape(optimizer.init, split(shapes, frozen)[0]),
         weights,
         transform_non_params=lambda _: everywhere,
         is_leaf=is_masked,
@@ -129,7 +160,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     num_microbatches: int,
     shardings: TrainState,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> StepFn:
     """Compiles a training step for a loss.
 
     Losses, gradients and named sums are added up over microbatches and devices and divided once by

@@ -12,6 +12,6 @@ def run(job: Job) -> dict:
     score = prompts.make_score(job, found.examples)
     start = grpo.start(config, job.model, reference, job.mesh)
     iterate = grpo.make_iteration(
-        config, job.model, score, reference, job.tokenizer, seed, job.mesh, start
+        config, job.model, score, reference, job.tokenizer, seed, job.mesh
     )
     return prompts.optimise(job, found, score, reference, start, iterate, config.group_size)

@@ -18,7 +18,5 @@ def run(job: Job) -> dict:
     else:
         critic = job.params("reward")
     start = ppo.start(config, job.model, reference, critic, job.mesh)
-    iterate = ppo.make_iteration(
-        config, job.model, score, reference, job.tokenizer, seed, job.mesh, start
-    )
+    iterate = ppo.make_iteration(config, job.model, score, reference, job.tokenizer, seed, job.mesh)
     return prompts.optimise(job, found, score, reference, start, iterate, answers=1)

@@ -15,8 +15,7 @@ from model.sharding import Mesh, make_mesh
 from model.transformer import Params, init
 from train.lm import lm_loss
 from train.loop import place
-from train.optimizer import make_optimizer
-from train.step import init_state, make_step, state_shardings
+from train.step import make_training
 
 NUM_ROUNDS = 5
 STEPS_PER_ROUND = 6
@@ -50,12 +49,10 @@ def run_bench(settings: Settings) -> dict:
 def _bench_training(
     settings: Settings, config: TransformerConfig, params: Params, mesh: Mesh
 ) -> dict:
-    section = settings.pretrain
-    optimizer = make_optimizer(section.optimizer, config, section.loop.num_steps)
-    shardings = state_shardings(optimizer, config, params, mesh, section.optimizer.frozen)
-    loss = lm_loss(config, section.z_loss)
-    step = make_step(loss, optimizer, section.loop.num_microbatches, shardings)
-    state = init_state(jax.tree.map(jnp.copy, params), optimizer, shardings)
+    section, loss = settings.pretrain, lm_loss(config, settings.pretrain.z_loss)
+    lengths = (section.loop.num_steps, section.loop.num_microbatches)
+    begin, step = make_training(loss, section.optimizer, config, *lengths, mesh)
+    state = begin(jax.tree.map(jnp.copy, params))
     batch_size, seq_len = section.loop.batch_size, section.seq_len
     rows = _random_rows(config.vocab_size, batch_size, seq_len + 1)
     batch = place(lm_rows(settings.mesh, seq_len)(rows), mesh)

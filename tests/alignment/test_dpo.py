@@ -182,7 +182,7 @@ def test_training_widens_the_margin_and_leaves_the_reference_alone(batch):
     mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
     reference = jax.tree.map(jnp.asarray, make_params())
     optimizer = optax.adam(3e-3)
-    shardings = state_shardings(optimizer, CONFIG, reference, mesh)
+    shardings = state_shardings(optimizer, CONFIG, mesh)
     with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):  # optax mixes them
         state = init_state(jax.tree.map(jnp.copy, reference), optimizer, shardings)
         step, measured = make_step(dpo.dpo_loss(CONFIG, DPO), optimizer, 1, shardings), []

@@ -77,9 +77,7 @@ def make_run(config, sizes=(1, 1, 1), seed=5):
         return grpo.start(config, SHAPE, POLICY, mesh)
 
     with jax.set_mesh(mesh):
-        iteration = grpo.make_iteration(
-            config, SHAPE, ends, REFERENCE, Letters(), seed, mesh, start()
-        )
+        iteration = grpo.make_iteration(config, SHAPE, ends, REFERENCE, Letters(), seed, mesh)
 
     def of_eight(state, prompts):
         return iteration(state, {name: x[:8] for name, x in prompts.items()})

@@ -281,9 +281,7 @@ def make_run(config, sizes=(1, 1, 1), seed=5):
     )
     with jax.set_mesh(mesh):
         start = functools.partial(ppo.start, config, SHAPE, POLICY, CRITIC, mesh)
-        iteration = ppo.make_iteration(
-            config, SHAPE, SCORE, REFERENCE, Letters(), seed, mesh, start()
-        )
+        iteration = ppo.make_iteration(config, SHAPE, SCORE, REFERENCE, Letters(), seed, mesh)
     return mesh, start, iteration
 
 

@@ -180,7 +180,7 @@ def test_pairs_are_learnt():
     mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
     optimizer, params = optax.adam(0.01), make_params(CONFIG)
     before = reward.accuracy(CONFIG, params, rows[16:], 8).mean()
-    shardings = state_shardings(optimizer, CONFIG, params, mesh)
+    shardings = state_shardings(optimizer, CONFIG, mesh)
     with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):  # optax mixes them
         state = init_state(params, optimizer, shardings)
         step = make_step(reward.pair_loss(CONFIG, 0.01), optimizer, 2, shardings)

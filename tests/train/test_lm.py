@@ -131,7 +131,7 @@ def test_a_step_of_sgd_follows_the_mean_gradient():
     )
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        shardings = state_shardings(optimizer, config, params, mesh)
+        shardings = state_shardings(optimizer, config, mesh)
         state = init_state(jax.device_put(params, shardings.params), optimizer, shardings)
         step = make_step(lm_loss(replace(config, chunk_tokens=10), Z_LOSS), optimizer, 2, shardings)
         state, _ = step(state, batch)

@@ -92,7 +92,7 @@ def compile_step():
     """The step and a fresh start on one device; a token 0 makes the loss infinite."""
     mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
     optimizer, params = make_optimizer(OPTIMIZER, SHAPE, CONFIG.num_steps), start_params()
-    shardings = state_shardings(optimizer, SHAPE, params, mesh)
+    shardings = state_shardings(optimizer, SHAPE, mesh)
 
     def loss_fn(params, batch):
         sums = lm_loss(replace(SHAPE, chunk_tokens=64), 1e-4)(params, batch)

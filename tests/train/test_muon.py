@@ -134,7 +134,7 @@ def test_a_mesh_changes_nothing():
                 init(EXPERTS, jax.random.key(0), mesh),
                 make_optimizer(MUON, EXPERTS, 10),
             )
-            state = init_state(placed, optimizer, state_shardings(optimizer, EXPERTS, placed, mesh))
+            state = init_state(placed, optimizer, state_shardings(optimizer, EXPERTS, mesh))
             moment = state.opt_state[1].inner_states["muon"].inner_state[0].mu
             up = moment["stack0"]["layer0"]["feed_forward"]["up"]
             assert up.sharding.is_fully_replicated == (expected is None)

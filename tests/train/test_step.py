@@ -98,7 +98,7 @@ def train_again(sizes, num_microbatches):
         MeshConfig(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))), devices
     )
     optimizer, params = make_optimizer(OPTIMIZER, SHAPE, 20), make_params()
-    shardings = state_shardings(optimizer, SHAPE, params, mesh)
+    shardings = state_shardings(optimizer, SHAPE, mesh)
     with jax.set_mesh(mesh):
         state = init_state(params, optimizer, shardings)
         step = make_step(counted_loss, optimizer, num_microbatches, shardings)
@@ -231,7 +231,7 @@ def test_the_starting_parameters_become_the_states():
     """On the device they are the same memory; on the host they are left as they are."""
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     optimizer, on_host = optax.sgd(0.1), make_params()
-    shardings = state_shardings(optimizer, SHAPE, on_host, mesh)
+    shardings = state_shardings(optimizer, SHAPE, mesh)
     params = jax.device_put(jax.tree.map(jnp.asarray, on_host), shardings.params)
     before = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params)]
     state = init_state(params, optimizer, shardings)
@@ -335,7 +335,7 @@ def test_frozen_weights_stay_and_the_others_move_as_alone(kind, num_microbatches
     mesh = sharding.make_mesh(MeshConfig(fsdp=2), jax.devices()[:2])
     optimizer, params = make_optimizer(config, SHAPE, 20), make_params()
     trainable, kept = split(params, frozen)
-    shardings = state_shardings(optimizer, SHAPE, params, mesh, frozen)
+    shardings = state_shardings(optimizer, SHAPE, mesh, frozen)
     opt_state = optimizer.init(trainable)
     with jax.set_mesh(mesh):
         state = init_state(jax.tree.map(jnp.copy, params), optimizer, shardings)
