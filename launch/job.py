@@ -21,13 +21,14 @@ from launch.schema import to_dict
 from launch.settings import Settings
 from launch.stages.stage import STAGES
 from launch.store.rundir import MetricsWriter, RunDir, flatten, remove
-from model import ring, sharding
+from model import flop, ring, sharding
 from model.config import TransformerConfig
 from model.transformer import Params
 from train import loop
 from train.checkpoint import Checkpointer
 from train.heldout import heldout_loss
-from train.step import LossFn, TrainState
+from train.optimizer import make_schedule
+from train.step import LossFn, TrainState, make_training
 
 
 class Job:
@@ -171,30 +172,39 @@ class Job:
         evaluators: Mapping[str, Callable],
         model: TransformerConfig | None = None,
     ) -> TrainState:
-        """Trains one model on one loss, in the section's loop and optimizer; see `loop.fit`."""
-        model = model or self.model
+        """Trains one model on one loss, in the section's loop and optimizer.
+
+        Args:
+          loss: see `step.LossFn`.
+          params: where to start; they are donated, so that no second copy stays alive.
+          loader, step_tokens, evaluators: as in `loop.run`.
+          seq_len: tokens a row, for the FLOPs of attention.
+          model: shape of the model, if it is not the run's language model.
+        """
+        model, config, optimizer = model or self.model, self.section.loop, self.section.optimizer
+        is_first = reads_start(self.settings, self.stage)
         with self.keeping(model) as (checkpointer, watch):
-            return loop.fit(
-                self.section.loop,
-                self.section.optimizer,
-                loss,
-                model,
-                params,
+            lengths = (config.num_steps, config.num_microbatches)
+            begin, step = make_training(loss, optimizer, model, *lengths, self.mesh)
+            state = begin(params)
+            if self.settings.start_optimizer and is_first and checkpointer.is_empty():
+                state = state._replace(opt_state=start.load_moments(self.start, state.opt_state))
+            step_flops = step_tokens * flop.train_flops(model, seq_len)
+            peak_flops, source = flop.peak_flops(model.dtype, model.quantized)
+            return loop.run(
+                config,
+                state,
+                step,
                 loader,
                 self.mesh,
                 checkpointer,
                 watch,
                 step_tokens=step_tokens,
-                seq_len=seq_len,
+                ideal_step_secs=step_flops / peak_flops,
+                is_peak_measured=source == "measured",
+                learning_rate=make_schedule(optimizer, config.num_steps),
                 evaluators=evaluators,
-                moments=self._moments(),
             )
-
-    def _moments(self) -> Callable[[Any], Any] | None:
-        """What loads the optimizer's moments to continue with; None for fresh ones."""
-        is_first = reads_start(self.settings, self.stage)
-        is_wanted = self.settings.start_optimizer and is_first
-        return functools.partial(start.load_moments, self.start) if is_wanted else None
 
     @contextlib.contextmanager
     def keeping(self, model: TransformerConfig) -> Iterator[tuple[Checkpointer, loop.Watch]]:

@@ -13,12 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from model import flop
-from model.config import LAYOUT, TransformerConfig, require
+from model.config import LAYOUT, require
 from model.sharding import batch_sharding
-from model.transformer import Params
-from train.optimizer import OptimizerConfig, make_schedule
-from train.step import LossFn, TrainState, make_training
+from train.step import TrainState
 
 if TYPE_CHECKING:  # Orbax is slow to import, and config errors should surface before that
     from train.checkpoint import Checkpointer
@@ -58,57 +55,6 @@ class Watch:
     write: Callable[[dict], None]
     log: Callable[[str], None]
     truncate: Callable[[int], None]
-
-
-def fit(
-    config: LoopConfig,
-    optimizer_config: OptimizerConfig,
-    loss_fn: LossFn,
-    model_config: TransformerConfig,
-    params: Params,
-    loader: Any,
-    mesh: Mesh,
-    checkpointer: "Checkpointer",
-    watch: Watch,
-    *,
-    step_tokens: int,
-    seq_len: int,
-    evaluators: Mapping[str, Callable[[Any], dict]],
-    moments: Callable[[Any], Any] | None = None,
-) -> TrainState:
-    """Trains one model on one loss: optimizer, state and step, and then `run`.
-
-    Args:
-      config: length and intervals.
-      optimizer_config: of `params`.
-      loss_fn: see `step.LossFn`.
-      model_config: shape of the model.
-      params: where to start; they are donated, so that no second copy stays alive.
-      loader, mesh, checkpointer, watch, step_tokens, evaluators: as in `run`.
-      seq_len: tokens a row, for the FLOPs of attention.
-      moments: gives an optimizer state in place of a fresh one, of its shapes and placement.
-    """
-    lengths = (config.num_steps, config.num_microbatches)
-    begin, step = make_training(loss_fn, optimizer_config, model_config, *lengths, mesh)
-    state = begin(params)
-    if moments is not None and checkpointer.is_empty():
-        state = state._replace(opt_state=moments(state.opt_state))
-    step_flops = step_tokens * flop.train_flops(model_config, seq_len)
-    peak_flops, source = flop.peak_flops(model_config.dtype, model_config.quantized)
-    return run(
-        config,
-        state,
-        step,
-        loader,
-        mesh,
-        checkpointer,
-        watch,
-        step_tokens=step_tokens,
-        ideal_step_secs=step_flops / peak_flops,
-        is_peak_measured=source == "measured",
-        learning_rate=make_schedule(optimizer_config, config.num_steps),
-        evaluators=evaluators,
-    )
 
 
 def run(

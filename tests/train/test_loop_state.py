@@ -1,7 +1,9 @@
 """The loop's state: once in memory, and saved only if training can go on from it."""
 
+import contextlib
 import dataclasses
 import gc
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 
 from data.loader import Loader
+from launch.job import Job
+from launch.settings import Settings
 from model import flop, sharding
 from model.transformer import declare
 from tests.tiny import replace
@@ -22,7 +26,6 @@ from tests.train.test_loop import (
     lay_out,
     start_params,
 )
-from train import loop
 from train.checkpoint import Checkpointer
 from train.lm import lm_loss
 from train.loop import Watch
@@ -71,25 +74,24 @@ def test_a_state_that_is_not_finite_is_not_saved(trial, field, words, value):
 
 
 def fit(directory, optimizer=OPTIMIZER, num_steps=10, save_every=10, watch_step=None, write=None):
-    """`loop.fit` on one device."""
+    """`Job.train` on one device, of a job that has no run directory."""
     rows = np.random.default_rng(1).integers(1, 32, (ROWS, 9))
     loader = Loader({"a": ([{"tokens": row.astype(np.int32)} for row in rows], 1.0)}, 4, 3, lay_out)
     mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
     params = jax.device_put(start_params(), sharding.weight_shardings(declare(SHAPE), mesh))
     checkpointer = Checkpointer(directory, {}, {}, 1)
+    watch = Watch(write or (lambda _: None), lambda _: None, lambda _: None)
     config = dataclasses.replace(CONFIG, num_steps=num_steps, save_every=save_every, eval_every=1)
+    section = SimpleNamespace(loop=config, optimizer=optimizer)
+    settings = Settings("", ("pretrain",), model=SHAPE, pretrain=section)
+    job = Job(settings, None, None, None, "pretrain", {})
+    job.mesh, job.keeping = mesh, lambda _: contextlib.nullcontext((checkpointer, watch))
     try:
         with jax.set_mesh(mesh):
-            return loop.fit(
-                config,
-                optimizer,
+            return job.train(
                 lm_loss(replace(SHAPE, chunk_tokens=64), 1e-4),
-                SHAPE,
                 params,
                 loader,
-                mesh,
-                checkpointer,
-                Watch(write or (lambda _: None), lambda _: None, lambda _: None),
                 step_tokens=32,
                 seq_len=8,
                 evaluators={"watch": watch_step} if watch_step else {},
