@@ -62,6 +62,7 @@ def respond(
     prompts = [chat.render_prompt(tokenizer, messages) for messages in conversations]
     limit = (max_tokens or config.max_tokens()) - max_new_tokens
     _check_lengths(prompts, limit, max_new_tokens)
+    end_id = chat.end_id(tokenizer)
     answers = batching.generate(
         config,
         params,
@@ -70,11 +71,11 @@ def respond(
         temperature=temperature,
         seed=seed,
         batch_size=batch_size,
-        end_id=chat.end_id(tokenizer),
+        end_id=end_id,
         pad_id=tokenizer.pad_id,
         log=log,
     )
-    return [_response(tokenizer, ids) for ids in answers]
+    return [Response(chat.read_answer(tokenizer, ids), ids, ids[-1] == end_id) for ids in answers]
 
 
 def evaluate(examples: Sequence[Example], responses: Sequence[Response]) -> dict[str, dict]:
@@ -100,7 +101,3 @@ def _check_lengths(prompts: Sequence[np.ndarray], limit: int, max_new_tokens: in
                 f"conversation {index}: its prompt has {len(prompt)} tokens; at most {limit} fit "
                 f"beside an answer of {max_new_tokens}"
             )
-
-
-def _response(tokenizer: Tokenizer, ids: tuple[int, ...]) -> Response:
-    return Response(chat.read_answer(tokenizer, ids), ids, ids[-1] == chat.end_id(tokenizer))

@@ -147,17 +147,18 @@ def corrupt(example: Example, text: str, rng: np.random.Generator) -> str:
     Returns:
       An answer that differs from `text` and has a lower gold score if `text` is the reference.
     """
+    is_answered = example.check in ("exact", "overlap")
     ways: list[Callable[[], str]] = [
-        lambda: _with_filler(example, text, rng),
+        lambda: wrap_filler(text, rng.random, opening=is_answered),
         lambda: f"{text} {text}",
     ]
-    if example.check in ("exact", "overlap"):
+    if is_answered:
         ways += [lambda: REFUSAL, lambda: f"{REFUSAL} {text}"]
     if example.check == "exact":
         ways += [lambda: _wrong_item(example, text, rng)] * 3
     if example.check == "overlap":
         ways += [lambda: "I do not know."]
-    if example.check in ("exact", "overlap") and len(text) > 3:
+    if is_answered and len(text) > 3:
         ways += [lambda: _cut(text, rng)]
     if example.check == "refusal":
         ways += [
@@ -167,10 +168,6 @@ def corrupt(example: Example, text: str, rng: np.random.Generator) -> str:
     if example.check == "unknown":
         ways += [lambda: _invention(example, rng)] * 4
     return _pick(ways, rng)()
-
-
-def _with_filler(example: Example, text: str, rng: np.random.Generator) -> str:
-    return wrap_filler(text, rng.random, opening=example.check in ("exact", "overlap"))
 
 
 def _cut(text: str, rng: np.random.Generator) -> str:

@@ -159,12 +159,9 @@ def _say_mscale(config: TransformerConfig) -> dict[str, Any]:
     rope = config.rope
     if rope.scaling == "none" or rope.factor <= 1 or not config.attention_scale:
         return {}
-    slope, stretch = 0.1 * math.log(rope.factor), _stretch(config)
+    slope = 0.1 * math.log(rope.factor)
+    stretch = math.sqrt(config.attention_scale * math.sqrt(config.head_dim))
     return {
         "mscale": (rope.magnitude * stretch - 1) / slope,
         "mscale_all_dim": (stretch - 1) / slope,
     }
-
-
-def _stretch(config: TransformerConfig) -> float:
-    return math.sqrt(config.attention_scale * math.sqrt(config.head_dim))

@@ -68,8 +68,10 @@ def open_hf(directory: Path) -> Source:
         raise ValueError(f"{directory}: holds tensors under two spellings of one name")
     rules = hf_tensors.rules(name, stored, raw.get("rope_interleave", True))
     wanted = parts(config, rules, layer(name))
-    more = min(_more_layers(raw), hf_config.MAX_LAYERS)
-    past = [layer(name).format(i=config.num_layers + i) + "." for i in range(more)]
+    # Layers beyond the last, which predict several tokens ahead (DeepSeek-V3).
+    more = raw.get("num_nextn_predict_layers", raw.get("num_mtp_layers")) or 0
+    depths = range(config.num_layers, config.num_layers + min(more, hf_config.MAX_LAYERS))
+    past = [layer(name).format(i=depth) + "." for depth in depths]
     ignored = {
         known
         for known, there in stored.items()
@@ -140,11 +142,6 @@ def layer(name: str) -> str:
 def _canonical(name: str, front: str) -> str:
     name = HEADS.sub("", name)
     return name if name.startswith("lm_head") else front + BASES.sub("", name)
-
-
-def _more_layers(raw: Mapping[str, Any]) -> int:
-    """Layers beyond the last, which predict several tokens ahead (DeepSeek-V3)."""
-    return raw.get("num_nextn_predict_layers", raw.get("num_mtp_layers")) or 0
 
 
 def _check(
