@@ -65,11 +65,6 @@ def token_logprobs(logits_BLV: jax.Array, targets_BL: jax.Array, temperature: fl
     return -cross_entropy(logits_BLV * scale, targets_BL, 0.0)
 
 
-def head_loss(*inputs) -> jax.Array:
-    """The total of `head_sums` of these arguments, as a scalar that can be differentiated."""
-    return head_sums(*inputs)[0]
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def head_sums(
     config: TransformerConfig,

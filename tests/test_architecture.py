@@ -41,7 +41,6 @@ LIBRARY_FUNCTIONS: dict[str, str] = {
     "model.cache.insert": "programs that keep a batch going, in which a prompt takes an ended row",
     "model.interop.huggingface.load": "README's three lines: loads a checkpoint onto any mesh",
     "launch.load.load_run": "README: a run's model and tokenizer from Python",
-    "model.loss.head_loss": "the scalar that oracles differentiate; training needs its parts too",
     "model.interop.huggingface.save": "its counterpart; the verb export streams from disk instead",
 }
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".jinja", ".txt", ".yaml", ".yml", ".json", ".sh", ""}

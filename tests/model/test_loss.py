@@ -10,7 +10,7 @@ import pytest
 
 from model import sharding
 from model.config import TransformerConfig
-from model.loss import cross_entropy, head_loss, token_logprobs
+from model.loss import cross_entropy, head_sums, token_logprobs
 from tests.tiny import replace
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -186,6 +186,11 @@ def plain_head_loss(config, z_loss, x_BLD, head_DV, targets_BL, weights_BL):
     logits_BLV, cap = (x_BLD @ head_DV)[..., :VOCAB], config.logit_softcap
     logits_BLV = cap * jnp.tanh(logits_BLV / cap) if cap else logits_BLV
     return jnp.sum(plain_loss(logits_BLV, targets_BL, z_loss) * weights_BL)
+
+
+def head_loss(*inputs):
+    """The total, a scalar that can be differentiated."""
+    return head_sums(*inputs)[0]
 
 
 def measure(loss, x_BLD, head_DV, targets_BL, weights_BL):
