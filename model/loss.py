@@ -10,51 +10,11 @@ from model.attention import softcap
 from model.config import TransformerConfig
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def cross_entropy(logits_BLV: jax.Array, targets_BL: jax.Array, z_loss: float) -> jax.Array:
-    """Negative log-likelihood a token, in nats, plus z_loss * logsumexp^2.
-
-    The backward pass is written out: d logits = g (softmax (1 + 2 z logsumexp) - onehot), one
-    sweep over the logits where autodiff makes several.
-
-    Args:
-      logits_BLV: unnormalised log-probabilities, float32.
-      targets_BL: token ids.
-      z_loss: weight of the pull of the normaliser towards 0.
-
-    Returns:
-      One loss a token, shape (B, L), float32.
-
-    Source: z-loss from arXiv 2204.02311, section 5.
-    """
-    return _cross_entropy_forward(logits_BLV, targets_BL, z_loss)[0]
-
-
-def _cross_entropy_forward(logits_BLV, targets_BL, z_loss):
-    top_BL = jnp.max(logits_BLV, -1)
-    lse_BL = top_BL + jnp.log(jnp.sum(jnp.exp(logits_BLV - top_BL[..., None]), -1))
-    chosen_BL = jnp.take_along_axis(logits_BLV, targets_BL[..., None], -1)[..., 0]
-    loss_BL = lse_BL - chosen_BL + z_loss * jnp.square(lse_BL)
-    return loss_BL, (logits_BLV, targets_BL, lse_BL)
-
-
-def _cross_entropy_backward(z_loss, residuals, grad_BL):
-    logits_BLV, targets_BL, lse_BL = residuals
-    pull_BL = 1.0 + 2.0 * z_loss * lse_BL
-    vocab_V = jnp.arange(logits_BLV.shape[-1], dtype=targets_BL.dtype)
-    onehot_BLV = (targets_BL[..., None] == vocab_V[None, None, :]).astype(lse_BL.dtype)
-    softmax_BLV = jnp.exp(logits_BLV - lse_BL[..., None]) * pull_BL[..., None]
-    return grad_BL[..., None] * (softmax_BLV - onehot_BLV), None
-
-
-cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
-
-
 def token_logprobs(logits_BLV: jax.Array, targets_BL: jax.Array, temperature: float) -> jax.Array:
     """log softmax(logits / temperature) at the targets.
 
     Args:
-      logits_BLV: raw logits.
+      logits_BLV: raw logits, float32.
       targets_BL: token ids, in [0, V).
       temperature: of sampling; 0 (greedy) reads the untempered distribution.
 
@@ -62,7 +22,35 @@ def token_logprobs(logits_BLV: jax.Array, targets_BL: jax.Array, temperature: fl
       logp_BL, float32, in nats.
     """
     scale = 1.0 / temperature if temperature else 1.0
-    return -cross_entropy(logits_BLV * scale, targets_BL, 0.0)
+    return -_nats(logits_BLV * scale, targets_BL)
+
+
+@jax.custom_vjp
+def _nats(logits_BLV: jax.Array, targets_BL: jax.Array) -> jax.Array:
+    """Negative log-likelihood a token.
+
+    The backward pass is written out: d logits = g (softmax - onehot), one sweep over the logits
+    where autodiff makes several.
+    """
+    return _nats_forward(logits_BLV, targets_BL)[0]
+
+
+def _nats_forward(logits_BLV, targets_BL):
+    top_BL = jnp.max(logits_BLV, -1)
+    lse_BL = top_BL + jnp.log(jnp.sum(jnp.exp(logits_BLV - top_BL[..., None]), -1))
+    chosen_BL = jnp.take_along_axis(logits_BLV, targets_BL[..., None], -1)[..., 0]
+    return lse_BL - chosen_BL, (logits_BLV, targets_BL, lse_BL)
+
+
+def _nats_backward(residuals, grad_BL):
+    logits_BLV, targets_BL, lse_BL = residuals
+    vocab_V = jnp.arange(logits_BLV.shape[-1], dtype=targets_BL.dtype)
+    onehot_BLV = (targets_BL[..., None] == vocab_V[None, None, :]).astype(lse_BL.dtype)
+    softmax_BLV = jnp.exp(logits_BLV - lse_BL[..., None])
+    return grad_BL[..., None] * (softmax_BLV - onehot_BLV), None
+
+
+_nats.defvjp(_nats_forward, _nats_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -74,7 +62,7 @@ def head_sums(
     targets_BL: jax.Array,
     weights_BL: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Weighted sum of `cross_entropy` over a batch; its logits are never all in memory.
+    """Weighted cross-entropy of a batch, with z-loss; its logits are never all in memory.
 
     Each device takes `layout.chunk_tokens` of its tokens at a time through the head. As the loss is
     one sum with known weights, its gradients are made in the same sweep: no product is done twice.
@@ -82,7 +70,7 @@ def head_sums(
 
     Args:
       config: vocab_size, which hides the padding of the vocabulary, logit_softcap and layout.
-      z_loss: as in `cross_entropy`.
+      z_loss: weight of logsumexp^2, the pull of the normaliser towards 0.
       x_BLD: activations after the final norm.
       head_DV: output embedding, vocabulary padded.
       targets_BL: token ids.
@@ -91,6 +79,8 @@ def head_sums(
     Returns:
       (total, nats, squares), float32 weighted sums over the tokens of all devices: `nats` of the
       negative log-likelihood, `squares` of logsumexp^2, and total = nats + z_loss * squares.
+
+    Source: z-loss from arXiv 2204.02311, section 5.
     """
     inputs = (x_BLD, head_DV, targets_BL, weights_BL)
     return _head_sums(config, z_loss, False, *inputs)[0]

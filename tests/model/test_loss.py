@@ -10,7 +10,7 @@ import pytest
 
 from model import sharding
 from model.config import TransformerConfig
-from model.loss import cross_entropy, head_sums, token_logprobs
+from model.loss import head_sums, token_logprobs
 from tests.tiny import replace
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -20,7 +20,7 @@ GRAD_RTOL = 1e-5
 GRAD_ATOL = 1e-7
 # Relative error (norms) of a gradient whose factors are rounded to bfloat16, 2^-9 each.
 BF16_ERROR = 5e-3
-Z_LOSSES = (0.0, 1e-4, 0.1)
+TEMPERATURES = (0.5, 1.0, 1.7)
 
 
 def make_inputs(scale=3.0):
@@ -29,11 +29,10 @@ def make_inputs(scale=3.0):
     return logits_BLV, rng.integers(0, 11, (3, 5)), rng.normal(size=(3, 5)).astype(np.float32)
 
 
-def float64_loss(logits_BLV, targets_BL, z_loss):
-    logits_BLV = logits_BLV.astype(np.float64)
-    lse_BL = np.log(np.exp(logits_BLV).sum(-1))
+def float64_logprobs(logits_BLV, targets_BL, temperature):
+    logits_BLV = logits_BLV.astype(np.float64) / temperature
     chosen_BL = np.take_along_axis(logits_BLV, targets_BL[..., None], -1)[..., 0]
-    return lse_BL - chosen_BL + z_loss * lse_BL**2
+    return chosen_BL - np.log(np.exp(logits_BLV).sum(-1))
 
 
 def plain_loss(logits_BLV, targets_BL, z_loss):
@@ -44,34 +43,43 @@ def plain_loss(logits_BLV, targets_BL, z_loss):
     return nll_BL + z_loss * lse_BL**2
 
 
-def weighted_grad(loss, logits_BLV, targets_BL, upstream_BL, z_loss):
-    return jax.grad(lambda x: jnp.sum(loss(x, targets_BL, z_loss) * upstream_BL))(logits_BLV)
+def plain_logprobs(logits_BLV, targets_BL, temperature):
+    return -plain_loss(logits_BLV / temperature, targets_BL, 0.0)
 
 
-@pytest.mark.parametrize("z_loss", Z_LOSSES)
-def test_values_are_those_of_float64(z_loss):
+def weighted_grad(logprobs, logits_BLV, targets_BL, upstream_BL, temperature=1.0):
+    return jax.grad(lambda x: jnp.sum(logprobs(x, targets_BL, temperature) * upstream_BL))(
+        logits_BLV
+    )
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_values_are_those_of_float64(temperature):
     logits_BLV, targets_BL, _ = make_inputs()
-    got = cross_entropy(logits_BLV, targets_BL, z_loss)
+    got = token_logprobs(logits_BLV, targets_BL, temperature)
     assert got.dtype == jnp.float32
-    np.testing.assert_allclose(got, float64_loss(logits_BLV, targets_BL, z_loss), VALUE_RTOL)
+    expected = float64_logprobs(logits_BLV, targets_BL, temperature)
+    np.testing.assert_allclose(got, expected, VALUE_RTOL if temperature == 1 else VALUE_RTOL * 5)
 
 
-@pytest.mark.parametrize("z_loss", Z_LOSSES)
-def test_gradients_are_those_of_autodiff(z_loss):
-    inputs = make_inputs()
-    got, expected = (weighted_grad(loss, *inputs, z_loss) for loss in (cross_entropy, plain_loss))
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_gradients_are_those_of_autodiff(temperature):
+    got, expected = (
+        weighted_grad(logprobs, *make_inputs(), temperature)
+        for logprobs in (token_logprobs, plain_logprobs)
+    )
     np.testing.assert_allclose(got, expected, GRAD_RTOL, GRAD_ATOL)
 
 
-@pytest.mark.parametrize("z_loss", Z_LOSSES)
-def test_gradients_are_those_of_finite_differences(z_loss):
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_gradients_are_those_of_finite_differences(temperature):
     logits_BLV, targets_BL, upstream_BL = make_inputs()
-    grad_BLV = weighted_grad(cross_entropy, logits_BLV, targets_BL, upstream_BL, z_loss)
+    grad_BLV = weighted_grad(token_logprobs, logits_BLV, targets_BL, upstream_BL, temperature)
     direction_BLV = np.random.default_rng(1).normal(size=logits_BLV.shape)
 
     def along(step):
         moved = logits_BLV.astype(np.float64) + step * direction_BLV
-        return np.sum(float64_loss(moved, targets_BL, z_loss) * upstream_BL)
+        return np.sum(float64_logprobs(moved, targets_BL, temperature) * upstream_BL)
 
     slope = (along(1e-5) - along(-1e-5)) / 2e-5
     np.testing.assert_allclose(np.sum(grad_BLV * direction_BLV), slope, GRAD_RTOL)
@@ -80,64 +88,41 @@ def test_gradients_are_those_of_finite_differences(z_loss):
 def test_value_by_hand():
     """Logits log 1, log 2, log 5: the sum is 8, the second word has probability 1/4."""
     logits = np.log(np.array([[[1.0, 2.0, 5.0]]], np.float32))
-    nll = np.log(4.0)
-    got = cross_entropy(logits, np.array([[1]]), 0.5)
-    np.testing.assert_allclose(got, [[nll + 0.5 * np.log(8.0) ** 2]], VALUE_RTOL)
-
-
-def test_z_loss_pulls_the_normaliser_towards_zero():
-    logits = np.full((1, 1, 4), 2.0, np.float32)
-    grad = weighted_grad(cross_entropy, logits, np.array([[0]]), np.ones((1, 1)), 0.1)
-    without = weighted_grad(cross_entropy, logits, np.array([[0]]), np.ones((1, 1)), 0.0)
-    assert np.all(grad > without)  # every logit is pushed further down
-    np.testing.assert_allclose(without.sum(), 0.0, atol=GRAD_ATOL)
+    got = token_logprobs(logits, np.array([[1]]), 1.0)
+    np.testing.assert_allclose(got, [[-np.log(4.0)]], VALUE_RTOL)
 
 
 @pytest.mark.parametrize("shift", [-3e4, 0.0, 3e4])
 def test_logits_of_any_size_stay_finite(shift):
     logits_BLV, targets_BL, upstream_BL = make_inputs(scale=300.0)
-    loss = cross_entropy(logits_BLV + np.float32(shift), targets_BL, 0.0)
-    grad = weighted_grad(
-        cross_entropy, logits_BLV + np.float32(shift), targets_BL, upstream_BL, 0.0
-    )
-    assert np.isfinite(loss).all() and np.isfinite(grad).all() and (np.asarray(loss) >= 0).all()
+    logits_BLV += np.float32(shift)
+    logp_BL = np.asarray(token_logprobs(logits_BLV, targets_BL, 1.0))
+    grad = weighted_grad(token_logprobs, logits_BLV, targets_BL, upstream_BL)
+    assert np.isfinite(logp_BL).all() and np.isfinite(grad).all() and (logp_BL <= 0).all()
 
 
 def test_zero_weight_leaves_no_gradient():
     logits_BLV, targets_BL, upstream_BL = make_inputs()
     upstream_BL[1] = 0
-    grad_BLV = weighted_grad(cross_entropy, logits_BLV, targets_BL, upstream_BL, 0.1)
+    grad_BLV = weighted_grad(token_logprobs, logits_BLV, targets_BL, upstream_BL)
     assert np.all(grad_BLV[1] == 0) and np.all(grad_BLV[0] != 0)
 
 
 def test_gradients_pass_through_jit_remat_and_scan():
     logits_BLV, targets_BL, upstream_BL = make_inputs()
-    expected = weighted_grad(cross_entropy, logits_BLV, targets_BL, upstream_BL, 0.1)
+    expected = weighted_grad(token_logprobs, logits_BLV, targets_BL, upstream_BL, 0.8)
 
     @functools.partial(jax.jit)
     @jax.grad
     def by_scan(logits_BLV):
         def row(total, x):
             logits_LV, targets_L, upstream_L = x
-            loss = jax.checkpoint(lambda x: cross_entropy(x[None], targets_L[None], 0.1)[0])
-            return total + jnp.sum(loss(logits_LV) * upstream_L), None
+            logp = jax.checkpoint(lambda x: token_logprobs(x[None], targets_L[None], 0.8)[0])
+            return total + jnp.sum(logp(logits_LV) * upstream_L), None
 
         return jax.lax.scan(row, 0.0, (logits_BLV, jnp.array(targets_BL), upstream_BL))[0]
 
     np.testing.assert_allclose(by_scan(logits_BLV), expected, GRAD_RTOL, GRAD_ATOL)
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
-def test_token_logprobs_are_of_the_tempered_distribution(temperature):
-    logits_BLV, targets_BL, upstream_BL = make_inputs()
-    expected = -float64_loss(logits_BLV / np.float64(temperature), targets_BL, 0.0)
-    got = token_logprobs(logits_BLV, targets_BL, temperature)
-    np.testing.assert_allclose(got, expected, VALUE_RTOL * 5)
-    grad = weighted_grad(token_logprobs, logits_BLV, targets_BL, upstream_BL, temperature)
-    plain = weighted_grad(
-        lambda x, y, t: -plain_loss(x / t, y, 0.0), logits_BLV, targets_BL, upstream_BL, temperature
-    )
-    np.testing.assert_allclose(grad, plain, GRAD_RTOL, GRAD_ATOL)
 
 
 def test_temperature_zero_reads_the_untempered_distribution():

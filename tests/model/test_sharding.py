@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from model import sharding
 from model.config import HEADS, TransformerConfig
 from model.decode import generate
-from model.loss import cross_entropy
+from model.loss import token_logprobs
 from model.sharding import MeshConfig, Weight
 from model.transformer import declare, forward, init
 from tests.marks import by_default
@@ -80,7 +80,7 @@ def loss_and_grad(config, params, batch):
     def loss(params):
         out = forward(config, params, batch["tokens"], batch["positions"], batch["segments"])
         if config.head != "scalar":
-            out = cross_entropy(out, batch["targets"], 0.01)
+            out = token_logprobs(out, batch["targets"], 1.0)
         return jnp.sum(out * batch["weights"]) / jnp.sum(batch["weights"])
 
     return jax.value_and_grad(loss)(params)
