@@ -86,8 +86,6 @@ def prefer(
     Returns:
       0 if the first is preferred, 1 if the second, None if the scores are equal.
     """
-    if not 0 <= noise_rate <= 0.5:
-        raise ValueError(f"noise_rate is {noise_rate}; it must be between 0 and 0.5")
     flipped = rng.random() < noise_rate
     if score_a == score_b:
         return None
