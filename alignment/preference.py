@@ -154,16 +154,19 @@ def pair_rows(
         if len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) > seq_len:
             continue
         sides = [
-            _row(pair.prompt, answer, seq_len, pad_id) for answer in (pair.chosen, pair.rejected)
+            row(pair.prompt, answer, seq_len, pad_id) for answer in (pair.chosen, pair.rejected)
         ]
-        row = {key: np.stack([side[key] for side in sides]) for key in sides[0]}
-        rows.append({**row, "weight": np.float32(1.0)})
+        stacked = {key: np.stack([side[key] for side in sides]) for key in sides[0]}
+        rows.append({**stacked, "weight": np.float32(1.0)})
     if not rows:
         raise BadInput(f"reward.seq_len is {seq_len}: none of {len(pairs)} pairs fits")
     return rows, len(pairs) - len(rows)
 
 
-def _row(prompt, answer, seq_len: int, pad_id: int) -> dict[str, np.ndarray]:
+def row(
+    prompt: Sequence[int], answer: Sequence[int], seq_len: int, pad_id: int
+) -> dict[str, np.ndarray]:
+    """{tokens_L, real_L, answer_L} of one answer, as in `pair_rows`; it must fit."""
     start, end = len(prompt), len(prompt) + len(answer)
     index_L = np.arange(seq_len)
     tokens_L = np.full(seq_len, pad_id, np.int32)

@@ -131,21 +131,15 @@ def accuracy(
       rows: of `preference.pair_rows`, at least one.
       batch_size: pairs scored at a time.
     """
-    tokens_BL = np.concatenate([row["tokens"] for row in rows])
-    real_BL = np.concatenate([row["real"] for row in rows])
-    score_B2 = score_rows(config, params, tokens_BL, real_BL, 2 * batch_size).reshape(-1, 2)
+    sides = [{key: row[key][side] for key in ("tokens", "real")} for row in rows for side in (0, 1)]
+    score_B2 = score_rows(config, params, sides, 2 * batch_size).reshape(-1, 2)
     return (np.sign(score_B2[:, 0] - score_B2[:, 1]) + 1) / 2
 
 
 def score_rows(
-    config: TransformerConfig,
-    params: Params,
-    tokens_BL: np.ndarray,
-    real_BL: np.ndarray,
-    batch_size: int,
+    config: TransformerConfig, params: Params, rows: Sequence[Batch], batch_size: int
 ) -> np.ndarray:
-    """`score` over any number of rows, `batch_size` at a time; at least one row."""
-    rows = [{"tokens": t, "real": r} for t, r in zip(tokens_BL, real_BL, strict=True)]
+    """`score` over any number of rows {tokens_L, real_L}, `batch_size` at a time; at least one."""
     found = [
         _score_batch(config, params, batch["tokens"], batch["real"])
         for batch in fixed_batches(rows, batch_size, filler=rows[0])

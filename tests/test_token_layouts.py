@@ -236,8 +236,8 @@ def test_answers_of_preference_pairs_have_the_log_probability_of_each_alone(toke
 def test_rewards_are_those_of_each_conversation_alone(tokenizer):
     given = pairs(tokenizer)
     rows, _ = pair_rows(given, SEQ_LEN, tokenizer.pad_id)
-    tokens_BL, real_BL = (np.concatenate([row[key] for row in rows]) for key in ("tokens", "real"))
-    found = reward.score_rows(SCALAR, SCALAR_PARAMS, tokens_BL, real_BL, 3)
+    sides = [{key: row[key][i] for key in ("tokens", "real")} for row in rows for i in (0, 1)]
+    found = reward.score_rows(SCALAR, SCALAR_PARAMS, sides, 3)
     expected = [
         alone((*pair.prompt, *side), SCALAR, SCALAR_PARAMS)[-1]
         for pair in given

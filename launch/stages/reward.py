@@ -1,11 +1,11 @@
 """Preference pairs to a reward model."""
 
 import jax
-import numpy as np
 
-from alignment import reward
+from alignment import preference, reward
 from data import chat, instruct
 from data.errors import BadInput
+from data.loader import Batch
 from eval import grade
 from launch.job import Job
 from launch.stages import pairs
@@ -37,7 +37,7 @@ def run(job: Job) -> dict:
         name: reward.accuracy(scalar, state.params, rows, batch_size).tolist()
         for name, rows in found.heldout.items()
     }
-    scores = reward.score_rows(scalar, state.params, *references, batch_size)
+    scores = reward.score_rows(scalar, state.params, references, batch_size)
     return {
         **found.counts,
         "heldout_accuracy": grade.summarise([hit for found in hits.values() for hit in found]),
@@ -50,8 +50,8 @@ def run(job: Job) -> dict:
     }
 
 
-def _reference_rows(job: Job, found: pairs.Rows) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens, and where they are real, of the prompts of pairs with their reference answers.
+def _reference_rows(job: Job, found: pairs.Rows) -> list[Batch]:
+    """Rows of the prompts of pairs with their reference answers.
 
     Where no pairs are made here, the chosen answers of the user's own pairs are the references.
     """
@@ -60,27 +60,20 @@ def _reference_rows(job: Job, found: pairs.Rows) -> tuple[np.ndarray, np.ndarray
         return _chosen_rows(found)
     examples = instruct.build(job.settings.instruct)["train"][: config.pairs.num_prompts]
     answered = [
-        (
-            *chat.render_prompt(model, x.messages),
-            *chat.render_answer(model, x.messages, x.reference),
-        )
+        (chat.render_prompt(model, x.messages), chat.render_answer(model, x.messages, x.reference))
         for x in examples
     ]
-    fitting = [ids for ids in answered if len(ids) <= config.seq_len]
+    fitting = [ids for ids in answered if sum(map(len, ids)) <= config.seq_len]
     if len(fitting) < 2:
         raise BadInput(
             f"reward.seq_len is {config.seq_len} and reward.pairs.num_prompts "
             f"{config.pairs.num_prompts}; at least 2 of their reference answers must fit, whose "
             f"rewards have a deviation, and {len(fitting)} do"
         )
-    tokens_BL = np.full((len(fitting), config.seq_len), model.pad_id, np.int32)
-    real_BL = np.zeros_like(tokens_BL)
-    for row, ids in enumerate(fitting):
-        tokens_BL[row, : len(ids)], real_BL[row, : len(ids)] = ids, 1
-    return tokens_BL, real_BL
+    return [preference.row(*ids, config.seq_len, model.pad_id) for ids in fitting]
 
 
-def _chosen_rows(found: pairs.Rows) -> tuple[np.ndarray, np.ndarray]:
+def _chosen_rows(found: pairs.Rows) -> list[Batch]:
     """The chosen sides of the first pairs of each set."""
     sets = [rows for rows, _ in found.sources.values()]
     chosen = [row for rows in sets for row in rows[: MAX_CHOSEN // len(sets)]]
@@ -89,4 +82,4 @@ def _chosen_rows(found: pairs.Rows) -> tuple[np.ndarray, np.ndarray]:
             f"reward.data has {len(chosen)} pairs to train on; at least 2 are needed, whose "
             "rewards have a deviation"
         )
-    return tuple(np.stack([row[key][0] for row in chosen]) for key in ("tokens", "real"))
+    return [{key: row[key][0] for key in ("tokens", "real")} for row in chosen]

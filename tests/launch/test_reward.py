@@ -22,17 +22,18 @@ def found(**counts):
 
 
 def test_chosen_answers_of_own_pairs_are_the_references():
-    tokens_BL, real_BL = reward._chosen_rows(found(mine=2, others=1))
+    rows = reward._chosen_rows(found(mine=2, others=1))
     np.testing.assert_array_equal(
-        tokens_BL, [[1, 2, 10, 3, 0, 0], [1, 2, 11, 3, 0, 0], [1, 2, 10, 3, 0, 0]]
+        [row["tokens"] for row in rows],
+        [[1, 2, 10, 3, 0, 0], [1, 2, 11, 3, 0, 0], [1, 2, 10, 3, 0, 0]],
     )
-    np.testing.assert_array_equal(real_BL, [[1, 1, 1, 1, 0, 0]] * 3)
+    np.testing.assert_array_equal([row["real"] for row in rows], [[1, 1, 1, 1, 0, 0]] * 3)
 
 
 def test_every_set_has_its_part_of_many(monkeypatch):
     monkeypatch.setattr(reward, "MAX_CHOSEN", 4)
-    tokens_BL, _ = reward._chosen_rows(found(mine=9, others=9))
-    assert tokens_BL[:, 2].tolist() == [10, 11, 10, 11]
+    rows = reward._chosen_rows(found(mine=9, others=9))
+    assert [row["tokens"][2] for row in rows] == [10, 11, 10, 11]
 
 
 def test_one_pair_has_no_deviation():
