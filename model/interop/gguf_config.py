@@ -13,7 +13,7 @@ import numpy as np
 from model.attention import frequencies
 from model.config import RopeConfig
 from model.interop.hf_families import FAMILIES
-from model.interop.mapping import Rule
+from model.interop.mapping import Rule, linear, norm, vary
 
 LAYER = "blk.{i}"
 # Architecture of llama.cpp: model_type of transformers. A 'llama' with experts is a Mixtral.
@@ -248,63 +248,48 @@ def _peculiar(arch: str, given: Mapping[str, Any], raw: Mapping[str, Any]) -> di
     return {}
 
 
-def _linear(kind: str, name: str, dims: str) -> dict[str, Rule]:
-    return {
-        kind: Rule(f"{name}.weight", dims),
-        f"{kind}_bias": Rule(f"{name}.bias", " ".join(dims.split()[:-1])),
-    }
-
-
 def _gated(kind: str, suffix: str, expert: str = "") -> dict[str, Rule]:
     return {
-        **_linear(f"{kind}/gate", f".ffn_gate{suffix}", f"{expert}F D"),
-        **_linear(f"{kind}/up", f".ffn_up{suffix}", f"{expert}F D"),
-        **_linear(f"{kind}/down", f".ffn_down{suffix}", f"{expert}D F"),
+        **linear(f"{kind}/gate", f".ffn_gate{suffix}", f"{expert}F D"),
+        **linear(f"{kind}/up", f".ffn_up{suffix}", f"{expert}F D"),
+        **linear(f"{kind}/down", f".ffn_down{suffix}", f"{expert}D F"),
     }
 
 
-def _turned(rules: Mapping[str, Rule]) -> dict[str, Rule]:
-    return {kind: dataclasses.replace(rule, turn=True) for kind, rule in rules.items()}
-
-
-def _norm(kind: str, name: str, dims: str = "D") -> dict[str, Rule]:
-    return {f"{kind}/{x}": Rule(f"{name}.{y}", dims) for x, y in NORM}
-
-
-NORM = (("scale", "weight"), ("bias", "bias"))
 BASE = {
     "embedding": Rule("token_embd.weight", "V D"),
     "position_table": Rule("position_embd.weight", "T D"),
     "head": Rule("output.weight", "V D"),
-    **_norm("norm", "output_norm"),
-    **_norm("attention_norm", ".attn_norm"),
-    **_norm("feed_forward_norm", ".ffn_norm"),
-    **_norm("attention_post_norm", ".post_attention_norm"),
-    **_norm("feed_forward_post_norm", ".post_ffw_norm"),
-    **_norm("attention/q_norm", ".attn_q_norm", "H"),
-    **_norm("attention/k_norm", ".attn_k_norm", "H"),
-    **_linear("attention/q", ".attn_q", "NH D"),
-    **_linear("attention/k", ".attn_k", "KH D"),
-    **_linear("attention/v", ".attn_v", "KH D"),
-    **_linear("attention/out", ".attn_output", "D NH"),
+    **norm("norm", "output_norm"),
+    **norm("attention_norm", ".attn_norm"),
+    **norm("feed_forward_norm", ".ffn_norm"),
+    **norm("attention_post_norm", ".post_attention_norm"),
+    **norm("feed_forward_post_norm", ".post_ffw_norm"),
+    **norm("attention/q_norm", ".attn_q_norm", "H"),
+    **norm("attention/k_norm", ".attn_k_norm", "H"),
+    **linear("attention/q", ".attn_q", "NH D"),
+    **linear("attention/k", ".attn_k", "KH D"),
+    **linear("attention/v", ".attn_v", "KH D"),
+    **linear("attention/out", ".attn_output", "D NH"),
     **_gated("feed_forward", ""),
-    **_linear("experts/router", ".ffn_gate_inp", "E D"),
+    **linear("experts/router", ".ffn_gate_inp", "E D"),
     **_gated("experts", "_exps", "E "),
     **_gated("experts/shared", "_shexp"),
     "experts/shared_gate": Rule(".ffn_gate_inp_shexp.weight", "D"),
 }
 HARD_CODED = {
-    "llama": _turned(
-        _linear("attention/q", ".attn_q", "NH D") | _linear("attention/k", ".attn_k", "KH D")
+    "llama": vary(
+        linear("attention/q", ".attn_q", "NH D") | linear("attention/k", ".attn_k", "KH D"),
+        turn=True,
     ),
-    "olmo2": _norm("attention/q_norm", ".attn_q_norm", "NH")
-    | _norm("attention/k_norm", ".attn_k_norm", "KH"),
+    "olmo2": norm("attention/q_norm", ".attn_q_norm", "NH")
+    | norm("attention/k_norm", ".attn_k_norm", "KH"),
     "gpt2": {
         f"attention/{ours}{leaf}": Rule(f".attn_qkv.{stored}", dims.format(letter), place)
         for place, (ours, letter) in enumerate(zip("qkv", "NKK", strict=True))
         for leaf, stored, dims in (("", "weight", "3{}H D"), ("_bias", "bias", "3{}H"))
     },
-    "gpt-oss": _norm("feed_forward_norm", ".post_attention_norm")
+    "gpt-oss": norm("feed_forward_norm", ".post_attention_norm")
     | {"attention/sink": Rule(".attn_sinks.weight", "N")},
     "deepseek2": {
         "experts/balance_bias": Rule(".exp_probs_b.bias", "E"),

@@ -1,29 +1,15 @@
 """Names and dims of the tensors of Hugging Face models, a table of rules a family."""
 
-import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any
 
-from model.interop.mapping import Rule
-
-
-def _with(rules: Mapping[str, Rule], **changes: Any) -> dict[str, Rule]:
-    return {kind: dataclasses.replace(rule, **changes) for kind, rule in rules.items()}
-
-
-def _linear(kind: str, name: str, dims: str) -> dict[str, Rule]:
-    """A weight and its bias, which has the dims of the output."""
-    return {
-        kind: Rule(f"{name}.weight", dims),
-        f"{kind}_bias": Rule(f"{name}.bias", dims.split()[0]),
-    }
+from model.interop.mapping import Rule, linear, norm, vary
 
 
 def _gated(kind: str, name: str) -> dict[str, Rule]:
     return {
-        **_linear(f"{kind}/gate", f"{name}.gate_proj", "F D"),
-        **_linear(f"{kind}/up", f"{name}.up_proj", "F D"),
-        **_linear(f"{kind}/down", f"{name}.down_proj", "D F"),
+        **linear(f"{kind}/gate", f"{name}.gate_proj", "F D"),
+        **linear(f"{kind}/up", f"{name}.up_proj", "F D"),
+        **linear(f"{kind}/down", f"{name}.down_proj", "D F"),
     }
 
 
@@ -35,10 +21,10 @@ LLAMA = {
     "feed_forward_norm/scale": Rule(".post_attention_layernorm.weight", "D"),
     "attention/q_norm/scale": Rule(".self_attn.q_norm.weight", "H"),
     "attention/k_norm/scale": Rule(".self_attn.k_norm.weight", "H"),
-    **_linear("attention/q", ".self_attn.q_proj", "NH D"),
-    **_linear("attention/k", ".self_attn.k_proj", "KH D"),
-    **_linear("attention/v", ".self_attn.v_proj", "KH D"),
-    **_linear("attention/out", ".self_attn.o_proj", "D NH"),
+    **linear("attention/q", ".self_attn.q_proj", "NH D"),
+    **linear("attention/k", ".self_attn.k_proj", "KH D"),
+    **linear("attention/v", ".self_attn.v_proj", "KH D"),
+    **linear("attention/out", ".self_attn.o_proj", "D NH"),
     **_gated("feed_forward", ".mlp"),
 }
 SPARSE = {
@@ -64,7 +50,7 @@ SANDWICH = POST | {
 
 def _gemma(rules: Mapping[str, Rule]) -> dict[str, Rule]:
     scales = {kind: rule for kind, rule in rules.items() if kind.endswith("scale")}
-    return {**rules, **_with(scales, add=1.0)}
+    return {**rules, **vary(scales, add=1.0)}
 
 
 HF = {
@@ -96,10 +82,10 @@ HF = {
     | {
         "experts/balance_bias": Rule(".mlp.gate.e_score_correction_bias", "E"),
         "attention/q": Rule(".self_attn.q_proj.weight", "NH D", turn=True),
-        **_linear("attention/q_down", ".self_attn.q_a_proj", "Z D"),
+        **linear("attention/q_down", ".self_attn.q_a_proj", "Z D"),
         "attention/q_down_norm/scale": Rule(".self_attn.q_a_layernorm.weight", "Z"),
         "attention/q_up": Rule(".self_attn.q_b_proj.weight", "NH Z", turn=True),
-        **_with(_linear("attention/kv_down", ".self_attn.kv_a_proj_with_mqa", "Z D"), turn=True),
+        **vary(linear("attention/kv_down", ".self_attn.kv_a_proj_with_mqa", "Z D"), turn=True),
         "attention/kv_norm/scale": Rule(".self_attn.kv_a_layernorm.weight", "Z"),
         "attention/k_up": Rule(".self_attn.kv_b_proj.weight", "NH Z", span=0),
         "attention/v_up": Rule(".self_attn.kv_b_proj.weight", "NH Z", span=1),
@@ -107,7 +93,7 @@ HF = {
     "gpt_oss": LLAMA
     | {
         "attention/sink": Rule(".self_attn.sinks", "N"),
-        **_linear("experts/router", ".mlp.router", "E D"),
+        **linear("experts/router", ".mlp.router", "E D"),
         "experts/gate": Rule(".mlp.experts.gate_up_proj", "E D F2", 0),
         "experts/up": Rule(".mlp.experts.gate_up_proj", "E D F2", 1),
         "experts/gate_bias": Rule(".mlp.experts.gate_up_proj_bias", "E F2", 0),
@@ -119,15 +105,9 @@ HF = {
         "embedding": Rule("transformer.wte.weight", "V D"),
         "position_table": Rule("transformer.wpe.weight", "T D"),
         "head": Rule("lm_head.weight", "V D"),
-        **{
-            f"{ours}/{leaf}": Rule(f"{name}.{stored}", "D")
-            for ours, name in (
-                ("norm", "transformer.ln_f"),
-                ("attention_norm", ".ln_1"),
-                ("feed_forward_norm", ".ln_2"),
-            )
-            for leaf, stored in (("scale", "weight"), ("bias", "bias"))
-        },
+        **norm("norm", "transformer.ln_f"),
+        **norm("attention_norm", ".ln_1"),
+        **norm("feed_forward_norm", ".ln_2"),
         "attention/q": Rule(".attn.c_attn.weight", "D 3NH", 0),
         "attention/k": Rule(".attn.c_attn.weight", "D 3KH", 1),
         "attention/v": Rule(".attn.c_attn.weight", "D 3KH", 2),
@@ -155,4 +135,4 @@ def rules(name: str, stored: Collection[str] = (), pairs: bool = True) -> dict[s
     found = dict(HF[name])
     if name != "gpt_oss" and any(key.endswith(FUSED["experts/down"].name) for key in stored):
         found |= FUSED
-    return found if pairs else _with(found, turn=False)
+    return found if pairs else vary(found, turn=False)

@@ -41,6 +41,23 @@ class Rule:
     turn: bool = False
 
 
+def linear(kind: str, name: str, dims: str) -> dict[str, Rule]:
+    """A weight and its bias, which has the dims of the output: all but the last."""
+    bias = Rule(f"{name}.bias", " ".join(dims.split()[:-1]))
+    return {kind: Rule(f"{name}.weight", dims), f"{kind}_bias": bias}
+
+
+def norm(kind: str, name: str, dims: str = "D") -> dict[str, Rule]:
+    """A norm's scale and bias."""
+    stored = {"scale": "weight", "bias": "bias"}
+    return {f"{kind}/{leaf}": Rule(f"{name}.{stored[leaf]}", dims) for leaf in stored}
+
+
+def vary(rules: Mapping[str, Rule], **changes: Any) -> dict[str, Rule]:
+    """The same rules with other attributes."""
+    return {kind: dataclasses.replace(rule, **changes) for kind, rule in rules.items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class Piece:
     """What one tensor holds of one leaf: all of it, or that of a layer or an expert.
