@@ -2,7 +2,7 @@
 
 Beside README's letters: Q tokens of a device, I the choices of many tokens in one list, all first
 choices before all second ones, A the rows that experts compute, O the devices that rows come from.
-Inside `on_each_device` a letter is the size of the local part of its dim.
+Inside `sharding.on_each_device` a letter is the size of the local part of its dim.
 
 'dropless' sorts choices by expert and multiplies group by group (`jax.lax.ragged_dot`). Where the
 mesh splits both experts and tokens, a ragged all-to-all sends rows to the device that owns their
@@ -19,7 +19,6 @@ which are loops over blocks of rows here.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,14 +35,6 @@ LETTERS = {"gate": "EDF", "up": "EDF", "down": "EFD", "gate_bias": "EF", "up_bia
 CPU_BLOCK = 128  # rows that the CPU loops multiply at once
 # Square blocks of the TPU kernel for weight gradients: the largest that divides the rows.
 MIN_BLOCK, MAX_BLOCK = 128, 512
-
-
-def on_each_device(run: Callable, in_specs: Any, out_specs: Any) -> Callable:
-    """shard_map over the whole mesh in context; `run` itself without one."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return run
-    # check_vma needs to know over which axes results vary, which Pallas kernels do not declare.
-    return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 @jax.custom_vjp
@@ -216,7 +207,7 @@ def dropless(config: TransformerConfig, x_BLD, experts_BLJ, weights_BLJ, kernels
     partial = tuple(sorted(set(sharding.axes_of(specs["up"])) - token_axes))
     choice_spec, out_spec = PartitionSpec(*spec[:2]), PartitionSpec(partial or None, *spec)
     run = functools.partial(_run_local, config, axis, axis in token_axes)
-    run = on_each_device(run, (spec, choice_spec, choice_spec, specs), out_spec)
+    run = sharding.on_each_device(run, (spec, choice_spec, choice_spec, specs), out_spec)
     parts = run(x_BLD, experts_BLJ, weights_BLJ, kernels)
     # Not jnp.sum, which would convert bfloat16 to float32 before devices exchange it.
     y_BLD = lax.reduce(parts, jnp.zeros((), parts.dtype), lax.add, (0,))

@@ -231,8 +231,6 @@ def _on_each_device(kernel, q_BLNH, k_BKMH, v_BKMH, tokens: TokenIndex, sink_N) 
 
     Queries stay split over the context axis, keys are gathered.
     """
-    if jax.sharding.get_abstract_mesh().empty:
-        return kernel(q_BLNH, k_BKMH, v_BKMH, tokens, tokens, sink_N)
     N, K = q_BLNH.shape[2], k_BKMH.shape[1]
     num_tensor = sharding.axis_size("tensor")
     if N % num_tensor == 0 and K % num_tensor:
@@ -244,12 +242,8 @@ def _on_each_device(kernel, q_BLNH, k_BKMH, v_BKMH, tokens: TokenIndex, sink_N) 
     spec = jax.sharding.PartitionSpec
     rows, whole_rows = spec(*queries[:2]), spec(queries[0])
     heads = None if sink_N is None else spec(queries[2])
-    return jax.shard_map(
-        kernel,
-        in_specs=(queries, keys, keys, rows, whole_rows, heads),
-        out_specs=queries,
-        check_vma=False,  # pallas_call does not say how its results vary over the mesh
-    )(q_BLNH, k_BKMH, v_BKMH, tokens, tokens, sink_N)
+    run = sharding.on_each_device(kernel, (queries, keys, keys, rows, whole_rows, heads), queries)
+    return run(q_BLNH, k_BKMH, v_BKMH, tokens, tokens, sink_N)
 
 
 def _splash(request: Request, q_BLNH, k_BKMH, v_BKMH, queries, keys, sink_N) -> jax.Array:

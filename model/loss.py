@@ -101,19 +101,15 @@ head_sums.defvjp(_head_sums_forward, _head_sums_backward)
 
 def _head_sums(config, z_loss, with_grads, x_BLD, head_DV, targets_BL, weights_BL):
     """(sums, gradient of x_BLD, gradient of head_DV); each device works on its own tokens."""
-    local = functools.partial(_local_head_sums, config, z_loss, with_grads)
-    if jax.sharding.get_abstract_mesh().empty:
-        return local((), (), x_BLD, head_DV, targets_BL, weights_BL)
     x_spec = sharding.activation_spec("BL_", x_BLD.shape)
     head_spec = sharding.activation_spec("_V", head_DV.shape)
     rows = jax.sharding.PartitionSpec(*x_spec[:2])
-    shared = (sharding.axes_of(rows), sharding.axes_of(head_spec))
-    return jax.shard_map(
-        functools.partial(local, *shared),
-        in_specs=(x_spec, head_spec, rows, rows),
-        out_specs=((jax.sharding.PartitionSpec(),) * 3, x_spec, head_spec),
-        check_vma=False,
-    )(x_BLD, head_DV, targets_BL, weights_BL)
+    shared = (config, z_loss, with_grads, sharding.axes_of(rows), sharding.axes_of(head_spec))
+    in_specs = (x_spec, head_spec, rows, rows)
+    out_specs = ((jax.sharding.PartitionSpec(),) * 3, x_spec, head_spec)
+    local = functools.partial(_local_head_sums, *shared)
+    run = sharding.on_each_device(local, in_specs, out_specs)
+    return run(x_BLD, head_DV, targets_BL, weights_BL)
 
 
 def _local_head_sums(

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from model import sharding
 from model.attention import TokenIndex
 from model.config import MoEConfig, TransformerConfig
-from model.dispatch import LETTERS, dropless, limited, on_each_device
+from model.dispatch import LETTERS, dropless, limited
 from model.layer import FeedForward, cast, is_gated, product, weight
 
 
@@ -128,7 +128,7 @@ def _choose_locally(moe: MoEConfig, scores_BLE: jax.Array, bias_E: jax.Array | N
     """`choose` on each device's tokens: XLA would gather all tokens for a top_k."""
     spec = sharding.activation_spec("BL_", scores_BLE.shape)
     run = functools.partial(choose, moe)
-    return on_each_device(run, (spec, PartitionSpec()), spec)(scores_BLE, bias_E)
+    return sharding.on_each_device(run, (spec, PartitionSpec()), spec)(scores_BLE, bias_E)
 
 
 # Both recompute their one-hot arrays, which would take more memory than the rest of the layer.

@@ -85,12 +85,10 @@ def attention(
     queries = jax.sharding.PartitionSpec(batch, "context", heads, None)
     keys = jax.sharding.PartitionSpec(batch, heads, "context", None)
     sink_N = jnp.full(q_BLNH.shape[2], HIDDEN) if sink_N is None else sink_N
-    return jax.shard_map(
-        functools.partial(_local, _Ring(num_shards, window, config.attention_softcap), scale),
-        in_specs=(queries, keys, keys, rows, jax.sharding.PartitionSpec(heads)),
-        out_specs=queries,
-        check_vma=False,
-    )(q_BLNH, k_BKMH, v_BKMH, tokens, sink_N)
+    local = functools.partial(_local, _Ring(num_shards, window, config.attention_softcap), scale)
+    specs = (queries, keys, keys, rows, jax.sharding.PartitionSpec(heads))
+    run = sharding.on_each_device(local, specs, queries)
+    return run(q_BLNH, k_BKMH, v_BKMH, tokens, sink_N)
 
 
 def refusal(length: int, num_shards: int) -> str | None:

@@ -13,7 +13,7 @@ their axes, never takes a program that was traced with other entries.
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -279,6 +279,14 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
 def replicate(x: jax.Array) -> jax.Array:
     """Makes an array whole on each device; without a mesh in context, does nothing."""
     return constrain(x, UNSPLIT * x.ndim)
+
+
+def on_each_device(run: Callable, in_specs: Any, out_specs: Any) -> Callable:
+    """shard_map over the whole mesh in context; `run` itself without one."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return run
+    # check_vma needs to know over which axes results vary, which Pallas kernels do not declare.
+    return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
