@@ -14,11 +14,13 @@ WORDS, SWITCHES = {"type", "rope_type"}, {"truncate"}
 ANY = {"rope_theta", "partial_rotary_factor"}
 STRETCHED = ANY | {"factor", "mscale_all_dim"}
 TRAINED = STRETCHED | {"original_max_position_embeddings"}
+# Names of RopeConfig's slow and fast.
+SPEEDS = {"llama3": ("low_freq_factor", "high_freq_factor"), "yarn": ("beta_slow", "beta_fast")}
 NUMBERS = {
     "default": ANY,
     "linear": STRETCHED,
-    "llama3": TRAINED | {"low_freq_factor", "high_freq_factor"},
-    "yarn": TRAINED | {"beta_slow", "beta_fast", "attention_factor", "mscale"},
+    "llama3": TRAINED.union(SPEEDS["llama3"]),
+    "yarn": TRAINED.union(SPEEDS["yarn"], ("attention_factor", "mscale")),
 }
 
 
@@ -73,9 +75,8 @@ def _settings(given: Mapping[str, Any], longest: int) -> dict[str, Any]:
     found["stretch"] = _mscale(factor, all_dim) if all_dim else 1.0
     if kind == "linear":
         return found
-    slow, fast = ("low_freq_factor", "high_freq_factor") if kind == "llama3" else YARN
     found["rope.original_len"] = int(original)
-    for key, name, usual in ((slow, "slow", 1.0), (fast, "fast", 32.0)):
+    for key, name, usual in zip(SPEEDS[kind], ("slow", "fast"), (1.0, 32.0), strict=True):
         if kind == "llama3" and given.get(key) is None:
             raise ValueError(f"config.json: RoPE of type llama3 lacks {key}")
         found[f"rope.{name}"] = float(given.get(key) or usual)
@@ -104,9 +105,6 @@ def _check_keys(given: Mapping[str, Any], kind: str) -> None:
 def _is_number(value: Any) -> bool:
     """Whether it is one, or null."""
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-YARN = ("beta_slow", "beta_fast")
 
 
 def _mscale(factor: float, weight: float) -> float:
@@ -145,9 +143,8 @@ def _say(rope: RopeConfig) -> dict[str, Any]:
     fields: dict[str, Any] = {"rope_type": "default" if rope.scaling == "none" else rope.scaling}
     if rope.scaling != "none":
         fields["factor"] = rope.factor
-    if rope.scaling in ("llama3", "yarn"):
-        slow, fast = ("low_freq_factor", "high_freq_factor") if rope.scaling == "llama3" else YARN
-        fields |= {slow: rope.slow, fast: rope.fast}
+    if rope.scaling in SPEEDS:
+        fields |= zip(SPEEDS[rope.scaling], (rope.slow, rope.fast), strict=True)
         fields["original_max_position_embeddings"] = rope.original_len
     if rope.scaling == "yarn":
         fields |= {"attention_factor": rope.magnitude, "truncate": rope.truncate}
