@@ -103,8 +103,18 @@ def write(
 ) -> jax.Array:
     """Writes the keys or the values of one layer, each row's from its own index on.
 
-    With `aligned` all rows have the index of the first. A scatter, which is what vmap makes of it,
-    costs a CPU a third of its decoding speed (LOG.md); there rows are written one by one.
+    A scatter, which is what vmap makes of it, costs a CPU a third of its decoding speed (LOG.md);
+    there rows are written one by one.
+
+    Args:
+      cache_XBKMH: of one place in a stack.
+      new_BKLH: what L tokens have, in the dtype of the cache.
+      layer: which of X.
+      index_B: slot of each row's first new token; there is room for L from there on.
+      aligned: all rows have the index of the first.
+
+    Returns:
+      The cache with the new tokens in it.
     """
     put = jax.lax.dynamic_update_slice
     if aligned:

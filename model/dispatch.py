@@ -60,7 +60,16 @@ take_rows.defvjp(lambda x, *plan: (take_rows(x, *plan), plan), _take_rows_backwa
 
 @jax.custom_vjp
 def multiply_groups(rows_AD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """Rows sorted by expert, each times its expert's matrix; zeros after the last expert's rows."""
+    """Rows sorted by expert, each times its expert's matrix; zeros after the last expert's rows.
+
+    Args:
+      rows_AD: those of expert 0, then those of expert 1, and so on.
+      w_EDF: a matrix an expert.
+      sizes_E: rows of each expert, int32, together at most A.
+
+    Returns:
+      product_AF.
+    """
     return _ragged_dot(rows_AD, w_EDF, sizes_E)
 
 
@@ -94,7 +103,7 @@ def _weight_gradient(rows_AD: jax.Array, gradient_AF: jax.Array, sizes_E: jax.Ar
 
 
 def ragged_dot_cpu(rows_AD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """lax.ragged_dot for CPUs."""
+    """lax.ragged_dot for CPUs: product_AF, with anything after the last expert's rows."""
     padded = _pad(rows_AD)
 
     def step(e, start, _, rows):
@@ -107,7 +116,7 @@ def ragged_dot_cpu(rows_AD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> 
 
 
 def weight_gradient_cpu(rows_AD, gradient_AF, sizes_E) -> jax.Array:
-    """`_weight_gradient` for CPUs."""
+    """`_weight_gradient` for CPUs: sums_EDF over each expert's rows, in the dtype of rows_AD."""
     padded_D, padded_F = _pad(rows_AD), _pad(gradient_AF)
 
     def step(e, start, end, sums_EDF):
@@ -142,13 +151,16 @@ def _loop_over_blocks(sizes_E: jax.Array, step: Callable, carry: jax.Array) -> j
 
 
 def weight_gradient_xla(rows_AD, gradient_AF, sizes_E) -> jax.Array:
-    """`_weight_gradient` by XLA."""
+    """`_weight_gradient` by XLA, [E, D, F]."""
     ragged = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
     return lax.ragged_dot_general(rows_AD, gradient_AF, sizes_E, ragged)
 
 
 def weight_gradient_tpu(block: int, rows_AD, gradient_AF, sizes_E, interpret: bool = False):
-    """The same by the Pallas kernel of megablox in square blocks; `interpret` runs it anywhere."""
+    """The same by the Pallas kernel of megablox in square blocks, whose side divides A.
+
+    `interpret` runs it anywhere.
+    """
     tiles = (block, block, block)
     # Late: Pallas takes long to import, and only TPUs need it.
     from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
@@ -160,7 +172,17 @@ def weight_gradient_tpu(block: int, rows_AD, gradient_AF, sizes_E, interpret: bo
 
 
 def feed(mlp: str, kernels: dict[str, jax.Array], rows: jax.Array, multiply: Callable) -> jax.Array:
-    """Each expert's feed-forward on its rows, without the last bias; `multiply(rows, w, bias)`."""
+    """Each expert's feed-forward on its rows, without the last bias.
+
+    Args:
+      mlp: as `model.mlp`.
+      kernels: arrays named and lettered as in LETTERS.
+      rows: inputs, their last dim D; the others are those that `multiply` knows.
+      multiply: (rows, w, bias or None) -> each row times its expert's w, plus its bias.
+
+    Returns:
+      An array of the shape of `rows`.
+    """
     gate = None
     if "gate" in kernels:
         gate = multiply(rows, kernels["gate"], kernels.get("gate_bias"))
@@ -169,7 +191,7 @@ def feed(mlp: str, kernels: dict[str, jax.Array], rows: jax.Array, multiply: Cal
 
 
 def feed_groups(mlp: str, kernels: dict[str, jax.Array], rows_AD, sizes_E) -> jax.Array:
-    """`feed` for rows sorted by expert, of which the first sum(sizes_E) belong to one."""
+    """`feed` for rows_AD sorted by expert, of which the first sum(sizes_E) belong to one: y_AD."""
     row_A1, end_1E = jnp.arange(len(rows_AD))[:, None], jnp.cumsum(sizes_E)[None]
     member_AE = (row_A1 < end_1E) & (row_A1 >= end_1E - sizes_E[None])
 
@@ -181,12 +203,12 @@ def feed_groups(mlp: str, kernels: dict[str, jax.Array], rows_AD, sizes_E) -> ja
 
 
 def combine(z_JQD: jax.Array, weights_QJ: jax.Array) -> jax.Array:
-    """Weighted sum over choices, in float32."""
+    """Weighted sum over each token's choices, in float32: y_QD, in the dtype of z_JQD."""
     return jnp.sum(z_JQD.astype(jnp.float32) * weights_QJ.T[..., None], 0).astype(z_JQD.dtype)
 
 
 def dropless(config: TransformerConfig, x_BLD, experts_BLJ, weights_BLJ, kernels):
-    """Every choice is computed.
+    """Every choice is computed, as in arXiv 2211.15841, here by products of groups.
 
     Args:
       config: shape of the model.
@@ -268,6 +290,12 @@ def plan_exchange(sizes_E: jax.Array, num_local: int, axis: str):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def ragged_exchange(axis: str, num_rows: int, rows: jax.Array, send, receive) -> jax.Array:
     """Exchanges rows along `axis` by the plan `send`; gradients are exchanged by `receive`.
+
+    Args:
+      axis: mesh axis, of a shard_map around the call.
+      num_rows: of the result, enough for all that may arrive.
+      rows: of this device; the plan says where they start and where they go.
+      send, receive: of `plan_exchange`; swapped, they send the rows back.
 
     Returns:
       `num_rows` rows: those that arrived, then zeros.

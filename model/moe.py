@@ -98,16 +98,28 @@ class Experts(nnx.Module):
 
 
 def score(moe: MoEConfig, logits_BLE: jax.Array) -> jax.Array:
-    """Router scores: softmax or sigmoid of the logits."""
+    """Router scores_BLE: softmax over all experts, before any is chosen, or sigmoid of each logit.
+
+    Source: arXiv 2006.16668, algorithm 1 (softmax); arXiv 2412.19437, equation 15 (sigmoid).
+    """
     return jax.nn.softmax(logits_BLE) if moe.router == "softmax" else jax.nn.sigmoid(logits_BLE)
 
 
 def choose(moe: MoEConfig, scores_BLE: jax.Array, bias_E: jax.Array | None) -> jax.Array:
     """The top_k experts of each token, best first; of equal ones, the lower index.
 
-    `bias_E` affects the choice alone. With several groups only experts of the best `top_groups`
-    can be chosen; a group's score is its best one ('softmax', arXiv 2405.04434, section 2.2.2) or
-    the sum of its best two ('sigmoid', arXiv 2412.19437, section 2.1.2).
+    With several groups only experts of the best `top_groups` can be chosen; a group's score is its
+    best one ('softmax', arXiv 2405.04434, section 2.2.2) or the sum of its best two ('sigmoid',
+    arXiv 2412.19437, section 2.1.2).
+
+    Args:
+      moe: router, top_k and groups.
+      scores_BLE: of `score`; no gradient goes there.
+      bias_E: added for the choice alone; None for none.
+
+    Returns:
+      choices_BLJ, int32, J = top_k different experts.
+
     Source: arXiv 2412.19437, equation 16.
     """
     scores_BLE = lax.stop_gradient(scores_BLE)
@@ -134,7 +146,7 @@ def _choose_locally(moe: MoEConfig, scores_BLE: jax.Array, bias_E: jax.Array | N
 # Both recompute their one-hot arrays, which would take more memory than the rest of the layer.
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def pick(scores_BLE: jax.Array, choices_BLJ: jax.Array) -> jax.Array:
-    """Scores of the choices. A gather's gradient would be a scatter-add."""
+    """scores_BLJ of the choices. A gather's gradient would be a scatter-add."""
     chosen_BLJE = jax.nn.one_hot(choices_BLJ, scores_BLE.shape[-1])
     return jnp.sum(scores_BLE[:, :, None] * chosen_BLJE, -1)
 
@@ -143,7 +155,7 @@ def pick(scores_BLE: jax.Array, choices_BLJ: jax.Array) -> jax.Array:
 def scatter_to_experts(
     num_experts: int, weights_BLJ: jax.Array, choices_BLJ: jax.Array
 ) -> jax.Array:
-    """Adds the weights of choices at their experts: the transpose of `pick`."""
+    """sums_BLE of the weights of choices at their experts: the transpose of `pick`."""
     return jnp.sum(weights_BLJ[..., None] * jax.nn.one_hot(choices_BLJ, num_experts), 2)
 
 
