@@ -110,7 +110,7 @@ def logprobs(
     for number, (width, chosen) in enumerate(batches):
         tokens_BL, mask_BL = _pad_left([inputs[i] for i in chosen], width, batch_size, pad_id)
         wanted = [[pairs[n][1] for n in asked[i]] for i in chosen]
-        targets_BCT, weights_BCT = _targets(wanted, batch_size, most)
+        targets_BCT, weights_BCT = _targets(wanted, batch_size, most, width)
         sums_BC = _sum_logprobs(config, params, tokens_BL, mask_BL, targets_BCT, weights_BCT)
         for index, sums_C in zip(chosen, np.asarray(sums_BC, np.float64), strict=False):
             found[asked[index]] = sums_C[: len(asked[index])]
@@ -129,11 +129,11 @@ def _sum_logprobs(config, params, tokens_BL, mask_BL, targets_BCT, weights_BCT) 
 
 
 def _targets(
-    wanted: Sequence[Sequence[Ids]], batch_size: int, most: int
+    wanted: Sequence[Sequence[Ids]], batch_size: int, most: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """targets_BCT and their weights: the continuations of each row, right-aligned."""
     longest = max(len(ids) for row in wanted for ids in row)
-    shape = (batch_size, most, 1 << max(0, longest - 1).bit_length())
+    shape = (batch_size, most, min(width, 1 << max(0, longest - 1).bit_length()))
     targets_BCT, weights_BCT = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
     for number, row in enumerate(wanted):
         for choice, ids in enumerate(row):

@@ -48,6 +48,11 @@ def test_a_score_is_the_sum_over_the_continuation_after_its_context(params):
     assert found == pytest.approx(wanted, abs=TOLERANCE)
 
 
+def test_a_continuation_may_fill_its_row(params):
+    pair = ([1], [*range(8, 78)])
+    assert score(params, [pair]) == pytest.approx([alone(params, *pair)], rel=1e-6)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_batch_size_and_order_change_nothing(params, batch_size):
     wanted = score(params)
