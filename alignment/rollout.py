@@ -5,7 +5,6 @@ the left. The action at answer token t is taken in the state that ends at slot P
 log-probabilities and values of the answer are read from slots P - 1 .. P + R - 2.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -90,28 +89,3 @@ def answer_logits(config: TransformerConfig, params: Params, sequences: Sequence
     tokens_BL, real_BL, mask_BR = sequences
     inputs = (tokens_BL[:, :-1], positions_of(real_BL)[:, :-1], real_BL[:, :-1])
     return forward(config, params, *inputs, tail=mask_BR.shape[1])
-
-
-@functools.partial(jax.jit, static_argnames=("config", "temperature"))
-def sequence_kl(
-    config: TransformerConfig,
-    params: Params,
-    reference: Params,
-    sequences: Sequences,
-    temperature: float,
-) -> jax.Array:
-    """log p(answer) / p_ref(answer), whose mean over samples estimates the KL from the reference.
-
-    Args:
-      config: shape of both models.
-      params: of the policy that sampled the answers.
-      reference: parameters of the reference.
-      sequences: prompts with answers.
-      temperature: of both distributions, above 0.
-
-    Returns:
-      kl_B, nats an answer (the estimator k1, summed): single values may be negative.
-    """
-    logp_BR = answer_logprobs(config, params, sequences, temperature)
-    ref_logp_BR = answer_logprobs(config, reference, sequences, temperature)
-    return jnp.sum((logp_BR - ref_logp_BR) * sequences.mask_BR.astype(jnp.float32), -1)

@@ -29,9 +29,8 @@ ENVIRONMENT = {
 
 # (stage that runs it first, function that holds its `jax.jit`): whether attention in it is the
 # splash kernel, where it is not ring attention. Generation attends to its cache by XLA; rows of
-# sequence_kl are one shorter than sft.seq_len, which is a multiple of 128, those of _sum_logprobs
-# are short prompts, and those of by_model one longer than what the policy reads; the others have
-# no attention.
+# _sum_logprobs are of any multiple of 32, and those of by_model one longer than what the policy
+# reads; the others have no attention.
 EXPECTED = {
     ("pretrain", "model.transformer.init"): False,
     ("pretrain", "train.step.init_state"): False,
@@ -66,7 +65,6 @@ EXPECTED = {
     ("grpo", "train.step.make_step"): True,
     ("grpo", "alignment.policy.heldout_reward"): True,
     ("eval", "model.decode.generate"): False,
-    ("eval", "alignment.rollout.sequence_kl"): False,
     ("eval", "eval.batching._sum_logprobs"): False,
 }
 # Jitted functions that no stage calls on several chips, and why they are left out:

@@ -4,14 +4,11 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from alignment import rollout
 from data import chat, instruct
 from data.instruct import Example
-from data.loader import fixed_batches
-from eval import baseline, dialog, harness, rater, task
+from eval import baseline, batching, dialog, harness, rater, task
 from eval.dialog import Response
 from eval.task import Task
 from eval.text import bits_per_byte
@@ -206,20 +203,22 @@ def _measure_task(job: Job, models: dict[str, Params], one: Task) -> dict[str, d
 
 def _kl_spent(job: Job, params, reference, examples, answers) -> float:
     """KL from the reference in nats an answer, estimated on the sampled answers."""
-    config, tokenizer = job.settings.eval, job.tokenizer
-    P = max(len(chat.render_prompt(tokenizer, example.messages)) for example in examples)
-    prompts = rollout.prompt_rows(examples, tokenizer, P)
-    kl_nats = []
-    for batch in fixed_batches(prompts, config.batch_size, filler=prompts[0]):
-        tokens_BR = np.full((config.batch_size, config.max_new_tokens), tokenizer.pad_id, np.int32)
-        mask_BR = np.zeros_like(tokens_BR)
-        for row, index in enumerate(batch["index"]):
-            ids = answers[int(index)].tokens
-            tokens_BR[row, : len(ids)], mask_BR[row, : len(ids)] = ids, 1
-        sequences = rollout.join(batch, jnp.asarray(tokens_BR), jnp.asarray(mask_BR))
-        kl_B = rollout.sequence_kl(job.model, params, reference, sequences, 1.0)
-        kl_nats.extend(np.asarray(kl_B).tolist())
-    return float(np.mean(kl_nats[: len(prompts)]))
+    pairs = [
+        (chat.render_prompt(job.tokenizer, example.messages), response.tokens)
+        for example, response in zip(examples, answers, strict=True)
+    ]
+    ours, theirs = (
+        batching.logprobs(
+            job.model,
+            weights,
+            pairs,
+            batch_size=job.settings.eval.batch_size,
+            pad_id=job.tokenizer.pad_id,
+            log=job.progress.log,
+        )
+        for weights in (params, reference)
+    )
+    return float(np.mean(np.subtract(ours, theirs)))
 
 
 def _samples(examples, greedy: dict[str, list[Response]], count: int) -> list[dict]:

@@ -3,11 +3,18 @@
 import json
 import re
 from pydoc_data.topics import topics
+from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
 
+from data import chat
 from launch.report.page import write_report
 from launch.stages import eval as evaluation
+from model import transformer
+from tests.eval.test_batching import alone
+from tests.eval.test_dialog import CONFIG, Letters, ask
 from tests.launch.test_settings import change, nested, refusal
 from tests.launch.test_stages import ROOT, SMALL, parse, seedbed, sources
 
@@ -93,3 +100,28 @@ def test_a_mix_without_a_kind_has_no_figure_for_it():
     scored = {"verifiable": {"mean": 0.25, "stderr": 0.1, "count": 8}}
     found = evaluation.headline({"dialog": {"sft": scored, "grpo": scored}})
     assert found == {"verifiable": {"sft": 0.25, "grpo": 0.25}}
+
+
+def test_the_kl_is_what_the_answers_tokens_differ_by():
+    tokenizer, fresh = Letters(), transformer.init(CONFIG, jax.random.key(0))
+    params, reference = (jax.tree.map(lambda x, by=by: by * x, fresh) for by in (4, 2))
+    asked = [ask("one"), ask("and two")]
+    answers = [(20, 21, 22, tokenizer.end_id), (30, 31)]  # the second one was cut off
+    found = evaluation._kl_spent(
+        SimpleNamespace(
+            model=CONFIG,
+            tokenizer=tokenizer,
+            settings=SimpleNamespace(eval=SimpleNamespace(batch_size=2)),
+            progress=SimpleNamespace(log=lambda line: None),
+        ),
+        params,
+        reference,
+        [SimpleNamespace(messages=messages) for messages in asked],
+        [SimpleNamespace(tokens=ids) for ids in answers],
+    )
+    prompts = [chat.render_prompt(tokenizer, messages) for messages in asked]
+    wanted = [
+        alone(params, prompt, ids) - alone(reference, prompt, ids)
+        for prompt, ids in zip(prompts, answers, strict=True)
+    ]
+    assert found == pytest.approx(np.mean(wanted), abs=1e-4) and abs(found) > 0.1
