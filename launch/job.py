@@ -14,7 +14,7 @@ from data.errors import BadInput
 from data.loader import Batch, Loader, lm_batch
 from data.tokenizers.pretrained import Pretrained
 from data.tokenizers.tokenizer import Tokenizer
-from launch import load, start
+from launch import load
 from launch.console import Progress
 from launch.identity import describe_files, reads_start
 from launch.schema import to_dict
@@ -118,7 +118,7 @@ class Job:
         """Parameters of the model that the stage starts from."""
         if self.parent:
             return self.params(self.parent)
-        params = start.load_params(self.start, self.model, self.mesh)
+        params = load.load_start(self.start, self.model, self.mesh)
         self.refuse_changed_files()
         return params
 
@@ -188,7 +188,7 @@ class Job:
             begin, step = make_training(loss, optimizer, model, *lengths, self.mesh)
             state = begin(params)
             if self.settings.start_optimizer and is_first and checkpointer.is_empty():
-                state = state._replace(opt_state=start.load_moments(self.start, state.opt_state))
+                state = state._replace(opt_state=load.load_moments(self.start, state.opt_state))
             step_flops = step_tokens * flop.train_flops(model, seq_len)
             peak_flops, source = flop.peak_flops(model.dtype, model.quantized)
             return loop.run(

@@ -1,4 +1,4 @@
-"""Loads what a run holds: its tokenizer, and the parameters of each stage."""
+"""Loads what a run holds: its tokenizer, parameters of each stage, a model to start from."""
 
 import datetime
 import functools
@@ -8,20 +8,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from data.errors import BadInput
 from data.tokenizers import pretrained, tokenizer
 from data.tokenizers.pretrained import Pretrained
 from data.tokenizers.tokenizer import Tokenizer
-from launch.schema import to_dataclass
+from launch.schema import to_dataclass, to_dict
 from launch.stages.stage import MODELS
-from launch.store.rundir import ORIGIN, RunDir, digest, hash_file
+from launch.store.rundir import ORIGIN, RunDir, digest, flatten, hash_file
 from model import sharding
 from model.config import TransformerConfig
+from model.interop.hf_config import COMPUTED, TRAINED
 from model.sharding import MeshConfig
 from model.transformer import Params, declare
 from train import checkpoint
+from train.step import map_count
 
 # RUN[:STAGE[:STEP]]
 START = re.compile(r"(?P<run>.+?)(?::(?P<stage>[a-z]+)(?::(?P<step>\d+))?)?")
@@ -181,6 +185,55 @@ def load_model(run: RunDir, stage: str, mesh: Mesh) -> tuple[TransformerConfig, 
 
     saved, params = checkpoint.load(run.checkpoints(stage), abstract)
     return saved_config(saved), params
+
+
+def load_start(start: Start, config: TransformerConfig, mesh: Mesh) -> Params:
+    """Parameters of a model to start from, the vocabulary padded as this run's is.
+
+    Raises:
+      BadInput: its model computes another function than that of `config`.
+    """
+
+    def abstract(saved: dict) -> Any:
+        refuse_other_tokenizer(start.run, start.stage, saved)
+        found = saved_config(saved)
+        refuse_other_model(found, config, start.run.path)
+        # Its vocabulary may not divide by the mesh's axes: such a dim is read whole, then padded.
+        places = sharding.weight_shardings(declare(found), mesh, strict=False)
+        return abstract_params(found, places)
+
+    _, params = checkpoint.load(start.run.checkpoints(start.stage), abstract, start.step)
+
+    def pad(x: jax.Array, place: Any, weight: sharding.Weight) -> jax.Array:
+        more = [(0, now - was) for was, now in zip(x.shape, weight.shape, strict=True)]
+        return jax.device_put(jnp.pad(x, more), place) if x.shape != weight.shape else x
+
+    wanted = declare(config)
+    return jax.tree.map(pad, params, sharding.weight_shardings(wanted, mesh), wanted)
+
+
+def load_moments(start: Start, opt_state: optax.OptState) -> optax.OptState:
+    """Moments of its optimizer in place of fresh ones; the schedule starts over.
+
+    Raises:
+      BadInput: the optimizer was another one, or there is none, as of an imported model.
+    """
+    if start.stage == IMPORTED:
+        raise BadInput("start_optimizer is True; an imported model has no optimizer's moments")
+    like = {"step": jnp.zeros((), jnp.int32), "opt_state": opt_state}
+    found = checkpoint.load_rest(start.run.checkpoints(start.stage), start.step, like)
+    return map_count(jnp.zeros_like, found["opt_state"])
+
+
+def refuse_other_model(found: TransformerConfig, wanted: TransformerConfig, start: Path) -> None:
+    """Raises BadInput if two models differ in more than how they are computed and trained."""
+    free = {*COMPUTED, *(f"moe.{name}" for name in TRAINED)}
+    was, now = flatten(to_dict(found)), flatten(to_dict(wanted))
+    for key in was:
+        if key not in free and was[key] != now[key]:
+            raise BadInput(
+                f"model.{key} is {now[key]!r}; it must be {was[key]!r}, as in start={start}"
+            )
 
 
 def abstract_params(config: TransformerConfig, places: Any) -> Any:

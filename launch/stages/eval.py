@@ -12,7 +12,7 @@ from eval import baseline, batching, dialog, harness, rater, task
 from eval.dialog import Response
 from eval.task import Task
 from eval.text import bits_per_byte
-from launch import own_sets, start
+from launch import load, own_sets
 from launch.identity import reads_start
 from launch.job import Job
 from launch.stages import conversations
@@ -36,7 +36,7 @@ def run(job: Job) -> dict:
     stages = job.settings.stages
     models = {stage: job.params(stage) for stage in MODELS if stage in stages}
     if reads_start(job.settings, "eval"):
-        models = {START: start.load_params(job.start, job.model, job.mesh)} | models
+        models = {START: load.load_start(job.start, job.model, job.mesh)} | models
     results: dict[str, Any] = {}
     if "curate" in stages:
         results |= _measure_text(job, models)

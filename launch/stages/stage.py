@@ -60,7 +60,7 @@ class Stage:
 
 _GGUF = ("model/interop/gguf.py", "model/interop/safetensors.py")
 _OWN = "launch/own_sets.py"
-_TRAIN = ("model", "train", "data", "eval", "launch/job.py", "launch/load.py", "launch/start.py")
+_TRAIN = ("model", "train", "data", "eval", "launch/job.py", "launch/load.py")
 _ALIGN = (*_TRAIN, "alignment", _OWN, "launch/stages/conversations.py")
 _POLICY = ("seed", "model", "start_optimizer")
 

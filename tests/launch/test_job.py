@@ -12,7 +12,7 @@ import pytest
 from alignment.preference import Pair
 from data import instruct
 from data.errors import BadInput
-from launch import load, schema, settings, start
+from launch import load, schema, settings
 from launch.job import Job
 from launch.stages import conversations, pairs
 from launch.store.rundir import RunDir, write_json
@@ -100,12 +100,12 @@ def test_tuning_may_change_how_a_model_is_trained_and_not_which_it_is():
     moe = MoEConfig(num_experts=4, top_k=2, d_ff=8)
     found = TransformerConfig(60, 2, 16, 4, 2, 4, 32, moe=moe)
     free = dataclasses.replace(moe, aux_loss=0.1, z_loss=0.1, dispatch="capacity")
-    start.refuse_other_model(
+    load.refuse_other_model(
         found, replace(found, moe=free, vocab_multiple=8, remat="full"), Path("RUN")
     )
     other = dataclasses.replace(found, moe=dataclasses.replace(moe, top_k=1))
     with pytest.raises(BadInput, match="model.moe.top_k is 1; it must be 2, as in start=RUN"):
-        start.refuse_other_model(found, other, Path("RUN"))
+        load.refuse_other_model(found, other, Path("RUN"))
 
 
 def test_rules_of_the_sharding_table_are_keys():
