@@ -30,6 +30,8 @@ from train.step import map_count
 # RUN[:STAGE[:STEP]]
 START = re.compile(r"(?P<run>.+?)(?::(?P<stage>[a-z]+)(?::(?P<step>\d+))?)?")
 IMPORTED = "import"
+# What makes a language model, those that answer in turns last.
+MAKERS = (IMPORTED, *MODELS)
 
 # In what a checkpoint says of its parameters: hash of the tokenizer they were trained with.
 TOKENIZER = "tokenizer_sha256"
@@ -52,14 +54,27 @@ def find_start(start: str) -> Start:
     found = START.fullmatch(start)
     run, step = RunDir(Path(found["run"]), "start"), found["step"]
     run.read_config()
-    stages = (IMPORTED, *MODELS)
-    stage = found["stage"] or next((s for s in reversed(stages) if run.read_done(s)), "")
-    if stage not in stages or not run.checkpoints(stage).is_dir():
-        made = [name for name in stages if run.checkpoints(name).is_dir()]
+    stage = choose_stage(run, found["stage"], f"start={run.path}:")
+    if not run.checkpoints(stage).is_dir():
+        made = [name for name in MAKERS if run.checkpoints(name).is_dir()]
         raise BadInput(f"start={start}: no model of stage {stage!r} is there; it has {made}")
     if step is None and run.read_done(stage) is None:
         raise BadInput(f"start={start}: {stage} is not finished; name a step, as in RUN:STAGE:STEP")
     return Start(run, stage, None if step is None else int(step))
+
+
+def choose_stage(run: RunDir, stage: str | None, flag: str = "--stage=") -> str:
+    """The stage that a flag names, or else the last of MAKERS that is finished.
+
+    Raises:
+      BadInput: none is finished, or the one named makes no language model.
+    """
+    stage = stage or next((name for name in reversed(MAKERS) if run.read_done(name)), "")
+    if not stage:
+        raise BadInput(f"{run.path}: no finished stage; it needs one of {', '.join(MAKERS)}")
+    if stage not in MAKERS:
+        raise BadInput(f"{flag}{stage}: must be one of {', '.join(MAKERS)}")
+    return stage
 
 
 def weights_hash(start: Start) -> str:

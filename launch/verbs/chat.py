@@ -15,14 +15,11 @@ from data import chat
 from data.errors import BadInput
 from eval import dialog
 from launch import load
-from launch.stages.stage import CHATS, MODELS
+from launch.stages.stage import CHATS
 from launch.store.rundir import RunDir
 from model import decode
 from model.sharding import MeshConfig, make_mesh
 
-# The newest of those that answer in turns, or else of all, is taken. Models that do not answer in
-# turns continue a text; an imported one that has a chat template answers.
-STAGES = ("import", *(name for name in MODELS if name not in CHATS), *CHATS)
 NEW_TOKENS = 64
 PROMPT_MULTIPLE = 64  # prompts are padded to it, so that few lengths are compiled
 
@@ -32,7 +29,8 @@ def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int | None, as_js
 
     Args:
       run: the run directory.
-      stage: whose model answers; '' for the last finished one of STAGES.
+      stage: whose model answers; '' for the last finished one. A model that has not learnt to
+        answer continues a text.
       prompt: one question; '' reads standard input, each line a turn of one conversation (of a
         base model: a text of its own).
       num_tokens: longest answer; None for the run's own limit.
@@ -46,9 +44,7 @@ def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int | None, as_js
       BadInput: there is no such run, it has no such model, or `prompt` is too long.
     """
     described = run.read_config()
-    stage = stage or _newest(run)
-    if stage not in STAGES:
-        raise BadInput(f"--stage={stage}: must be one of {', '.join(STAGES)}")
+    stage = load.choose_stage(run, stage)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     config, params = load.load_model(run, stage, mesh)
     load.note_doubts(run, stage, lambda line: print(f"seedbed: {line}", file=sys.stderr))
@@ -151,14 +147,6 @@ def _continue(config, params, tokenizer, num_tokens: int, text: str) -> str:
     )
     answer_R = np.asarray(generation.tokens_BR[0])[np.asarray(generation.mask_BR[0]) == 1]
     return tokenizer.decode(answer_R)
-
-
-def _newest(run: RunDir) -> str:
-    finished = [stage for stage in STAGES if run.read_done(stage)]
-    if not finished:
-        needed = ", ".join(STAGES)
-        raise BadInput(f"{run.path}: no finished stage that can chat; it needs one of {needed}")
-    return finished[-1]
 
 
 def _questions(path: Path, stage: str):

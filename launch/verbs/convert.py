@@ -24,7 +24,7 @@ from data.tokenizers.gguf_tokenizer import from_gguf
 from launch import load
 from launch.console import Progress
 from launch.schema import to_dataclass, to_dict
-from launch.stages.stage import CHATS, MODELS
+from launch.stages.stage import CHATS
 from launch.store.atomic import atomic_directory
 from launch.store.rundir import ORIGIN, RunDir, code_version, digest, write_json
 from launch.verbs import export_tokenizer
@@ -34,8 +34,6 @@ from model.interop.safetensors import WRITTEN, plain_file, read_json, write_safe
 from model.transformer import declare
 from train import checkpoint
 
-# What can be exported; the last of them that is finished, unless one is named.
-STAGES = ("import", *MODELS)
 MAX_SHARD_BYTES = 5 * 10**9
 # Of a source's config.json, beside what the model is: for those who generate with it.
 TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -193,7 +191,7 @@ def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
 
     Args:
       run: an imported run, or one of our own.
-      stage: one of STAGES, or '' for the last of them that is finished.
+      stage: one of load.MAKERS, or '' for the last of them that is finished.
       out: the directory to make, new or empty.
       progress: where lines go.
 
@@ -204,9 +202,7 @@ def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
       BadInput: the run has no such model, or transformers no such family; nothing is left.
     """
     described = run.read_config()
-    stage = stage or _newest(run)
-    if stage not in STAGES:
-        raise BadInput(f"--stage={stage}: must be one of {', '.join(STAGES)}")
+    stage = load.choose_stage(run, stage)
     progress.stage("export")
 
     def declared(saved: dict) -> Any:
@@ -240,13 +236,6 @@ def run_export(run: RunDir, stage: str, out: Path, progress: Progress) -> dict:
             checked += "; " + export_tokenizer.write_control(taught, control, part)
     progress.note(f"{stage} of {run.path} is in {out} as {name}, {dtype}; tokenizer: {checked}")
     return {"stage": stage, "model_type": name, "dtype": dtype, "tokenizer": checked}
-
-
-def _newest(run: RunDir) -> str:
-    finished = [stage for stage in STAGES if run.read_done(stage)]
-    if not finished:
-        raise BadInput(f"{run.path}: no finished stage to export; it needs one of {STAGES}")
-    return finished[-1]
 
 
 def _find_family(described: dict, config: TransformerConfig) -> tuple[str, TransformerConfig]:

@@ -219,10 +219,13 @@ def test_a_source_that_cannot_be_honoured_is_one_line(tmp_path, fault):
         (["export", "--run=full"], "--hf is missing"),
         (["export", "--hf=new"], "--run is missing"),
         (["export", "--run=nowhere", "--hf=new"], "nowhere/config.json: no such file"),
-        (["export", "--run=run", "--hf=new"], "run: no finished stage to export"),
+        (
+            ["export", "--run=run", "--hf=new"],
+            "run: no finished stage; it needs one of import, pretrain, sft, ",
+        ),
         (
             ["chat", "--run=run"],
-            "run: no finished stage that can chat; it needs one of import, pretrain, sft, dpo, ppo",
+            "run: no finished stage; it needs one of import, pretrain, sft, dpo, ppo",
         ),
         (["export", "--run=run", "--hf=new", "--stage=reward"], "--stage=reward: must be one of"),
         (["export", "--run=run", "--hf=new", "--stage=sft"], "sft: no finished checkpoint here"),
