@@ -9,19 +9,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from data import chat
 from data.errors import BadInput
-from eval import dialog
+from eval import batching, dialog
 from launch import load
 from launch.stages.stage import CHATS
 from launch.store.rundir import RunDir
-from model import decode
 from model.sharding import MeshConfig, make_mesh
 
 NEW_TOKENS = 64
-PROMPT_MULTIPLE = 64  # prompts are padded to it, so that few lengths are compiled
 
 
 def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int | None, as_json: bool) -> dict:
@@ -126,27 +123,24 @@ class _Conversation:
 def _continue(config, params, tokenizer, num_tokens: int, text: str) -> str:
     """What most likely follows a text, greedily, until the model ends it."""
     start = [i for i in [tokenizer.bos_id] if i is not None]
-    ids = np.asarray(start + tokenizer.encode(text), np.int32)
+    ids = start + tokenizer.encode(text)
     try:
         config.check_length("the prompt", len(ids))
     except ValueError as error:
         raise BadInput(str(error)) from error
-    length = -(-len(ids) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
-    prompt_BP, mask_BP = np.zeros((2, 1, length), np.int32)
-    prompt_BP[0, length - len(ids) :], mask_BP[0, length - len(ids) :] = ids, 1
-    generation = decode.generate(
+    (answer,) = batching.generate(
         config,
         params,
-        prompt_BP,
-        mask_BP,
-        jax.random.key(0),
+        [ids],
         max_new_tokens=num_tokens,
         temperature=0.0,
+        seed=0,
+        batch_size=1,
         end_id=-1 if tokenizer.eos_id is None else tokenizer.eos_id,
         pad_id=0,
+        log=lambda _: None,
     )
-    answer_R = np.asarray(generation.tokens_BR[0])[np.asarray(generation.mask_BR[0]) == 1]
-    return tokenizer.decode(answer_R)
+    return tokenizer.decode(answer)
 
 
 def _questions(path: Path, stage: str):
