@@ -64,7 +64,7 @@ def measure(
     return result
 
 
-def choose(examples: Sequence[Example], limit: int) -> list[Example]:
+def choose(examples: Sequence, limit: int) -> list:
     """So many of the examples, spread evenly, so that all groups take part; 0 for all."""
     count = min(limit or len(examples), len(examples))
     return [examples[number * len(examples) // count] for number in range(count)]

@@ -222,16 +222,7 @@ def _kl_spent(job: Job, params, reference, examples, answers) -> float:
 
 
 def _samples(examples, greedy: dict[str, list[Response]], count: int) -> list[dict]:
-    """Examples of as many kinds as fit, with every model's greedy answer."""
-    first_of_kind: dict[str, list[int]] = {}
-    for index, example in enumerate(examples):
-        first_of_kind.setdefault(example.kind, []).append(index)
-    kinds = list(first_of_kind.values())
-    turns = max(map(len, kinds))
-    # Every second kind first: neighbours in the list are alike.
-    order = [
-        ids[turn] for turn in range(turns) for ids in kinds[::2] + kinds[1::2] if turn < len(ids)
-    ]
+    """Examples from all over the list, so of many kinds, with every model's greedy answer."""
     return [
         {
             "kind": examples[index].kind,
@@ -239,5 +230,5 @@ def _samples(examples, greedy: dict[str, list[Response]], count: int) -> list[di
             "reference": examples[index].reference,
             "answers": {name: answers[index].text for name, answers in greedy.items()},
         }
-        for index in order[:count]
+        for index in harness.choose(range(len(examples)), count)
     ]
