@@ -1,6 +1,7 @@
 """One stage's job: its settings, its run directory, and what is derived from them."""
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -31,29 +32,16 @@ from train.optimizer import make_schedule
 from train.step import LossFn, TrainState, make_training
 
 
+@dataclasses.dataclass(eq=False)
 class Job:
-    """What the body of a stage receives.
+    """What the body of a stage receives."""
 
-    Attributes:
-      settings: the whole configuration.
-      run: the run directory.
-      progress: where lines go.
-      runner: where data is worked on.
-      stage: name of the stage.
-      inputs: what its result depends on.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        run: RunDir,
-        progress: Progress,
-        runner: Runner,
-        stage: str,
-        inputs: Mapping[str, Any],
-    ):
-        self.settings, self.run, self.progress, self.runner = settings, run, progress, runner
-        self.stage, self.inputs = stage, inputs
+    settings: Settings  # the whole configuration
+    run: RunDir
+    progress: Progress  # where lines go
+    runner: Runner  # where data is worked on
+    stage: str  # its name
+    inputs: Mapping[str, Any]  # what its result depends on
 
     @property
     def model(self) -> TransformerConfig:

@@ -16,15 +16,10 @@ SHARDS = "shards.json"
 
 @dataclass(frozen=True)
 class Plan:
-    """A planned mixture over the groups of a run's shards.
+    """A planned mixture over the groups of a run's shards."""
 
-    Attributes:
-      stages: as data.mixture plans them.
-      groups: by name of the group, as data.packing makes them.
-    """
-
-    stages: tuple[PlannedStage, ...]
-    groups: Mapping[str, Mapping[str, Any]]
+    stages: tuple[PlannedStage, ...]  # as data.mixture plans them
+    groups: Mapping[str, Mapping[str, Any]]  # by name of the group, as data.packing makes them
 
     def sources(self, run: RunDir) -> dict[str, tuple[shards.Shards, list[float]]]:
         """Shards of each group that is read, with its share in each stage."""

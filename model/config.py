@@ -192,25 +192,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Shape of a decoder.
-
-    Attributes (sizes by their letters are in `sizes`):
-      head: 'tied' or 'untied' logits; 'scalar': one value a position (reward model, critic).
-      layers: kinds of attention, cycled over the depth; 'sliding' sees `window` tokens.
-      positions: 'rope', or a 'learned' table of `max_positions`.
-      norm_place: of the two norms of a sublayer f: 'pre' x + f(norm(x)), 'post' x + norm(f(x)),
-        'sandwich' both.
-      mlp: activation; 'clamped_swiglu' is that of gpt-oss.
-      bias: which products add a bias; LayerNorm always does.
-      qk_norm: RMSNorm of queries and keys, one 'head' at a time or over the 'whole' projection.
-      sinks: a learned logit a head that attention weights may flow to (arXiv 2309.17453).
-      attention_scale: multiplies the scores; 0 for head_dim^-0.5.
-      attention_softcap, logit_softcap: c tanh(x / c) (arXiv 2408.00118); 0 for none.
-      scale_embedding: token vectors times sqrt(D).
-      vocab_multiple: the vocabulary is stored padded to a multiple of this.
-      quantized: numbers that products of training are computed in; those of the embedding, the
-        head, routers and routed experts stay as they are.
-    """
+    """Shape of a decoder."""
 
     vocab_size: int  # rows of the embedding; in a configuration 0 stands for tokenizer.vocab_size
     num_layers: int  # layers
@@ -219,28 +201,30 @@ class TransformerConfig:
     num_kv_heads: int  # K; N: multi-head, 1: multi-query
     head_dim: int  # H
     d_ff: int  # F
-    head: str = "tied"  # tied or untied output embedding
+    head: str = "tied"  # tied or untied output embedding; scalar: a value a position (critic)
     layers: tuple[str, ...] = ("full",)  # kinds of attention, cycled over the depth: full, sliding
     window: int = 0  # tokens that a sliding layer sees
     positions: str = "rope"  # rope or learned
     max_positions: int = 0  # tokens; size of the learned table
-    norm: str = "rms"  # rms or layer
-    norm_place: str = "pre"  # of norms around attention and feed-forward: pre, post, sandwich
+    norm: str = "rms"  # rms or layer, which always has a bias
+    # Of the two norms of a sublayer f: pre x + f(norm(x)), post x + norm(f(x)), sandwich both.
+    norm_place: str = "pre"
     norm_eps: float = 1e-6  # added to the mean square or variance
-    mlp: str = "swiglu"  # swiglu, geglu, gelu, relu2, clamped_swiglu
+    mlp: str = "swiglu"  # swiglu, geglu, gelu, relu2, clamped_swiglu (that of gpt-oss)
     bias: tuple[str, ...] = ()  # products with a bias: qkv, out, mlp, router
     qk_norm: str = "none"  # RMSNorm of queries and keys: none, head, whole (projection)
-    sinks: bool = False  # a learned logit a head that attention may flow to
+    sinks: bool = False  # a learned logit a head that attention may flow to (arXiv 2309.17453)
     attention_scale: float = 0.0  # multiplies scores; 0 for head_dim^-0.5
-    attention_softcap: float = 0.0  # bounds scores; 0 for none
-    logit_softcap: float = 0.0  # bounds logits; 0 for none
+    attention_softcap: float = 0.0  # bounds scores: c tanh(x / c) (arXiv 2408.00118); 0: none
+    logit_softcap: float = 0.0  # bounds logits likewise; 0 for none
     scale_embedding: bool = False  # token vectors times sqrt(D)
     rope: RopeConfig = RopeConfig()
     mla: MLAConfig = MLAConfig()  # latent attention
     moe: MoEConfig = MoEConfig()
     vocab_multiple: int = 1  # the vocabulary is padded to a multiple of this, for tensor axes
     dtype: str = "float32"  # of activations, float32 or bfloat16; parameters are float32
-    quantized: str = "none"  # products in training: none, int8, fp8
+    # Products in training: none, int8, fp8; not those of embedding, head, routers, routed experts.
+    quantized: str = "none"
     layout: Layout = dataclasses.field(default=Layout(), metadata={"identity": False, "key": False})
 
     def __post_init__(self):

@@ -11,36 +11,21 @@ from collections.abc import Collection, Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stage of a run.
+    """A stage of a run."""
 
-    Attributes:
-      name: its verb, its folder in a run, the section of its own keys, and the module of its body.
-      about: what it does, for --help.
-      needs: stages that a config must name before it.
-      starts: stages whose model it may start from; the last one that a config names is taken, and
-        if it names none, the model that `start` names.
-      uses: further stages whose results it reads where the config names them.
-      reads: dotted keys and sections that its result depends on; '' for all of them.
-      code: files and packages that compute it.
-      trains: whether it keeps checkpoints, in a loop of its own.
-      shared: whether runs beside each other share its result; it may not depend on which run it is.
-      model: what tables call the language model that it makes; '' if it makes none.
-      chats: whether that model answers in turns; otherwise it continues a text.
-      sides: rows of the model for each row of its batch: 2 for a pair of answers.
-    """
-
-    name: str
-    about: str
-    needs: tuple[str, ...] = ()
+    name: str  # its verb, folder in a run, section of its own keys, and module of its body
+    about: str  # what it does, for --help
+    needs: tuple[str, ...] = ()  # stages that a config must name before it
+    # Stages whose model it may start from: the last that a config names, or else its `start`.
     starts: tuple[str, ...] = ()
-    uses: tuple[str, ...] = ()
-    reads: tuple[str, ...] = ()
-    code: tuple[str, ...] = ()
-    trains: bool = False
-    shared: bool = False
-    model: str = ""
-    chats: bool = False
-    sides: int = 1
+    uses: tuple[str, ...] = ()  # further stages whose results it reads where the config names them
+    reads: tuple[str, ...] = ()  # keys and sections that its result depends on; '' for all of them
+    code: tuple[str, ...] = ()  # files and packages that compute it
+    trains: bool = False  # it keeps checkpoints, in a loop of its own
+    shared: bool = False  # runs side by side share its result, which may not depend on the run
+    model: str = ""  # what tables call the language model that it makes; '' if it makes none
+    chats: bool = False  # that model answers in turns; otherwise it continues a text
+    sides: int = 1  # rows of the model for each row of its batch: 2 for a pair of answers
 
     @property
     def body(self) -> str:
