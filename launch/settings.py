@@ -174,6 +174,20 @@ def _spread_shared(given: Mapping) -> dict:
     return given
 
 
+def find_own(config: Any, path: str) -> list[str]:
+    """Keys for which a shared one, as optimizer.peak_lr, is not read: all that it is for, or []."""
+    shared, _, key = path.partition(".")
+    own = []
+    for stage in set(TRAINED) & set(config.get("stages", ())) if shared in SHARED else ():
+        for name in keys_of(hint_of(Settings, stage)):
+            if hint_of(Settings, f"{stage}.{name}") is SHARED[shared]:
+                section = getattr(config.get(stage), "get", dict().get)(name)
+                if not hasattr(section, "get") or key not in section:
+                    return []
+                own.append(f"{stage}.{name}.{key}")
+    return sorted(own)
+
+
 def _check_stages(given: Mapping) -> tuple[str, ...]:
     stages = given["stages"]
     if not isinstance(stages, tuple | list):

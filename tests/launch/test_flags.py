@@ -91,6 +91,19 @@ def test_keys_that_are_not_there_or_take_no_value_are_refused(override, words):
     assert words in refusal("curate", WEB, f"--config.{override}")
 
 
+def test_a_shared_key_that_no_stage_reads_is_refused():
+    config, flag = f"--config={ROOT}/configs/quickstart.py", "--config.optimizer.weight_decay=0.2"
+    base = "--config.stages=('curate', 'tokenizer', 'pretrain')"
+    assert seedbed("config", config, flag)[0] == 0, "that of reward, dpo and ppo"
+    assert refusal("config", config, flag, base) == (
+        "seedbed: --config.optimizer.weight_decay: changes nothing; give "
+        "--config.pretrain.optimizer.weight_decay, as each training stage has its own: "
+        "pretrain.optimizer.weight_decay\n"
+    )
+    peak = refusal("config", config, "--config.optimizer.peak_lr=1e-3")
+    assert "dpo.optimizer.peak_lr, ppo.critic_optimizer.peak_lr, ppo.optimizer.peak_lr, " in peak
+
+
 def test_keys_that_a_config_file_leaves_to_their_defaults_can_be_given(tmp_path):
     changes = {
         "sft.optimizer.beta2": 0.99,
