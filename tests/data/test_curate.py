@@ -194,6 +194,7 @@ def test_runs_workers_and_order_of_domains_give_the_same_bytes(corpus, tmp_path)
     assert digests(tmp_path / "two" / "out") == expected
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_bytes_beside_a_running_jax(corpus, tmp_path):
     jax.devices()  # whose threads do not survive a fork of this process
     run(corpus, tmp_path / "here")

@@ -326,8 +326,15 @@ def test_bad_lm_config_is_named(changes, complaint):
         LMConfig(**(given | changes))
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-@pytest.mark.parametrize("num_microbatches", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "num_microbatches"),
+    [
+        ("adamw", 1),
+        ("muon", 2),
+        pytest.param("adamw", 2, marks=pytest.mark.slow),
+        pytest.param("muon", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_frozen_weights_stay_and_the_others_move_as_alone(kind, num_microbatches):
     """Against optax on the gradient of the other weights, by autodiff of the whole loss."""
     frozen = ("embedding", "feed_forward")
