@@ -11,7 +11,7 @@ from launch.report import plot
 from launch.stages.stage import MODELS, STAGES, START
 
 LABELS = {START: "Start"} | {name: STAGES[name].model for name in MODELS}
-SYSTEMS = {"model": "the first model", "ngram": "byte n-gram", "xz": "xz", "gzip": "gzip"}
+SYSTEMS = {"ngram": "byte n-gram", "xz": "xz", "gzip": "gzip"}
 LENGTH = "response_tokens"
 DOCS = "docs"  # all FACT_KINDS together
 # What a stage's answers are judged by: key of eval/results.json, title, is more of it better.
@@ -40,7 +40,7 @@ def sections(results: Mapping) -> dict:
         "headline": _headline(results),
         "tasks": _tasks(results),
         "kinds": _kinds(results),
-        "text": _text(results.get("text")),
+        "text": _text(results),
         "samples": results.get("samples", []),
     }
 
@@ -63,7 +63,8 @@ def _dialog(results: Mapping) -> dict[str, dict]:
         facts = [found[kind] for kind in FACT_KINDS if kind in found]
         if count := sum(fact["count"] for fact in facts):
             mean = sum(fact["mean"] * fact["count"] for fact in facts) / count
-            found[DOCS] = {"mean": mean, "count": count}
+            errors = (fact["stderr"] * fact["count"] for fact in facts)
+            found[DOCS] = {"mean": mean, "stderr": math.hypot(*errors) / count, "count": count}
         dialog[stage] = found
     return dialog
 
@@ -118,7 +119,12 @@ def _parent(stage: str, models: Collection[str]) -> str | None:
 def _rate_cell(dialog: Mapping, stage: str, key: str, upward: bool) -> dict:
     means = {name: found[key]["mean"] for name, found in dialog.items() if key in found}
     percents = {name: 100 * mean for name, mean in means.items()}
-    return _cell(percents, stage, "{:.1f}%", "{:+.1f}", 1 if upward else -1)
+    cell = _cell(percents, stage, "{:.1f}%", "{:+.1f}", 1 if upward else -1)
+    if parent := _parent(stage, means):
+        errors = (dialog[name][key]["stderr"] for name in (stage, parent))
+        if abs(means[stage] - means[parent]) < 1.96 * math.hypot(*errors):
+            cell["tone"] = ""
+    return cell
 
 
 def _cell(values: Mapping[str, float], stage: str, form: str, change_form: str, good: int) -> dict:
@@ -130,7 +136,7 @@ def _cell(values: Mapping[str, float], stage: str, form: str, change_form: str, 
         change = values[stage] - values[parent]
         cell["change"] = change_form.format(change)
         if not float(cell["change"]):
-            cell["change"] = "±0"
+            cell["change"] = "0"
         else:
             cell["tone"] = {1: "better", -1: "worse", 0: ""}[good * (1 if change > 0 else -1)]
     return cell
@@ -163,14 +169,17 @@ def _tasks(results: Mapping) -> dict | None:
     return {"titles": list(models.values()), "rows": rows} if rows else None
 
 
-def _text(text: Mapping | None) -> dict | None:
+def _text(results: Mapping) -> dict | None:
     """Bits per byte by domain, last that of several together, and the same as a plot."""
+    text, models = results.get("text"), results.get("text_by_stage", {})
     if not text:
         return None
+    first = next(iter(titles({"text_by_stage": models}).values()), "model")
+    titled = {"model": first} | SYSTEMS
     domains = sorted(set(text) - {"all"}) or ["all"]
     if len(domains) > 1 and "all" in text:
         domains.append("all")
-    systems = {key: title for key, title in SYSTEMS.items() if any(key in text[d] for d in domains)}
+    systems = {key: title for key, title in titled.items() if any(key in text[d] for d in domains)}
     rows = [{"domain": domain, **text[domain]} for domain in domains]
     values = {title: [row.get(key, math.nan) for row in rows] for key, title in systems.items()}
     return {

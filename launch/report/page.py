@@ -236,7 +236,7 @@ def _summary(num_params: int | None, trained: Sequence[Mapping], results: Mappin
     if num_params:
         add("parameters", forms.short(num_params))
     if num_tokens := sum(row["tokens"] or 0 for row in trained):
-        add("tokens trained", forms.short(num_tokens))
+        add("tokens trained on, over all stages", forms.short(num_tokens))
     models = evaluation.titles(results)
     for stage, bits in list(results.get("text_by_stage", {}).items())[:1]:
         add(f"bits per byte of held-out text, {models[stage]}", f"{bits:.3f}")
@@ -293,7 +293,7 @@ def _curves(stage: str, rows: Mapping[int, Mapping]) -> dict:
     rates = []
     for metric, title, form in (
         ("tokens_per_sec", "tokens/s", "{:,.0f}"),
-        ("mfu", "MFU", "{:.1%}"),
+        ("mfu", "MFU (share of peak FLOP/s)", "{:.1%}"),
     ):
         timed = [row for row in rows.values() if None not in map(row.get, (metric, "train_secs"))]
         if timed:

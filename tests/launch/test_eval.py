@@ -91,7 +91,7 @@ def test_the_page_says_how_benchmarks_were_asked(tmp_path):
     table = page[page.index('id="tasks"') :]
     assert re.findall(r"<th>(.*?)</th>", table)[:3] == ["Task", "Base", "SFT"]
     cells = re.findall(r"<td>(.*?)</td>", table[: table.index("</table>")])
-    assert cells == ["mmlu", "25.0% &plusmn; 0.5", "50.0% &plusmn; 0.5", "acc", "5", "14,042", "1"]
+    assert cells == ["mmlu", "25.0% ± 1.0", "50.0% ± 1.0", "acc", "5", "14,042", "1"]
     (tmp_path / "eval" / "results.json").write_text("{}")
     assert "tasks" not in write_report(tmp_path).read_text()
 

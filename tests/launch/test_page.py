@@ -100,7 +100,9 @@ def test_headline_holds_the_figures_and_their_changes(page):
 def test_headline_colours_say_which_way_is_better(page):
     row = _rows(page, "PPO")[0]
     assert '<small class="better">+6.0</small>' in row  # exact match up
-    assert '<small class="worse">+1.4</small>' in row  # refusals of harmless requests up
+    assert '<small class="">+1.4</small>' in row  # more refusals of harmless requests, within noise
+    start = _rows(page, "SFT")[0]
+    assert '<small class="worse">+6.0</small>' in start  # denies knowing real names
     assert '<small class="">-2</small>' in row  # a shorter answer is neither
 
 
@@ -131,7 +133,8 @@ def test_figures_of_the_model_and_its_training_are_at_the_top(run_dir):
     tiles = dict(re.findall(r'<div class="tile"><b>([^<]*)</b>([^<]*)</div>', top))
     assert tiles == {
         f"{size / 1e6:.3f} M": "parameters",
-        f"{4096 * 430 / 1e6:.3f} M": "tokens trained",  # 400 steps of pretraining, 30 of PPO
+        # 400 steps of pretraining, 30 of PPO.
+        f"{4096 * 430 / 1e6:.3f} M": "tokens trained on, over all stages",
         "2.050": "bits per byte of held-out text, Base",
         "81.0% ± 3.9": "reward model: accuracy on 400 held-out pairs",
         "55.0% ± 0.8": "mmlu, PPO",
@@ -350,7 +353,8 @@ def test_a_stages_speed_is_all_tokens_over_all_seconds(run_dir):
     ]
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     page = _page(run_dir)
-    assert "1,800 tokens/s on average" in page and "18.0% MFU on average" in page
+    assert "1,800 tokens/s on average" in page
+    assert "18.0% MFU (share of peak FLOP/s) on average" in page
 
 
 def test_torn_last_line_of_a_killed_run_is_left_out(run_dir):
