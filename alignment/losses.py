@@ -179,7 +179,7 @@ def kl_k3(logp, ref_logp):
     Source: Schulman 2020. verl clamps x to +-20 and then k3 to +-10, OpenRLHF k3 to +-10; a cap of
     10 on k3 makes it too small for every token that the reference likes 13 times better.
     """
-    x = _hold_log_ratio(kl_k1(logp, ref_logp))
+    x = _clamp_log_ratio(kl_k1(logp, ref_logp))
     return jnp.expm1(-x) + x
 
 
@@ -208,12 +208,12 @@ def ppo_policy_loss(logp_BR, old_logp_BR, advantages_BR, *, clip_low, clip_high,
     """
     advantages_BR = lax.stop_gradient(_float32(advantages_BR))
     log_rho_BR = _float32(logp_BR) - lax.stop_gradient(_float32(old_logp_BR))
-    rho_BR = jnp.exp(_hold_log_ratio(log_rho_BR))
+    rho_BR = jnp.exp(_clamp_log_ratio(log_rho_BR))
     plain_BR = -advantages_BR * rho_BR
-    held_BR = -advantages_BR * jnp.clip(rho_BR, 1.0 - clip_low, 1.0 + clip_high)
+    clipped_BR = -advantages_BR * jnp.clip(rho_BR, 1.0 - clip_low, 1.0 + clip_high)
     # inf * dual_clip, not -A * dual_clip, where A >= 0: an infinite dual_clip must not meet A = 0.
     bound_BR = jnp.where(advantages_BR < 0, -advantages_BR, jnp.inf) * dual_clip
-    loss_BR = jnp.minimum(jnp.maximum(plain_BR, held_BR), bound_BR)
+    loss_BR = jnp.minimum(jnp.maximum(plain_BR, clipped_BR), bound_BR)
     return loss_BR, _float32(loss_BR != plain_BR)
 
 
@@ -236,8 +236,10 @@ def ppo_value_loss(values_BR, old_values_BR, returns_BR, *, clip):
     values_BR = _float32(values_BR)
     old_values_BR = lax.stop_gradient(_float32(old_values_BR))
     returns_BR = lax.stop_gradient(_float32(returns_BR))
-    held_BR = jnp.clip(values_BR, old_values_BR - clip, old_values_BR + clip)
-    return 0.5 * jnp.maximum(jnp.square(values_BR - returns_BR), jnp.square(held_BR - returns_BR))
+    clipped_BR = jnp.clip(values_BR, old_values_BR - clip, old_values_BR + clip)
+    return 0.5 * jnp.maximum(
+        jnp.square(values_BR - returns_BR), jnp.square(clipped_BR - returns_BR)
+    )
 
 
 def entropy(logits_BRV, temperature):
@@ -256,7 +258,7 @@ def entropy(logits_BRV, temperature):
     return jax.nn.logsumexp(logits_BRV, axis=-1) - jnp.sum(probs_BRV * finite_BRV, axis=-1)
 
 
-def _hold_log_ratio(log_ratio):
+def _clamp_log_ratio(log_ratio):
     return jnp.clip(log_ratio, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from model.attention import frequencies
 from model.config import RopeConfig
-from model.interop.hf_families import FAMILIES
+from model.interop.hf_families import MODEL_TYPES
 from model.interop.mapping import Rule, linear, norm, vary
 
 LAYER = "blk.{i}"
@@ -139,13 +139,13 @@ def to_config(
     for key, value in given.items():
         if key not in names and key not in SEEN:
             raise ValueError(f"{arch}.{key} is {value!r}; it is not read")
-    for key in FAMILIES[ARCHITECTURES[arch]].biases:
+    for key in MODEL_TYPES[ARCHITECTURES[arch]].biases:
         raw[key] = f"blk.0.{BIASED[key]}.bias" in shapes
     if arch not in ("gpt2", "deepseek2"):
-        _check_turned(arch, given, raw)
+        _check_rotated(arch, given, raw)
     if arch != "gpt2":
         raw["rope_scaling"] = _scaling(arch, given, divisors, raw)
-    raw |= _peculiar(arch, given, raw)
+    raw |= _hard_coded(arch, given, raw)
     return raw
 
 
@@ -158,12 +158,12 @@ def _head_dim(raw: Mapping[str, Any]) -> Any:
     return raw.get("head_dim", raw["hidden_size"] // raw["num_attention_heads"])
 
 
-def _check_turned(arch: str, given: Mapping[str, Any], raw: Mapping[str, Any]) -> None:
+def _check_rotated(arch: str, given: Mapping[str, Any], raw: Mapping[str, Any]) -> None:
     head_dim = _head_dim(raw)
-    turned = given.get("rope.dimension_count", head_dim)
+    rotated = given.get("rope.dimension_count", head_dim)
     if (
         not isinstance(head_dim, int)
-        or turned != head_dim
+        or rotated != head_dim
         or given.get("attention.value_length", head_dim) != head_dim
     ):
         raise ValueError(
@@ -215,12 +215,12 @@ def _llama3(divisors: np.ndarray, raw: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def _peculiar(arch: str, given: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
-    """What llama.cpp knows of an architecture without the file's saying so."""
+def _hard_coded(arch: str, given: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that llama.cpp hard-codes for an architecture."""
     gate = given.get("expert_gating_func", SOFTMAX)
-    due = SIGMOID if arch == "deepseek2" else SOFTMAX
-    if gate != due:
-        raise ValueError(f"{arch}.expert_gating_func is {gate}; only {due} is read")
+    wanted = SIGMOID if arch == "deepseek2" else SOFTMAX
+    if gate != wanted:
+        raise ValueError(f"{arch}.expert_gating_func is {gate}; only {wanted} is read")
     if arch == "llama" and raw.get("num_experts"):
         return {"model_type": "mixtral", "sliding_window": raw.get("sliding_window")}
     if arch == "llama" and raw.get("sliding_window"):
@@ -280,7 +280,7 @@ BASE = {
 HARD_CODED = {
     "llama": vary(
         linear("attention/q", ".attn_q", "NH D") | linear("attention/k", ".attn_k", "KH D"),
-        turn=True,
+        interleaved=True,
     ),
     "olmo2": norm("attention/q_norm", ".attn_q_norm", "NH")
     | norm("attention/k_norm", ".attn_k_norm", "KH"),
@@ -293,11 +293,11 @@ HARD_CODED = {
     | {"attention/sink": Rule(".attn_sinks.weight", "N")},
     "deepseek2": {
         "experts/balance_bias": Rule(".exp_probs_b.bias", "E"),
-        "attention/q": Rule(".attn_q.weight", "NH D", turn=True),
+        "attention/q": Rule(".attn_q.weight", "NH D", interleaved=True),
         "attention/q_down": Rule(".attn_q_a.weight", "Z D"),
         "attention/q_down_norm/scale": Rule(".attn_q_a_norm.weight", "Z"),
-        "attention/q_up": Rule(".attn_q_b.weight", "NH Z", turn=True),
-        "attention/kv_down": Rule(".attn_kv_a_mqa.weight", "Z D", turn=True),
+        "attention/q_up": Rule(".attn_q_b.weight", "NH Z", interleaved=True),
+        "attention/kv_down": Rule(".attn_kv_a_mqa.weight", "Z D", interleaved=True),
         "attention/kv_norm/scale": Rule(".attn_kv_a_norm.weight", "Z"),
         "attention/k_up": Rule(".attn_k_b.weight", "N Z H"),
         "attention/v_up": Rule(".attn_v_b.weight", "N H Z"),
@@ -305,8 +305,8 @@ HARD_CODED = {
 }
 # As llama.cpp's converter wrote it before it kept keys and values apart.
 TOGETHER = {
-    "attention/k_up": Rule(".attn_kv_b.weight", "NH Z", span=0),
-    "attention/v_up": Rule(".attn_kv_b.weight", "NH Z", span=1),
+    "attention/k_up": Rule(".attn_kv_b.weight", "NH Z", half=0),
+    "attention/v_up": Rule(".attn_kv_b.weight", "NH Z", half=1),
 }
 
 

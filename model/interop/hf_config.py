@@ -13,7 +13,7 @@ from typing import Any
 
 from model.config import BIASES, MLAConfig, MoEConfig, RopeConfig, TransformerConfig, layer_kinds
 from model.interop import hf_rope
-from model.interop.hf_families import FAMILIES, NEUTRAL, PACKED, Family
+from model.interop.hf_families import MODEL_TYPES, NEUTRAL, PACKED, Family
 from model.interop.hf_keys import Keys, choose, text_part
 
 SECTIONS = {"rope": RopeConfig, "mla": MLAConfig, "moe": MoEConfig}
@@ -44,7 +44,7 @@ def from_hf(raw: Mapping[str, Any]) -> TransformerConfig:
       ValueError: an unknown architecture, or a key or value that cannot be honoured.
     """
     raw, name = text_part(raw)
-    family = FAMILIES[name]
+    family = MODEL_TYPES[name]
     keys, flat = Keys(raw, family), dict(family.fixed)
     for switch, key in family.keys.items():
         value = keys.read(key) if switch in (*NULLS, *DERIVED) else keys.need(key)
@@ -178,7 +178,7 @@ def _read_experts(name: str, keys: Keys, flat: Flat) -> None:
 
 def _check_rest(name: str, raw: Mapping[str, Any], seen: set[str]) -> None:
     """Raises ValueError if a key that was not honoured changes the maths."""
-    must = FAMILIES[name].must
+    must = MODEL_TYPES[name].must
     for key, value in raw.items():
         if key == "quantization_config" and isinstance(value, Mapping):
             value = value.get("quant_method")
@@ -221,8 +221,8 @@ def to_hf(config: TransformerConfig, name: str) -> dict[str, Any]:
     Raises:
       ValueError: the family is unknown, or has no such model; the message names the switches.
     """
-    if name not in FAMILIES:
-        raise ValueError(f"model_type is {name!r}; it must be one of {', '.join(FAMILIES)}")
+    if name not in MODEL_TYPES:
+        raise ValueError(f"model_type is {name!r}; it must be one of {', '.join(MODEL_TYPES)}")
     try:
         written, clashes = _write(config, name)
     except ValueError as error:
@@ -239,7 +239,7 @@ def nearest(config: TransformerConfig) -> str:
       ValueError: none has; the message names the switches that part it from the nearest.
     """
     clashes: dict[str, list[str]] = {}
-    for name in FAMILIES:
+    for name in MODEL_TYPES:
         with contextlib.suppress(ValueError):  # sizes that the family cannot have at all
             clashes[name] = _write(config, name)[1]
     best = min(clashes, key=lambda name: len(clashes[name]), default="")
@@ -255,7 +255,7 @@ def _write(config: TransformerConfig, name: str) -> tuple[dict[str, Any], list[s
     Raises:
       ValueError: it cannot even be read back.
     """
-    family, flat = FAMILIES[name], flatten(config)
+    family, flat = MODEL_TYPES[name], flatten(config)
     out = {"architectures": [family.model_class], "model_type": name, "dtype": "float32"}
     for switch, key in family.keys.items():
         null = switch in NULLS and not flat[switch]

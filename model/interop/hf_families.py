@@ -124,7 +124,7 @@ GPT_OSS_ROPE = dict(
     truncate=False,
     original_max_position_embeddings=4096,
 )
-FAMILIES = {
+MODEL_TYPES = {
     "llama": Family(
         "LlamaForCausalLM",
         SIZES,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from model.interop.hf_families import FAMILIES, Family
+from model.interop.hf_families import MODEL_TYPES, Family
 
 # What a class of transformers takes where a file says nothing; rows of the table say the rest.
 DEFAULTS = {"rms_norm_eps": 1e-6, "hidden_act": "silu", "max_position_embeddings": 0}
@@ -60,11 +60,11 @@ def text_part(raw: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
         tied, raw = raw.get("tie_word_embeddings", True), raw["text_config"]
         _check_types(raw)
         return {**raw, "tie_word_embeddings": tied}, "gemma3_text"
-    if name not in FAMILIES:
-        known = ", ".join([*FAMILIES, "gemma3 with a text_config"])
+    if name not in MODEL_TYPES:
+        known = ", ".join([*MODEL_TYPES, "gemma3 with a text_config"])
         raise ValueError(f"config.json: model_type is {name!r}; it must be one of {known}")
-    if classes and FAMILIES[name].model_class not in classes:
-        wanted = FAMILIES[name].model_class
+    if classes and MODEL_TYPES[name].model_class not in classes:
+        wanted = MODEL_TYPES[name].model_class
         raise ValueError(f"config.json: architectures is {classes}; it must hold {wanted!r}")
     return raw, name
 

@@ -50,7 +50,7 @@ SANDWICH = POST | {
 
 def _gemma(rules: Mapping[str, Rule]) -> dict[str, Rule]:
     scales = {kind: rule for kind, rule in rules.items() if kind.endswith("scale")}
-    return {**rules, **vary(scales, add=1.0)}
+    return {**rules, **vary(scales, offset=1.0)}
 
 
 HF = {
@@ -81,14 +81,16 @@ HF = {
     | _gated("experts/shared", ".mlp.shared_experts")
     | {
         "experts/balance_bias": Rule(".mlp.gate.e_score_correction_bias", "E"),
-        "attention/q": Rule(".self_attn.q_proj.weight", "NH D", turn=True),
+        "attention/q": Rule(".self_attn.q_proj.weight", "NH D", interleaved=True),
         **linear("attention/q_down", ".self_attn.q_a_proj", "Z D"),
         "attention/q_down_norm/scale": Rule(".self_attn.q_a_layernorm.weight", "Z"),
-        "attention/q_up": Rule(".self_attn.q_b_proj.weight", "NH Z", turn=True),
-        **vary(linear("attention/kv_down", ".self_attn.kv_a_proj_with_mqa", "Z D"), turn=True),
+        "attention/q_up": Rule(".self_attn.q_b_proj.weight", "NH Z", interleaved=True),
+        **vary(
+            linear("attention/kv_down", ".self_attn.kv_a_proj_with_mqa", "Z D"), interleaved=True
+        ),
         "attention/kv_norm/scale": Rule(".self_attn.kv_a_layernorm.weight", "Z"),
-        "attention/k_up": Rule(".self_attn.kv_b_proj.weight", "NH Z", span=0),
-        "attention/v_up": Rule(".self_attn.kv_b_proj.weight", "NH Z", span=1),
+        "attention/k_up": Rule(".self_attn.kv_b_proj.weight", "NH Z", half=0),
+        "attention/v_up": Rule(".self_attn.kv_b_proj.weight", "NH Z", half=1),
     },
     "gpt_oss": LLAMA
     | {
@@ -135,4 +137,4 @@ def rules(name: str, stored: Collection[str] = (), pairs: bool = True) -> dict[s
     found = dict(HF[name])
     if name != "gpt_oss" and any(key.endswith(FUSED["experts/down"].name) for key in stored):
         found |= FUSED
-    return found if pairs else vary(found, turn=False)
+    return found if pairs else vary(found, interleaved=False)

@@ -26,19 +26,19 @@ class Rule:
     Attributes:
       name: of the tensor; '.' first: inside a layer; {e}: one tensor an expert.
       dims: letters of its dims, a space between dims. A digit is a dim of that size of which the
-        weight is the `pick`-th entry: several weights share the tensor.
-      pick: see dims.
-      span: of a dim H that holds the keys' part and then the values', which of the two.
-      add: what the stored value lacks (Gemma's norms store a scale less 1).
-      turn: rotated dims, the last of a head, are stored as pairs, not as two halves.
+        weight is the `entry`-th: several weights share the tensor.
+      entry: see dims.
+      half: of a dim H that holds the keys' part and then the values', which of the two.
+      offset: added on load (Gemma stores a norm's scale less 1).
+      interleaved: rotated dims, the last of a head, are stored as pairs, not as two halves.
     """
 
     name: str
     dims: str
-    pick: int = 0
-    span: int | None = None
-    add: float = 0.0
-    turn: bool = False
+    entry: int = 0
+    half: int | None = None
+    offset: float = 0.0
+    interleaved: bool = False
 
 
 def linear(kind: str, name: str, dims: str) -> dict[str, Rule]:
@@ -69,8 +69,8 @@ class Piece:
       view: the tensor's shape, dims split into letters.
       select: what of the view is the weight.
       order: transposes what is selected to our letters.
-      turned: places in the last dim, of ours, by theirs.
-      add: see Rule.
+      perm: index in the tensor of each entry of our last dim; None if they are in one order.
+      offset: see Rule.
     """
 
     path: tuple[str, ...]
@@ -79,19 +79,19 @@ class Piece:
     view: tuple[int, ...]
     select: tuple[Any, ...]
     order: tuple[int, ...]
-    turned: np.ndarray | None
-    add: float
+    perm: np.ndarray | None
+    offset: float
 
     def take(self, tensor: np.ndarray) -> np.ndarray:
         """Our weight out of a tensor."""
         ours = tensor.reshape(self.view)[self.select].transpose(self.order)
-        ours = ours if self.turned is None else ours[..., self.turned]
-        return ours + np.float32(self.add) if self.add else ours
+        ours = ours if self.perm is None else ours[..., self.perm]
+        return ours + np.float32(self.offset) if self.offset else ours
 
     def put(self, tensor: np.ndarray, ours: np.ndarray) -> None:
         """Writes our weight into a tensor."""
-        ours = ours - np.float32(self.add) if self.add else ours
-        ours = ours if self.turned is None else ours[..., np.argsort(self.turned)]
+        ours = ours - np.float32(self.offset) if self.offset else ours
+        ours = ours if self.perm is None else ours[..., np.argsort(self.perm)]
         tensor.reshape(self.view)[self.select] = ours.transpose(np.argsort(self.order))
 
 
@@ -152,21 +152,22 @@ def _kind(config: TransformerConfig, path: tuple[str, ...]) -> tuple[str, list[i
 
 def _piece(config, rule: Rule, path, index, ours: str, sizes: dict[str, int]):
     """(the piece, the shape of its whole tensor)."""
-    spans = (config.head_dim - config.mla.rope_dim, config.mla.value_dim)
+    sizes_of_halves = (config.head_dim - config.mla.rope_dim, config.mla.value_dim)
     sizes = sizes | {"1": 1, "2": 2, "3": 3}
-    whole = sizes | ({"H": sum(spans)} if rule.span is not None else {})
+    whole = sizes | ({"H": sum(sizes_of_halves)} if rule.half is not None else {})
     flat = rule.dims.replace(" ", "")
-    start = spans[0] * (rule.span or 0)
-    span = slice(start, start + sizes.get("H", 0)) if rule.span is not None else slice(None)
+    start = sizes_of_halves[0] * (rule.half or 0)
+    half = slice(start, start + sizes.get("H", 0)) if rule.half is not None else slice(None)
     select = tuple(
-        rule.pick if letter.isdigit() else span if letter == "H" else slice(None) for letter in flat
+        rule.entry if letter.isdigit() else half if letter == "H" else slice(None)
+        for letter in flat
     )
     left = [letter for letter in flat if not letter.isdigit()]
-    turned = None
-    if rule.turn:
+    perm = None
+    if rule.interleaved:
         count = config.mla.rope_dim or config.head_dim
         kept, pairs = np.arange(sizes[ours[-1]] - count), np.arange(count)
-        turned = np.concatenate([kept, len(kept) + np.concatenate([pairs[::2], pairs[1::2]])])
+        perm = np.concatenate([kept, len(kept) + np.concatenate([pairs[::2], pairs[1::2]])])
     piece = Piece(
         path=path,
         index=index,
@@ -174,7 +175,7 @@ def _piece(config, rule: Rule, path, index, ours: str, sizes: dict[str, int]):
         view=tuple(whole[letter] for letter in flat),
         select=select,
         order=tuple(left.index(letter) for letter in ours),
-        turned=turned,
-        add=rule.add,
+        perm=perm,
+        offset=rule.offset,
     )
     return piece, tuple(math.prod(whole[x] for x in dim) for dim in rule.dims.split())
