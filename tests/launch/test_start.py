@@ -31,7 +31,10 @@ def base(tmp_path_factory):
     """A folder with a pretrained run in it."""
     folder = tmp_path_factory.mktemp("start")
     code, _, err = start(
-        folder, "base", BASE, **SCHEDULE | {"pretrain.loop.num_steps": 4, "loop.save_every": 1}
+        folder,
+        "base",
+        BASE,
+        **SCHEDULE | {"pretrain.loop.num_steps": 4, "pretrain.loop.save_every": 1},
     )
     assert code == 0, err
     return folder
@@ -84,7 +87,7 @@ def test_continued_pretraining_starts_where_the_other_run_ended(base):
 
 def test_a_branch_at_a_step_with_its_moments_goes_on_as_the_run_did(base):
     """At a constant rate the branch is the run itself: the same data, weights and moments."""
-    constant = SCHEDULE | {"pretrain.optimizer.decay_fraction": 0.0, "loop.save_every": 1}
+    constant = SCHEDULE | {"pretrain.optimizer.decay_fraction": 0.0, "pretrain.loop.save_every": 1}
     constant |= {"pretrain.optimizer.warmup_steps": 0, "pretrain.optimizer.final_lr_fraction": 1.0}
     code, _, err = start(base, "whole", BASE, **constant | {"pretrain.loop.num_steps": 3})
     assert code == 0, err
