@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from data.errors import BadInput
 from launch.flags import CURATE_MODES, VERBS, Parsed, parse, usage
@@ -124,7 +123,7 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     elif verb in ("import", "export"):
         result = _convert(verb, given)
     else:
-        result = _run_config(verb, given, parsed.config)
+        result = _run_config(verb, parsed)
     if given.json:
         print(json.dumps(result))
     elif verb != "chat":
@@ -138,7 +137,9 @@ def _print_config(parsed: Parsed) -> int:
     from launch.schema import to_dict
     from launch.verbs.config import run_config
 
-    rows = run_config(parsed.config, settings.parse(parsed.config), parsed.overridden)
+    rows = run_config(
+        parsed.config, settings.parse(parsed.config, parsed.overridden), parsed.overridden
+    )
     if parsed.given.json:
         print(
             json.dumps(
@@ -169,12 +170,13 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", module="google|tensorflow_datasets|etils")
 
 
-def _run_config(verb: str, given: flags.FlagValues, config: ConfigDict) -> dict:
+def _run_config(verb: str, from_flags: Parsed) -> dict:
     from launch import settings
 
+    given, config = from_flags.given, from_flags.config
     if verb == "bench":  # measures the pretraining step, whatever stages the config names
         config = {**config, "stages": ("curate", "tokenizer", "pretrain")}
-    parsed = settings.parse(config)
+    parsed = settings.parse(config, from_flags.overridden)
     trains = {*TRAINED, "eval"} & set(parsed.stages)
     # Curation and the tokenizer need no devices.
     if trains and verb not in ("curate", "tokenizer"):

@@ -167,7 +167,6 @@ def parse(verb: str, arguments: list[str]) -> Parsed:
     rest = _read_flags(verb, overrides, argv, known_only=False)
     if rest:
         raise BadInput(f"argument {rest[0]!r} is unknown; flags begin with --")
-    _check_read(config, overridden)
     return Parsed(given, config, overridden)
 
 
@@ -270,18 +269,6 @@ def _find_fault(schema: ModuleType, whole: type, config: ConfigDict, path: str) 
     if schema.is_section(hint):
         return f"a section; give one of {list(schema.keys_of(hint))}"
     return f"a section; give --config.{path}.NAME=VALUE" if schema.is_mapping(hint) else ""
-
-
-def _check_read(config: ConfigDict | None, paths: tuple[str, ...]) -> None:
-    """Refuses a key of a shared section that every stage has a key of its own in place of."""
-    for path in paths:
-        from launch import settings  # slow, and needed here alone
-
-        if own := settings.find_own(config, path):
-            raise BadInput(
-                f"--config.{path}: changes nothing; give --config.{own[0]}, "
-                f"as each training stage has its own: {', '.join(own)}"
-            )
 
 
 def _check_flags(verb: str, given: flags.FlagValues) -> None:

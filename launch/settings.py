@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -123,12 +123,13 @@ class Whole(Settings):
     rollout: RolloutConfig | None = None
 
 
-def parse(config: Any) -> Settings:
+def parse(config: Any, overridden: Collection[str] = ()) -> Settings:
     """Turns a whole configuration into settings.
 
     Args:
       config: a ConfigDict or nested mapping. Sections that none of its stages reads are not looked
         at.
+      overridden: dotted paths of the keys that the command line gives.
 
     Returns:
       Settings, frozen; `model.vocab_size` is the tokenizer's where the configuration has 0.
@@ -154,6 +155,8 @@ def parse(config: Any) -> Settings:
     _check_mixture(settings)
     _check_model(settings)
     _check_sets(settings)
+    for path in overridden:
+        _check_read(config, settings.stages, path)
     return settings
 
 
@@ -174,18 +177,21 @@ def _spread_shared(given: Mapping) -> dict:
     return given
 
 
-def find_own(config: Any, path: str) -> list[str]:
-    """Keys for which a shared one, as optimizer.peak_lr, is not read: all that it is for, or []."""
+def _check_read(given: Mapping, stages: Collection[str], path: str) -> None:
+    """Refuses a key of a shared section that every stage has a key of its own in place of."""
     shared, _, key = path.partition(".")
     own = []
-    for stage in set(TRAINED) & set(config.get("stages", ())) if shared in SHARED else ():
+    for stage in (name for name in TRAINED if name in stages and shared in SHARED):
         for name in keys_of(hint_of(Settings, stage)):
             if hint_of(Settings, f"{stage}.{name}") is SHARED[shared]:
-                section = getattr(config.get(stage), "get", dict().get)(name)
-                if not hasattr(section, "get") or key not in section:
-                    return []
+                if key not in given.get(stage, {}).get(name, {}):
+                    return
                 own.append(f"{stage}.{name}.{key}")
-    return sorted(own)
+    if own:
+        raise BadInput(
+            f"--config.{path}: changes nothing; give --config.{own[0]}, as each training stage "
+            f"has its own: {', '.join(own)}"
+        )
 
 
 def _check_stages(given: Mapping) -> tuple[str, ...]:
