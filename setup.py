@@ -35,7 +35,7 @@ setup(
         "grain>=0.2.18",
         "array-record>=0.8",
         "numpy",
-        "numba>=0.62",  # compiles the loops over text of data/kernel.py and its neighbours
+        "numba>=0.62",  # compiles the loops over text of data/words.py and its neighbours
         "pyarrow>=20",
         "scipy",
         "zstandard",

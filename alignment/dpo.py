@@ -15,7 +15,7 @@ import numpy as np
 
 from alignment import losses
 from alignment.reward import positions_of
-from data.loader import fixed_batches
+from data.mixture.loader import fixed_batches
 from model.config import TransformerConfig, require
 from model.loss import token_logprobs
 from model.transformer import Params, forward

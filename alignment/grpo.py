@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from alignment import gae, policy, rollout
 from alignment.policy import Experience, RolloutConfig, Score
-from data.tokenizers.tokenizer import Tokenizer
+from data.tokens.tokenizer import Tokenizer
 from model.config import TransformerConfig, require
 from model.transformer import Params
 from train.loop import LoopConfig

@@ -11,10 +11,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alignment import gae, losses, rollout
-from data import chat
 from data.conversations import OwnSet
-from data.loader import fixed_batches
-from data.tokenizers.tokenizer import Tokenizer
+from data.mixture.loader import fixed_batches
+from data.tokens import chat
+from data.tokens.tokenizer import Tokenizer
 from model import decode
 from model.config import TransformerConfig, require
 from model.loss import token_logprobs

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data import chat
 from data.errors import BadInput
-from data.instruct import Example
-from data.tokenizers.tokenizer import Tokenizer
+from data.quickstart.instruct import Example
+from data.tokens import chat
+from data.tokens.tokenizer import Tokenizer
 from eval import rater
 from eval.dialog import Response
 from model.config import require

@@ -16,7 +16,7 @@ import numpy as np
 from alignment import losses
 from alignment.preference import PreferenceConfig
 from data.conversations import OwnSet
-from data.loader import fixed_batches
+from data.mixture.loader import fixed_batches
 from model.config import TransformerConfig, require
 from model.transformer import Params, forward, init
 from train.loop import LoopConfig

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignment.reward import positions_of, scalar_config
-from data import chat
 from data.errors import BadInput
-from data.instruct import Example
-from data.tokenizers.tokenizer import Tokenizer
+from data.quickstart.instruct import Example
+from data.tokens import chat
+from data.tokens.tokenizer import Tokenizer
 from model.config import TransformerConfig
 from model.loss import token_logprobs
 from model.transformer import Params, forward

@@ -11,9 +11,9 @@ import numpy as np
 from alignment import reward
 from alignment.policy import Score
 from alignment.rollout import Sequences
-from data import chat
-from data.instruct import Example
-from data.tokenizers.tokenizer import Tokenizer
+from data.quickstart.instruct import Example
+from data.tokens import chat
+from data.tokens.tokenizer import Tokenizer
 from model.config import TransformerConfig
 from model.transformer import Params
 

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data import chat
 from data.conversations import OwnSet
 from data.errors import BadInput
-from data.instruct import Example
-from data.shards import Record, pack_examples
-from data.tokenizers.tokenizer import Tokenizer
+from data.quickstart.instruct import Example
+from data.tokens import chat
+from data.tokens.shards import Record, pack_examples
+from data.tokens.tokenizer import Tokenizer
 from train.lm import LMConfig
 
 
@@ -41,7 +41,8 @@ def pack_demonstrations(
       seq_len: targets in a row.
 
     Returns:
-      rows as `data.loader.lm_batch` takes them, and the counts of `data.shards.pack_examples`.
+      rows as `data.mixture.loader.lm_batch` takes them, and the counts of
+      `data.tokens.shards.pack_examples`.
 
     Raises:
       BadInput: the chat format refuses a conversation, or no assistant token at all would be
@@ -52,7 +53,7 @@ def pack_demonstrations(
 
 
 def render(tokenizer: Tokenizer, example: Example) -> tuple[np.ndarray, np.ndarray]:
-    """`data.chat.render` of an example with its demonstration; what is refused is named."""
+    """`data.tokens.chat.render` of an example with its demonstration; what is refused is named."""
     answer = {"role": "assistant", "content": example.demonstration}
     try:
         return chat.render(tokenizer, (*example.messages, answer))

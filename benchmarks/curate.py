@@ -25,10 +25,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from configs import web
-from data import curate, dedup, engine, files, kernel, minhash, packing, passes, ranges, sources
+from data import curate, dedup, engine, minhash, ranges, sources, storage, tasks
 from data.readers import warc
 from data.readers import web as pages
-from data.tokenizers import tokenizer
+from data.tokens import packing, tokenizer
+from data.words import split_words
 from launch import settings
 
 VOCAB_SIZE, SAMPLE_BYTES, SEQ_LEN = 16_384, 10_000_000, 1024
@@ -101,7 +102,7 @@ def _text_bytes(path: str) -> int:
 
 
 def _blocks(path: Path):
-    with files.open_raw(str(path)) as stream:
+    with storage.open_raw(str(path)) as stream:
         yield from warc.records(stream)
 
 
@@ -113,7 +114,7 @@ def _warm(workers: engine.Engine, out: Path) -> None:
 
 def _load(_out: Path) -> dict:
     data = np.frombuffer(b"some words", np.uint8)
-    minhash.bands(kernel.words(data, np.array([0, 10])), 2, 2, 2, 0)
+    minhash.bands(split_words(data, np.array([0, 10])), 2, 2, 2, 0)
     time.sleep(1.0)  # so that each worker gets one
     return {}
 
@@ -126,8 +127,8 @@ def _sign(out: Path, path: str, config: dedup.DedupConfig) -> dict:
     """Keys of one file: words, bands, sorted."""
     texts = pq.read_table(path, columns=["text"]).column(0).combine_chunks()
     _, offsets, data = texts.cast("large_string").buffers()
-    words = kernel.words(np.frombuffer(data, np.uint8), np.frombuffer(offsets, np.int64))
-    keys = passes.near_keys(words, config)
+    words = split_words(np.frombuffer(data, np.uint8), np.frombuffer(offsets, np.int64))
+    keys = tasks.near_keys(words, config)
     dedup.write_keys(out / "keys.npy", keys)
     return {"documents": len(texts), "keys": len(keys)}
 

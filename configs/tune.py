@@ -4,8 +4,8 @@
     seedbed run --config=configs/tune.py:runs/NAME
 
 The model's shape and vocabulary are the imported run's. The chat stages can be added: they use the
-model's chat template, or the format of data/chat.py if `tokenizer.control` names four tokens of its
-vocabulary that it has no other use for.
+model's chat template, or the format of data/tokens/chat.py if `tokenizer.control` names four tokens
+of its vocabulary that it has no other use for.
 """
 
 import json

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import files
+from data import storage
 from data.errors import BadInput
-from data.instruct import Example, Message
+from data.quickstart.instruct import Example, Message
 
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -137,7 +137,7 @@ def _read(
     prompt_of: Callable[[Any], tuple[Message, ...]],
 ) -> Read:
     found = Read([], [], [])
-    for file in files.find(f"{key}.path", own.path):
+    for file in storage.find(f"{key}.path", own.path):
         for number, row in _rows(key, file):
             try:
                 if isinstance(row, ValueError):
@@ -157,22 +157,22 @@ def _read(
     return found
 
 
-def _rows(key: str, file: files.File) -> Iterator[tuple[int, Any]]:
+def _rows(key: str, file: storage.File) -> Iterator[tuple[int, Any]]:
     """(number from 1, row) of a file; a line that is not JSON is a ValueError in a row's place."""
     try:
-        head = files.head(file.path)
+        head = storage.head(file.path)
         if head.startswith(b"PAR1"):
             with (
-                files.open_raw(file.path) as raw,
+                storage.open_raw(file.path) as raw,
                 pq.ParquetFile(pa.py_buffer(raw.read())) as table,
             ):
                 batches = table.iter_batches(BATCH_ROWS)
                 rows = (row for batch in batches for row in batch.to_pylist())
                 yield from enumerate(rows, start=1)
             return
-        with files.open_plain(file.path) as stream:
+        with storage.open_plain(file.path) as stream:
             text = stream.read().decode("utf-8-sig", "surrogateescape")
-    except (*files.DAMAGE, pa.ArrowException) as error:
+    except (*storage.DAMAGE, pa.ArrowException) as error:
         raise BadInput(f"{key}.path: {file.path}: cannot be read: {error}") from error
     if not JSON_NAME.search(file.name) and text.lstrip()[:1] not in ("{", "["):
         yield 1, ValueError("neither JSON nor parquet")
@@ -188,7 +188,7 @@ def _rows(key: str, file: files.File) -> Iterator[tuple[int, Any]]:
                 yield number, ValueError(f"malformed JSON: {error}")
 
 
-def _parse(key: str, file: files.File, text: str) -> list:
+def _parse(key: str, file: storage.File, text: str) -> list:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -21,11 +21,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import dedup, funnel, gates, passes, ranges, sources, split
+from data import dedup, funnel, ranges, sources, split, tasks
 from data.engine import Engine, Task, key_of
-from data.filters import contamination
-from data.passes import Part
-from data.shards import link
+from data.gates import chain, contamination
+from data.tasks import Part
+from data.tokens.shards import link
 
 MIN_DOCUMENT_BYTES = 1024
 # Files of one domain go into one task up to this size, as stored; a larger one has its own.
@@ -46,7 +46,7 @@ class CurateConfig:
     """
 
     sources: str | Mapping[str, sources.SourceConfig]
-    gates: gates.GateConfig = gates.GateConfig()
+    gates: chain.GateConfig = chain.GateConfig()
     dedup: dedup.DedupConfig = dedup.DedupConfig()
     heldout_fraction: float = 0.05
     max_document_bytes: int = 65_536
@@ -91,7 +91,7 @@ def fingerprint(config: CurateConfig) -> str:
     Raises:
         BadInput: one that is missing.
     """
-    return f"{sources.fingerprint(config.sources)}-{gates.fingerprint(config.gates)}"
+    return f"{sources.fingerprint(config.sources)}-{chain.fingerprint(config.gates)}"
 
 
 def curate(
@@ -126,7 +126,7 @@ def curate(
         log(f"skipped {len(found.broken)} files, the first {funnel.name(found.broken[0])}")
     index = _index(config, found, cache, evaluation)
     names = [name for source in found.sources.values() for name in source.gates]
-    if idle := gates.list_idle(names, config.gates, bool(index[1])):
+    if idle := chain.list_idle(names, config.gates, bool(index[1])):
         log(f"without a list, model or set to go by, all pass: {', '.join(idle)}")
     parts = _judge(config, found, cache, engine, index, log)
     if broken := [row for part in parts for row in part.summary["named"]]:
@@ -168,7 +168,7 @@ def _judge(
     index: tuple[Path, str],
     log: Callable[[str], None],
 ) -> list[Part]:
-    models, tasks, domains = gates.fingerprint(config.gates), [], []
+    models, tasks, domains = chain.fingerprint(config.gates), [], []
     for units in _groups(found.units):
         source = found.sources[units[0].domain]
         content = [(unit.domain, unit.kind, unit.file.name, unit.identity) for unit in units]
@@ -185,7 +185,7 @@ def _judge(
         }
         key = key_of("judge", content, plain, settings[2], models, index[1])
         label = f"{units[0].domain}: {units[0].file.name}"
-        tasks.append(Task(passes.judge, key, arguments, label))
+        tasks.append(Task(tasks.judge, key, arguments, label))
         domains.append(units[0].domain)
     done = engine.run(cache / "judged", tasks, lambda line: log(f"reading: {line}"))
     starts = np.cumsum([0, *(summary["documents"] for _, summary in done)]).tolist()
@@ -280,7 +280,7 @@ def _facts_of(
     """Facts of a few documents, in ascending order, out of all parts."""
     starts = np.array([part.start for part in parts], np.int64)
     owner = np.searchsorted(starts, docs, side="right") - 1
-    found = np.empty(len(docs), passes.FACTS)
+    found = np.empty(len(docs), tasks.FACTS)
     for part in np.unique(owner).tolist():
         mine = owner == part
         found[mine] = facts[part][docs[mine] - starts[part]]
@@ -317,7 +317,7 @@ def _write(
             "repeats": str(repeats_path),
             "heldout": heldout[part.domain],
         }
-        tasks.append(Task(passes.write, key, arguments, part.domain))
+        tasks.append(Task(tasks.write, key, arguments, part.domain))
     return engine.run(cache / "written", tasks, lambda line: log(f"writing: {line}"))
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import BadInput
-from data.passes import order, place
+from data.tasks import order, place
 
 BATCH_DOCUMENTS = 1024
 
@@ -17,7 +17,7 @@ def read(folder: Path, columns: Sequence[str]) -> Iterator[dict]:
 
     Args:
         folder: documents/ or dropped/ of a curation.
-        columns: of data.passes.KEPT_COLUMNS or DROPPED_COLUMNS.
+        columns: of data.tasks.KEPT_COLUMNS or DROPPED_COLUMNS.
 
     Raises:
         BadInput: absent or damaged.

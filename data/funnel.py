@@ -3,15 +3,16 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from data import dedup, gates, passes, sources
+from data import dedup, sources, tasks
 from data.errors import BadInput
+from data.gates import chain
 
 SHOWN = 8  # samples of each gate
 
 
 def count(
     found: sources.Survey,
-    parts: Sequence[passes.Part],
+    parts: Sequence[tasks.Part],
     written: Sequence[Mapping],
     largest_cluster: int,
 ) -> dict:
@@ -19,8 +20,8 @@ def count(
 
     Args:
         found: the sources.
-        parts: what data.passes.judge left.
-        written: summaries of data.passes.write, in the same order.
+        parts: what data.tasks.judge left.
+        written: summaries of data.tasks.write, in the same order.
         largest_cluster: documents in the biggest cluster of near-duplicates.
 
     Returns:
@@ -103,9 +104,9 @@ def _stages(rows: list[tuple], read: Mapping, domains: Mapping[str, sources.Sour
     stages = []
     for domain, source in domains.items():
         left = dict(read[domain])
-        applied = (gates.EMPTY, *gates.expand(source.gates), *dedup.WAYS, dedup.PARAGRAPHS)
+        applied = (chain.EMPTY, *chain.expand(source.gates), *dedup.WAYS, dedup.PARAGRAPHS)
         for gate in applied:
-            if gate not in gates.EDITS:
+            if gate not in chain.EDITS:
                 gone = _sum([row for row in rows if row[0] == domain and row[1] == gate], 7)
                 left = {unit: left[unit] - gone[unit] for unit in left}
                 stages.append(
@@ -115,14 +116,14 @@ def _stages(rows: list[tuple], read: Mapping, domains: Mapping[str, sources.Sour
 
 
 def refuse_unread(
-    is_named: bool, found: sources.Survey, parts: Sequence[passes.Part], log: Callable[[str], None]
+    is_named: bool, found: sources.Survey, parts: Sequence[tasks.Part], log: Callable[[str], None]
 ) -> None:
     """Refuses a domain that the user named, and any corpus, in which there was no document.
 
     Args:
         is_named: whether the configuration names the domains, rather than one path.
         found: the sources.
-        parts: what data.passes.judge left.
+        parts: what data.tasks.judge left.
         log: takes a line on each other such domain.
 
     Raises:

@@ -5,7 +5,7 @@ import hashlib
 import numba
 import numpy as np
 
-from data import kernel
+from data.words import BASE, START, STEP, Words, finish, frozen, power, roll
 
 S15, S32 = np.uint32(15), np.uint64(32)
 MOST = np.uint32(2**32 - 1)
@@ -32,7 +32,7 @@ def content_hashes(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 def bands(
-    words: kernel.Words, num_bands: int, band_rows: int, ngram_words: int, seed: int
+    words: Words, num_bands: int, band_rows: int, ngram_words: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Signs the set of word n-grams of each text, and hashes each band of the signature.
 
@@ -58,8 +58,8 @@ def bands(
     keys = np.empty((3, num_rows), np.uint32)
     _fill_keys(np.uint64(seed), keys)
     hashes = np.zeros((len(words.offsets) - 1, num_bands), np.uint64)
-    word_hashes = kernel.frozen(words.hashes, np.uint64)
-    firsts = kernel.frozen(words.offsets, np.int64)
+    word_hashes = frozen(words.hashes, np.uint64)
+    firsts = frozen(words.offsets, np.int64)
     _sign(word_hashes, firsts, ngram_words, keys, band_rows, hashes)
     return hashes, np.diff(words.offsets) > 0
 
@@ -67,11 +67,11 @@ def bands(
 @numba.njit(cache=True, nogil=True)
 def _fill_keys(seed, keys):
     """SplitMix64 from the seed; multipliers (rows 1 and 2) are odd."""
-    state = kernel.finish(seed + kernel.START)
+    state = finish(seed + START)
     for i in range(keys.shape[0]):
         for j in range(keys.shape[1]):
-            state += kernel.START
-            keys[i, j] = np.uint32(kernel.finish(state) >> S32) | np.uint32(i > 0)
+            state += START
+            keys[i, j] = np.uint32(finish(state) >> S32) | np.uint32(i > 0)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -98,20 +98,20 @@ def _lower(minima, keys, block):
 def _sign(hashes, firsts, n, keys, band_rows, band_hashes):
     minima = np.empty(keys.shape[1], np.uint32)
     block = np.empty(BLOCK, np.uint32)
-    oldest = kernel.power(n - 1)
+    oldest = power(n - 1)
     for text in range(len(firsts) - 1):
         first, end = firsts[text], firsts[text + 1]
         if first == end:
             continue
         minima[:] = MOST
         last = max(end - n, first)
-        total = kernel.roll(hashes, first, min(n, end - first))
+        total = roll(hashes, first, min(n, end - first))
         for i in range(first, last + 1, BLOCK):
             for j in range(BLOCK):
                 # The last block is filled up with its last n-gram: a set does not mind.
-                block[j] = np.uint32(kernel.finish(total) >> S32)
+                block[j] = np.uint32(finish(total) >> S32)
                 if i + j < last:
-                    total = (total - hashes[i + j] * oldest) * kernel.BASE + hashes[i + j + n]
+                    total = (total - hashes[i + j] * oldest) * BASE + hashes[i + j + n]
             _lower(minima, keys, block)
         _join(minima, band_rows, band_hashes[text])
 
@@ -121,5 +121,5 @@ def _join(minima, band_rows, band_hashes):
     for band in range(len(band_hashes)):
         h = np.uint64(band)
         for row in range(band * band_rows, (band + 1) * band_rows):
-            h = kernel.finish((h ^ np.uint64(minima[row])) * kernel.STEP)
+            h = finish((h ^ np.uint64(minima[row])) * STEP)
         band_hashes[band] = h

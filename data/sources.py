@@ -15,18 +15,20 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from data import files, gates, unpacking
+from data import storage, unpacking
 from data.document import EXTRACTORS, Record
 from data.errors import BadInput
-from data.mixture import MAX_WEIGHT
-from data.readers import code, python_library
+from data.gates import chain
+from data.kinds import recognise
+from data.mixture.plan import MAX_WEIGHT
+from data.quickstart import python_library
+from data.readers import code
 from data.readers.examples import FEATURES_FILE
-from data.recognition import recognise
 
 AUTO = "auto"
 MARKUPS = (AUTO, "plain", "html", "latex", "wikitext", "book")
 # What a cut-off or damaged file raises in the middle of reading it.
-DAMAGE = (*files.DAMAGE, pa.ArrowException)
+DAMAGE = (*storage.DAMAGE, pa.ArrowException)
 HASHING_THREADS = 4
 
 
@@ -38,21 +40,21 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "warc": Kind("web", gates.FOR_WEB),
-    "html": Kind("web", gates.FOR_WEB),
-    "json": Kind("text", gates.FOR_TEXT),
-    "parquet": Kind("text", gates.FOR_TEXT),
-    "csv": Kind("text", gates.FOR_TEXT),
-    "text": Kind("text", gates.FOR_TEXT),
-    "tfds": Kind("text", gates.FOR_TEXT),
-    "wikipedia": Kind("encyclopedia", gates.FOR_PROSE),
-    "latex": Kind("papers", gates.FOR_LATEX),
-    "stackexchange": Kind("forum", gates.FOR_PROSE),
-    "threads": Kind("forum", gates.FOR_PROSE),
-    "mail": Kind("mail", gates.FOR_PROSE),
-    "code": Kind("code", gates.FOR_CODE),
-    "python:docs": Kind("docs", gates.FOR_PROSE),
-    "python:code": Kind("code", gates.FOR_CODE),
+    "warc": Kind("web", chain.FOR_WEB),
+    "html": Kind("web", chain.FOR_WEB),
+    "json": Kind("text", chain.FOR_TEXT),
+    "parquet": Kind("text", chain.FOR_TEXT),
+    "csv": Kind("text", chain.FOR_TEXT),
+    "text": Kind("text", chain.FOR_TEXT),
+    "tfds": Kind("text", chain.FOR_TEXT),
+    "wikipedia": Kind("encyclopedia", chain.FOR_PROSE),
+    "latex": Kind("papers", chain.FOR_LATEX),
+    "stackexchange": Kind("forum", chain.FOR_PROSE),
+    "threads": Kind("forum", chain.FOR_PROSE),
+    "mail": Kind("mail", chain.FOR_PROSE),
+    "code": Kind("code", chain.FOR_CODE),
+    "python:docs": Kind("docs", chain.FOR_PROSE),
+    "python:code": Kind("code", chain.FOR_CODE),
 }
 # A file of these is one document: its number in the file says nothing.
 WHOLE_FILES = ("html", "code", "python:code")
@@ -71,8 +73,8 @@ class SourceConfig:
         text_field: the JSON key or column that holds the text; '' takes the first usual one.
         weight: the domain's share in training, any positive number, relative to the others'. It
             changes what training reads, not what curation makes.
-        gates: those that apply, in any order: names of data.gates.NAMES or, of a family, of
-            data.gates.FAMILIES; ('auto',) takes what suits the kind.
+        gates: those that apply, in any order: names of data.gates.chain.NAMES or, of a family, of
+            data.gates.chain.FAMILIES; ('auto',) takes what suits the kind.
     """
 
     path: str
@@ -101,7 +103,7 @@ class SourceConfig:
         if not 0 < self.weight < MAX_WEIGHT:
             raise ValueError(f"weight: {self.weight} must be above 0 and below {MAX_WEIGHT}")
         if self.gates != (AUTO,):
-            gates.expand(self.gates)
+            chain.expand(self.gates)
 
 
 class Unit(NamedTuple):
@@ -109,7 +111,7 @@ class Unit(NamedTuple):
 
     domain: str
     kind: str
-    file: files.File
+    file: storage.File
     identity: str
 
 
@@ -154,7 +156,7 @@ def survey(sources: str | Mapping[str, SourceConfig]) -> Survey:
             wanted = KINDS[kind].gates if source.gates == (AUTO,) else source.gates
             # Of several kinds in one domain: all that suits one of them.
             known = found[name].gates if name in found else ()
-            found[name] = dataclasses.replace(source, gates=gates.expand((*known, *wanted)))
+            found[name] = dataclasses.replace(source, gates=chain.expand((*known, *wanted)))
             units.append(Unit(name, kind, file, ""))
     units.sort(key=lambda unit: (unit.domain, unit.file.name, unit.file.path))
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
@@ -170,27 +172,27 @@ def _from_path(path: str) -> SourceConfig:
         raise BadInput(f"data.sources: {str(error).removeprefix('path: ')}") from error
 
 
-def _recognise(key: str, source: SourceConfig) -> list[tuple[files.File, str]]:
+def _recognise(key: str, source: SourceConfig) -> list[tuple[storage.File, str]]:
     """Files and their kinds; what takes the place of a kind says why a file has none."""
     if source.path in python_library.KINDS:
         return [(file, source.path) for file in python_library.list_files(source.path)]
-    found = files.find(key, source.path)
+    found = storage.find(key, source.path)
     if source.kind != AUTO:
         return [(file, _why_not(file) or source.kind) for file in found]
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
         return list(zip(found, pool.map(kind_of, found), strict=True))
 
 
-def kind_of(file: files.File) -> str:
+def kind_of(file: storage.File) -> str:
     """One of KINDS, or a sentence that says why a file is none."""
     try:
-        return _why_not(file) or recognise(file.name, files.head(file.path))
+        return _why_not(file) or recognise(file.name, storage.head(file.path))
     except DAMAGE as error:
         is_there = not isinstance(error, OSError) or error.errno is None
         return f"the file is damaged: {error}" if is_there else f"cannot be read: {error}"
 
 
-def _why_not(file: files.File) -> str:
+def _why_not(file: storage.File) -> str:
     return f"cannot be listed: {file.why}" if file.why else ""
 
 
@@ -203,8 +205,8 @@ def _identity(unit: Unit) -> str:
     try:
         features = Path(file.path).with_name(FEATURES_FILE)
         if unit.kind == "tfds" and features.is_file():  # it says what is in the shard
-            beside = f" {files.hash_content(str(features))}"
-        return files.hash_content(file.path) + beside
+            beside = f" {storage.hash_content(str(features))}"
+        return storage.hash_content(file.path) + beside
     except OSError as error:
         raise BadInput(f"{file.path}: {error.strerror}") from error
 
@@ -221,7 +223,7 @@ def refuse_missing(sources: str | Mapping[str, SourceConfig]) -> None:
     given = {"": _from_path(sources)} if isinstance(sources, str) else sources
     for domain, source in given.items():
         if source.path not in python_library.KINDS and "://" not in source.path:
-            files.find(f"data.sources.{domain}.path" if domain else "data.sources", source.path)
+            storage.find(f"data.sources.{domain}.path" if domain else "data.sources", source.path)
 
 
 def refuse_around(sources: str | Mapping[str, SourceConfig], folder: Path) -> None:

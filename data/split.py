@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.passes import Part
+from data.tasks import Part
 
 
 def choose(fraction: float, parts: Sequence[Part], alive: np.ndarray) -> dict[str, dict]:
@@ -20,7 +20,7 @@ def choose(fraction: float, parts: Sequence[Part], alive: np.ndarray) -> dict[st
         alive: which documents stay, bool [documents].
 
     Returns:
-        {domain: {column: group or own, below: a number}}, as data.passes.write takes it.
+        {domain: {column: group or own, below: a number}}, as data.tasks.write takes it.
     """
     return {
         domain: _threshold(fraction, [part for part in parts if part.domain == domain], alive)

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from data import chat
 from data.errors import BadInput
-from data.instruct import Example
-from data.tokenizers.tokenizer import Tokenizer
+from data.quickstart.instruct import Example
+from data.tokens import chat
+from data.tokens.tokenizer import Tokenizer
 from eval import batching, grade
 from model.config import TransformerConfig
 from model.transformer import Params

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from data.instruct import FACT_KINDS, Example
+from data.quickstart.instruct import FACT_KINDS, Example
 
 VERSION = 1  # of the grading rules: scores of two versions do not compare
 

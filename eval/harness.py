@@ -7,8 +7,8 @@ that written answers are generated to their full length and cut at the stops aft
 
 from collections.abc import Callable, Sequence
 
-from data.tokenizers.pretrained import Pretrained
-from data.tokenizers.tokenizer import Tokenizer
+from data.tokens.pretrained import Pretrained
+from data.tokens.tokenizer import Tokenizer
 from eval import batching, grade
 from eval.task import ANSWER_MARK, Example, Output, Task
 from model.config import TransformerConfig

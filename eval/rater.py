@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from data.instruct import CLOSERS, OPENERS, Example, wrap_filler
+from data.quickstart.instruct import CLOSERS, OPENERS, Example, wrap_filler
 from eval.grade import grade
 
 FILLER_PENALTY, MOST_FILLER = 0.15, 2
@@ -55,7 +55,7 @@ def gold_score(example: Example, output: str, finished: bool) -> float:
 
 
 def strip_filler(text: str) -> tuple[str, int]:
-    """Removes known openers and closers (data.instruct) from both ends, again and again.
+    """Removes known openers and closers (data.quickstart.instruct) from both ends, again and again.
 
     Returns:
       (what is left, without white space around it; how many phrases were removed).

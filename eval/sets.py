@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from data import files
+from data import storage
 from data.errors import BadInput
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
@@ -29,7 +29,7 @@ def texts(path: str, note: Callable[[str], None]) -> Iterator[tuple[str, str]]:
     """
     if not path:
         return
-    there = files.find("eval.sets", path)
+    there = storage.find("eval.sets", path)
     found = [file for file in there if unpacked_name(file.name).endswith(SUFFIXES)]
     others = [file.name for file in there if file not in found]
     if others:
@@ -56,7 +56,7 @@ def unpacked_name(name: str) -> str:
     return name
 
 
-def rows(key: str, file: files.File) -> Iterator[Any]:
+def rows(key: str, file: storage.File) -> Iterator[Any]:
     """Yields the rows of a file: lists of strings from CSV or TSV, any object from JSON.
 
     Args:
@@ -68,7 +68,7 @@ def rows(key: str, file: files.File) -> Iterator[Any]:
     """
     name = unpacked_name(file.name)
     try:
-        with files.open_plain(file.path) as stream:
+        with storage.open_plain(file.path) as stream:
             if name.endswith(".jsonl"):
                 yield from (json.loads(line) for line in stream if line.strip())
             elif name.endswith(".json"):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data import files
+from data import storage
 from data.errors import BadInput
 from eval import sets, tasks
 
@@ -144,7 +144,7 @@ def read(folder: str, pattern: str, kind: str) -> Iterator[tuple[str, str, Any]]
       BadInput: there is no such file, or one that cannot be read.
     """
     found = []
-    for file in files.find("eval.data", folder):
+    for file in storage.find("eval.data", folder):
         if match := re.fullmatch(pattern, sets.unpacked_name(file.name).rpartition("/")[2]):
             found.append((match[1] if match.groups() else "", file))
     if not found:

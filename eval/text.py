@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from data.loader import Batch, fixed_batches, lm_batch
-from data.shards import pack_documents
-from data.tokenizers.tokenizer import Tokenizer
+from data.mixture.loader import Batch, fixed_batches, lm_batch
+from data.tokens.shards import pack_documents
+from data.tokens.tokenizer import Tokenizer
 from model.config import TransformerConfig
 from model.loss import token_logprobs
 from model.transformer import Params, forward

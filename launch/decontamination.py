@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator
 
-from data import files, instruct
+from data import storage
+from data.quickstart import instruct
 from eval import sets, task
 from launch import own_sets
 from launch.schema import to_dict
@@ -45,7 +46,7 @@ def fingerprint(settings: Settings) -> str:
     if not _is_wanted(settings):
         return ""
     found = settings.eval.sets
-    hashes = files.fingerprint("eval.sets", found) if found else []
+    hashes = storage.fingerprint("eval.sets", found) if found else []
     dialog = "sft" in settings.stages and "eval" in settings.stages
     held_out = [to_dict(settings.instruct), own_sets.fingerprint(settings, "sft")]
     return digest([hashes, held_out if dialog else None, task_files(settings)])
@@ -55,5 +56,5 @@ def task_files(settings: Settings) -> dict[str, list[list[str]]]:
     """Names and hashes of the files of each benchmark that is named."""
     folder = settings.eval.data
     return {
-        name: files.fingerprint("eval.data", f"{folder}/{name}") for name in settings.eval.tasks
+        name: storage.fingerprint("eval.data", f"{folder}/{name}") for name in settings.eval.tasks
     }

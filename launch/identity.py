@@ -16,7 +16,7 @@ from typing import Any
 from data import curate
 from data.engine import hash_code
 from data.errors import BadInput
-from data.tokenizers import tokenizer_source
+from data.tokens import tokenizer_source
 from launch import decontamination, load, own_sets, shard_plan
 from launch.schema import identity, to_dict
 from launch.settings import Settings

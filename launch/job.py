@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 
 from data.engine import Runner
 from data.errors import BadInput
-from data.loader import Batch, Loader, lm_batch
-from data.tokenizers.pretrained import Pretrained
-from data.tokenizers.tokenizer import Tokenizer
+from data.mixture.loader import Batch, Loader, lm_batch
+from data.tokens.pretrained import Pretrained
+from data.tokens.tokenizer import Tokenizer
 from launch import load
 from launch.console import Progress
 from launch.identity import describe_files, reads_start

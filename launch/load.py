@@ -13,9 +13,9 @@ import optax
 from jax.sharding import Mesh
 
 from data.errors import BadInput
-from data.tokenizers import pretrained, tokenizer
-from data.tokenizers.pretrained import Pretrained
-from data.tokenizers.tokenizer import Tokenizer
+from data.tokens import pretrained, tokenizer
+from data.tokens.pretrained import Pretrained
+from data.tokens.tokenizer import Tokenizer
 from launch.schema import to_dataclass, to_dict
 from launch.stages.stage import MODELS
 from launch.store.rundir import ORIGIN, RunDir, digest, flatten, hash_file

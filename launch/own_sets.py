@@ -4,7 +4,7 @@ import functools
 import sys
 from collections.abc import Callable, Mapping
 
-from data import files
+from data import storage
 from data.conversations import OwnSet, Read, read_conversations, read_pairs
 from launch.settings import Settings
 
@@ -31,7 +31,7 @@ def sets_of(settings: Settings, stage: str) -> Mapping[str, OwnSet]:
 def fingerprint(settings: Settings, stage: str) -> dict[str, list]:
     """Names and hashes of the files of a stage's sets."""
     found = sets_of(settings, stage)
-    return {key: files.fingerprint(f"{key}.path", own.path) for key, own in found.items()}
+    return {key: storage.fingerprint(f"{key}.path", own.path) for key, own in found.items()}
 
 
 def read(settings: Settings, stage: str, note: Callable[[str], None]) -> dict[str, Read]:

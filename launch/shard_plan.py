@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data import mixture, shards
 from data.errors import BadInput
-from data.mixture import PlannedStage
+from data.mixture import plan
+from data.mixture.plan import PlannedStage
+from data.tokens import shards
 from launch.settings import Settings
 from launch.store.rundir import RunDir, read_json
 
@@ -18,8 +19,8 @@ SHARDS = "shards.json"
 class Plan:
     """A planned mixture over the groups of a run's shards."""
 
-    stages: tuple[PlannedStage, ...]  # as data.mixture plans them
-    groups: Mapping[str, Mapping[str, Any]]  # by name of the group, as data.packing makes them
+    stages: tuple[PlannedStage, ...]  # as data.mixture.plan plans them
+    groups: Mapping[str, Mapping[str, Any]]  # by group, as data.tokens.packing makes them
 
     def sources(self, run: RunDir) -> dict[str, tuple[shards.Shards, list[float]]]:
         """Shards of each group that is read, with its share in each stage."""
@@ -40,7 +41,7 @@ class Plan:
         Raises:
           BadInput: caps or budget leave less than `num_rows`, and the run would exceed them.
         """
-        rows = mixture.count_rows(self.stages, seq_len)
+        rows = plan.count_rows(self.stages, seq_len)
         if sum(rows) < num_rows:
             raise BadInput(
                 f"mixture: max_epochs and budget_tokens leave {sum(rows)} rows of the {num_rows} "
@@ -53,14 +54,14 @@ class Plan:
         found = [
             {_key(self.groups[name]): rows for name, rows in stage.items()} for stage in realised
         ]
-        return mixture.tabulate(self.stages, _sizes(self.groups), found)
+        return plan.tabulate(self.stages, _sizes(self.groups), found)
 
 
-def _key(group: Mapping[str, Any]) -> mixture.Group:
+def _key(group: Mapping[str, Any]) -> plan.Group:
     return group["domain"], group["language"]
 
 
-def _sizes(groups: Mapping[str, Mapping[str, Any]]) -> dict[mixture.Group, int]:
+def _sizes(groups: Mapping[str, Mapping[str, Any]]) -> dict[plan.Group, int]:
     return {_key(group): group["tokens"] for group in groups.values()}
 
 
@@ -73,7 +74,7 @@ def plan(
     """Plans what is read of each group; says where caps leave a stage short of its budget."""
     domains = {group["domain"] for group in groups.values()}
     weights = source_weights(settings) or dict.fromkeys(domains, 1.0)
-    stages = mixture.plan(settings.mixture, weights, _sizes(groups), budget_tokens)
+    stages = plan.plan(settings.mixture, weights, _sizes(groups), budget_tokens)
     for stage in stages:
         if short := stage.short_tokens():
             note(f"mixture: stage {stage.name!r} is {short:,.0f} tokens short, by max_epochs")

@@ -18,11 +18,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from alignment import dpo, reward, rollout, sft
 from alignment.preference import PreferenceConfig, make_pairs, pair_rows
-from data import chat
-from data.instruct import Example
-from data.loader import lm_batch
-from data.shards import pack_documents
-from data.tokenizers.pretrained import load_for_training
+from data.mixture.loader import lm_batch
+from data.quickstart.instruct import Example
+from data.tokens import chat
+from data.tokens.pretrained import load_for_training
+from data.tokens.shards import pack_documents
 from eval.dialog import Response, respond
 from eval.text import bits_per_byte
 from tests.model import test_transformer

@@ -125,7 +125,7 @@ def build_tokenizer(layout: Layout):
     """A small byte-level vocabulary with the family's split and special tokens."""
     from tokenizers import AddedToken
 
-    from data.tokenizers import byte_level
+    from data.tokens import byte_level
     from tests.data.test_byte_level import byte_vocab
 
     vocab, merges = byte_vocab()

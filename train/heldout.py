@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data.loader import Batch, fixed_batches
+from data.mixture.loader import Batch, fixed_batches
 from model.transformer import Params
 from train.loop import place
 from train.step import LossFn

@@ -31,7 +31,7 @@ class LMConfig:
 
 
 def lm_loss(config: TransformerConfig, z_loss: float) -> LossFn:
-    """Weighted next-token loss of a batch from `data.loader.lm_batch`, in the balanced order.
+    """Weighted next-token loss of a batch of `data.mixture.loader.lm_batch`, in balanced order.
 
     The loss is the cross-entropy alone, in nats. The objective adds, each times its weight, the
     named sums `z_loss` (logsumexp^2 of the logits) and with experts the router's `moe_balance` and

@@ -4,7 +4,7 @@ import functools
 import re
 from collections.abc import Iterator
 
-from data import files
+from data import storage
 from data.document import Record
 
 MAX_FILE_BYTES = 64 << 20
@@ -254,10 +254,10 @@ def read(path: str, root: str) -> Iterator[Record]:
         OSError: the file cannot be opened.
     """
     content, text, why = b"", "", ""
-    with files.open_plain(path) as stream:
+    with storage.open_plain(path) as stream:
         try:
             content = stream.read(MAX_FILE_BYTES + 1)
-        except files.DAMAGE as error:
+        except storage.DAMAGE as error:
             why = f"the file is damaged or breaks off: {error}"
     if len(content) > MAX_FILE_BYTES:
         why = f"longer than {MAX_FILE_BYTES} bytes"
@@ -294,9 +294,9 @@ def _licence(folder: str, root: str) -> str:
     found = {}
     for name in LICENCE_NAMES:
         try:
-            with files.open_plain(f"{folder}/{name}" if folder else name) as stream:
+            with storage.open_plain(f"{folder}/{name}" if folder else name) as stream:
                 text = stream.read(HEADER_CHARS).decode(errors="replace")
-        except files.DAMAGE:
+        except storage.DAMAGE:
             continue
         found[name] = _identify(text)
     both = [found.get(name) for name in ("LICENSE-APACHE", "LICENSE-MIT")]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data import files
+from data import storage
 from data.document import Record
 from data.readers.fields import TALK_NAMES, Fields, lay_out, to_record
 
@@ -31,7 +31,7 @@ def read_array_record(path: str, fields: Fields) -> Iterator[Record]:
     """
     from array_record.python.array_record_module import ArrayRecordReader
 
-    if files.URI.match(path):
+    if storage.URI.match(path):
         yield Record(1, "", "ArrayRecord shards can be read from local paths only")
         return
     reader = ArrayRecordReader(path)
@@ -108,7 +108,7 @@ def _read_features(path: str, fields: Fields) -> Any:
     import tensorflow_datasets as tfds
 
     folder, slash, _ = path.rpartition("/")
-    with files.open_raw(folder + slash + FEATURES_FILE) as stream:
+    with storage.open_raw(folder + slash + FEATURES_FILE) as stream:
         features = tfds.features.FeaturesDict.from_json(json.load(stream))
     used = {
         name: feature

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from data import files
+from data import storage
 from data.document import Record
 from data.readers import mail
 
@@ -228,14 +228,14 @@ def read_threads(path: str) -> Iterator[Record]:
 def _values(path: str) -> Iterator[tuple[int, Any, str]]:
     """(number, value, why it is broken) of each line, or of each element of one array."""
     start = b""
-    with contextlib.suppress(*files.DAMAGE), files.open_plain(path) as stream:
+    with contextlib.suppress(*storage.DAMAGE), storage.open_plain(path) as stream:
         start = stream.peek(64)[:64].removeprefix(codecs.BOM_UTF8).lstrip()
     if start.startswith(b"["):
         values = []
         try:
-            with files.open_plain(path) as stream:
+            with storage.open_plain(path) as stream:
                 values = json.loads(stream.read(MAX_ARRAY_BYTES).decode("utf-8-sig"))
-        except (ValueError, RecursionError, *files.DAMAGE) as error:
+        except (ValueError, RecursionError, *storage.DAMAGE) as error:
             yield 1, None, f"no JSON array of at most {MAX_ARRAY_BYTES} bytes: {error}"
         yield from ((number, value, "") for number, value in enumerate(values, 1))
         return

@@ -18,7 +18,7 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
-from data import files
+from data import storage
 from data.document import Record
 from data.readers.latex_macros import Macro, define, expand
 from data.readers.latex_scan import GROUP, OPTION, Scanner, environment
@@ -26,7 +26,7 @@ from data.readers.latex_words import THEOREMS
 
 MAX_TEX_BYTES = 64 << 20
 MAX_INPUT_DEPTH = 20
-DAMAGE = (*files.DAMAGE, tarfile.TarError)
+DAMAGE = (*storage.DAMAGE, tarfile.TarError)
 NO_LATEX = "no LaTeX in it"
 OTHER_ARCHIVES = "archives of anything else are not read: unpack them first"
 TEX_SUFFIXES = ("", ".tex", ".ltx", ".latex", ".sty")
@@ -147,7 +147,7 @@ def read(path: str) -> Iterator[Record]:
         OSError: the file cannot be opened.
     """
     number = 0
-    with files.open_plain(path) as stream:
+    with storage.open_plain(path) as stream:
         try:
             for record in _papers(stream, path, _holds_paper):
                 number += 1
@@ -198,7 +198,7 @@ def _inner_paper(content: BinaryIO, name: str) -> Record:
     if name.lower().endswith(".pdf"):
         return _broken(name, "a PDF without its LaTeX")
     try:
-        with io.BufferedReader(gzip.GzipFile(fileobj=content), files.CHUNK_BYTES) as stream:
+        with io.BufferedReader(gzip.GzipFile(fileobj=content), storage.CHUNK_BYTES) as stream:
             return next(_papers(stream, name, lambda _: False))
     except DAMAGE as error:
         return _broken(name, f"damaged: {error}")

@@ -12,7 +12,7 @@ from email.message import Message
 
 from resiliparse.parse.html import HTMLTree
 
-from data import files
+from data import storage
 from data.document import Record
 
 MAX_MESSAGE_BYTES, STEP_BYTES, MAX_NESTING = 16 << 20, 16 << 10, 32
@@ -108,7 +108,7 @@ def read_lines(path: str, max_bytes: int) -> Iterator[tuple[bytes, str]]:
         OSError: the file cannot be opened.
     """
     line, num_bytes = [], 0
-    with files.open_plain(path) as stream:
+    with storage.open_plain(path) as stream:
         try:
             # In small steps: of one that meets damage nothing is had.
             while step := stream.read1(STEP_BYTES):
@@ -123,7 +123,7 @@ def read_lines(path: str, max_bytes: int) -> Iterator[tuple[bytes, str]]:
                         line, num_bytes = [], 0
             if num_bytes:
                 yield b"".join(line), "" if line else f"a line longer than {max_bytes} bytes"
-        except files.DAMAGE as error:
+        except storage.DAMAGE as error:
             yield b"", f"the file is damaged or breaks off here: {error}"
 
 

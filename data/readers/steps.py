@@ -6,13 +6,13 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from data import encodings, files
+from data import encodings, storage
 from data.document import Record
 
 CHUNK_BYTES = 1 << 20
 STEP_BYTES = 1 << 14
 # What a file that is damaged or cut off raises in the middle of reading it.
-DAMAGE = (*files.DAMAGE, pa.ArrowException)
+DAMAGE = (*storage.DAMAGE, pa.ArrowException)
 
 
 class _Steps(io.RawIOBase):
@@ -43,7 +43,7 @@ def open_file(path: str) -> BinaryIO:
     Raises:
         OSError: it cannot be opened.
     """
-    return io.BufferedReader(_Steps(files.open_plain(path)), CHUNK_BYTES)
+    return io.BufferedReader(_Steps(storage.open_plain(path)), CHUNK_BYTES)
 
 
 def to_the_damage(records: Iterator[Record]) -> Iterator[Record]:

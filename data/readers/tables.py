@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from data import encodings, files
+from data import encodings, storage
 from data.document import NO_META, Record
 from data.readers import examples, steps
 from data.readers.fields import META_CHARS, META_FIELDS, TALK_NAMES, Fields, lay_out, to_record
@@ -130,7 +130,7 @@ def read_tfds(path: str, fields: Fields) -> Iterator[Record]:
     Raises:
         OSError: the file cannot be opened.
     """
-    with files.open_raw(path):
+    with storage.open_raw(path):
         pass
     if ".tfrecord" in path.rpartition("/")[2]:
         yield Record(1, "", "TFRecord shards need TensorFlow; prepare them as array_record")
@@ -226,8 +226,8 @@ def _json_record(number: int, value: bytes, fields: Fields) -> Record:
 
 
 def _open_seekable(path: str) -> BinaryIO:
-    if not files.URI.match(path):
-        return files.open_raw(path)
+    if not storage.URI.match(path):
+        return storage.open_raw(path)
     system, inside = fs.FileSystem.from_uri(path)
     return system.open_input_file(inside)
 

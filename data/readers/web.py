@@ -17,7 +17,7 @@ from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 from resiliparse.parse.html import HTMLTree
 
-from data import files
+from data import storage
 from data.document import EXTRACTORS, Record
 from data.encodings import NON_ASCII, WIDER_CODECS
 from data.errors import BadInput
@@ -111,7 +111,7 @@ def read(path: str, how: str = "main") -> Iterator[Record]:
         OSError: the file cannot be opened.
     """
     _check(how)
-    with files.open_raw(path) as stream:
+    with storage.open_raw(path) as stream:
         for number, headers, content, why in warc.records(stream):
             record = Record(number, "", why) if why else _document(number, headers, content, how)
             if record is not None:
@@ -133,17 +133,17 @@ def read_html(path: str, how: str = "main") -> Iterator[Record]:
         OSError: the file cannot be opened.
     """
     _check(how)
-    with files.open_raw(path):
+    with storage.open_raw(path):
         pass
     try:
-        with files.open_plain(path) as stream:
+        with storage.open_plain(path) as stream:
             body = stream.read(MAX_PAGE_BYTES + 1)
         if len(body) > MAX_PAGE_BYTES:
             raise _Damage(f"it has more than {MAX_PAGE_BYTES} bytes")
         html = _decode(body, "", is_html=True)
         if html is None:
             raise _Damage("it holds zero bytes and is no text")
-    except files.DAMAGE as error:
+    except storage.DAMAGE as error:
         yield Record(1, "", f"the file is damaged or breaks off here: {error}")
     except _Damage as error:
         yield Record(1, "", str(error))

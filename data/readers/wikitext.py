@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from urllib.parse import quote, urlsplit
 from xml.parsers import expat
 
-from data import files
+from data import storage
 from data.document import Record
 from data.errors import BadInput
 from data.readers.wikitext_templates import SEPARATOR, show
@@ -267,13 +267,13 @@ def read(path: str) -> Iterator[Record]:
     """
     number = 0
     pages = _Pages()
-    with files.open_plain(path) as stream:
+    with storage.open_plain(path) as stream:
         while True:
             why = ""
             try:
-                chunk = stream.read(files.CHUNK_BYTES)
+                chunk = stream.read(storage.CHUNK_BYTES)
                 pages.parser.Parse(chunk, not chunk)
-            except (expat.ExpatError, BadInput, *files.DAMAGE) as error:
+            except (expat.ExpatError, BadInput, *storage.DAMAGE) as error:
                 why = f"the file is damaged or breaks off here: {error}"
             for record in pages.take():
                 number += 1

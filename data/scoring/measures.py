@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data import files
-from data.filters import language, pii
+from data import storage
+from data.gates import language, pii
 from data.readers import forums, latex, warc, web
 
 # Types of the labelled set that are one of ours; the others have no form to be found by.
@@ -365,7 +365,7 @@ def measure_archives(paths: Iterable[Path]) -> dict[str, dict]:
     """
     found = {}
     for path in paths:
-        with files.open_raw(str(path)) as stream:
+        with storage.open_raw(str(path)) as stream:
             num_records = sum(1 for _ in warc.records(stream))
         records = list(web.read(str(path)))
         broken = [f"record {record.number}: {record.why}" for record in records if record.why]
@@ -385,7 +385,7 @@ def measure_forums(paths: Iterable[Path]) -> dict[str, dict]:
     """
     found = {}
     for path in paths:
-        with files.open_plain(str(path)) as stream:
+        with storage.open_plain(str(path)) as stream:
             rows = Counter(kind for line in stream for kind in QUESTION_OR_ANSWER.findall(line))
         records = list(forums.read_stack_exchange(str(path)))
         whole = [record for record in records if not record.why]

@@ -1,7 +1,7 @@
 """Planted copies and planted evaluation texts: what the pipeline finds of them, and what else.
 
 Copies are planted into documents that have nothing to do with each other, and looked for by what
-curation uses: data.kernel, data.minhash, data.dedup and data.gates. Everything that is chosen is
+curation uses: data.words, data.minhash, data.dedup and data.gates. Everything that is chosen is
 chosen by hash or by a seeded generator: same input, same numbers.
 """
 
@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data import dedup, gates, kernel, passes, ranges
-from data.filters import contamination
-from data.passes import place
+from data import dedup, ranges, tasks
+from data.gates import chain, contamination
+from data.tasks import place
+from data.words import Words, ngrams
 
 NUM_ORIGINALS = 1000
 # Shares of the words that are replaced in a near copy.
@@ -72,13 +73,13 @@ def measure_duplicates(documents: Documents, config: dedup.DedupConfig) -> dict:
         found, similar, merged = [], [], set()
         for seed in SEEDS:
             both = _seen(texts + _replace_words(texts, others, share, seed)).words
-            found += _look(passes.near_keys(both, config), len(texts), merged)
+            found += _look(tasks.near_keys(both, config), len(texts), merged)
             similar += [_similarity(both, i, len(texts) + i, config) for i in range(len(texts))]
         expected = 1 - (1 - np.array(similar) ** config.band_rows) ** config.num_bands
         row = {"share": share, "expected": _mean(expected), "similarity": _mean(similar)}
         near.append(row | _tell(found, merged, ids, words, config))
     merged = set()
-    found = _look(passes.exact_keys(_seen(texts * 2)), len(texts), merged)
+    found = _look(tasks.exact_keys(_seen(texts * 2)), len(texts), merged)
     exact = _tell(found, merged, ids, words, config)
     return {"originals": len(texts), "exact": exact, "near": near}
 
@@ -104,8 +105,8 @@ def _replace_words(
     return changed
 
 
-def _seen(texts: Sequence[str]) -> gates.View:
-    return gates.View(texts, list(range(len(texts))))
+def _seen(texts: Sequence[str]) -> chain.View:
+    return chain.View(texts, list(range(len(texts))))
 
 
 def _look(keys: np.ndarray, num_originals: int, merged: set[tuple[int, int]]) -> list[bool]:
@@ -122,7 +123,7 @@ def _tell(
     found: list[bool],
     merged: set[tuple[int, int]],
     ids: Sequence[str],
-    words: kernel.Words,
+    words: Words,
     config: dedup.DedupConfig,
 ) -> dict:
     return {
@@ -154,13 +155,13 @@ def _stays(keys: np.ndarray, count: int) -> np.ndarray:
     return stays
 
 
-def _similarity(words: kernel.Words, left: int, right: int, config: dedup.DedupConfig) -> float:
+def _similarity(words: Words, left: int, right: int, config: dedup.DedupConfig) -> float:
     """Jaccard similarity of the sets of word n-grams of two texts."""
     sets = []
     for text in (left, right):
         first, end = words.offsets[text : text + 2]
         one = words._replace(hashes=words.hashes[first:end], offsets=np.array([0, end - first]))
-        sets.append(np.unique(kernel.ngrams(one, config.ngram_words)[0]))
+        sets.append(np.unique(ngrams(one, config.ngram_words)[0]))
     shared = len(np.intersect1d(*sets, assume_unique=True))
     return shared / max(len(sets[0]) + len(sets[1]) - shared, 1)
 
@@ -179,7 +180,7 @@ FORMS: dict[str, Callable[[str], str]] = {"as_it_is": _as_it_is, "retyped": _ret
 
 
 def measure_contamination(
-    documents: Documents, evaluation: Documents, config: gates.GateConfig
+    documents: Documents, evaluation: Documents, config: chain.GateConfig
 ) -> dict:
     """Plants texts of evaluation sets into documents, one into each, and looks for them.
 
@@ -198,8 +199,8 @@ def measure_contamination(
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "evaluation.npz"
         contamination.build(evaluation, config.contamination_words).save(path)
-        chain = gates.Gates(config, ("contamination",), path)
-    before = chain.decide([_row(key, text) for key, text in documents])
+        gates = chain.Gates(config, ("contamination",), path)
+    before = gates.decide([_row(key, text) for key, text in documents])
     hits = [
         {"id": documents[i][0], "set": before.reason[i], "shared": before.detail[i]}
         for i, why in enumerate(before.why)
@@ -211,7 +212,7 @@ def measure_contamination(
     recall, missed = {}, []
     for form, change in FORMS.items():
         rows = [_row(key, _plant(host, change(text))) for (key, host), (_, text) in planted]
-        found = chain.decide(rows).why
+        found = gates.decide(rows).why
         recall[form] = _mean([why == "contamination" for why in found])
         missed += [[form, pair[1][0]] for pair, why in zip(planted, found, strict=True) if not why]
     return {

@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data import dedup, files, gates, sources
+from data import dedup, sources, storage
 from data.errors import BadInput
-from data.filters import classifier, repair, toxicity
-from data.passes import place
+from data.gates import chain, classifier, repair, toxicity
 from data.scoring import measures, planted
+from data.tasks import place
 
 PII, TATOEBA, UDHR = "filters/pii_presidio", "multilingual/tatoeba", "multilingual/udhr2"
 ARCHIVES, FORUMS, PAPERS = "web/warc", "qa/stackexchange", "pretrain/math_latex"
@@ -48,7 +48,7 @@ class _Absent(Exception):
 
 def score(
     root: Path,
-    config: gates.GateConfig,
+    config: chain.GateConfig,
     dedup_config: dedup.DedupConfig,
     evaluation: Sequence[tuple[str, str]],
     log: Callable[[str], None],
@@ -122,7 +122,7 @@ def _rows(root: Path, folder: str, suffix: str, keys: Sequence[str]) -> Iterator
     number = 0
     for path in _paths(root, folder, suffix):
         try:
-            with files.open_plain(str(path)) as stream:
+            with storage.open_plain(str(path)) as stream:
                 if suffix == ".csv":
                     found = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", newline=""))
                 else:
@@ -132,7 +132,7 @@ def _rows(root: Path, folder: str, suffix: str, keys: Sequence[str]) -> Iterator
                     if missing := [key for key in keys if given.get(key) is None]:
                         raise BadInput(f"{path}: row {number} has no {', '.join(missing)}")
                     yield row
-        except (*files.DAMAGE, ValueError, csv.Error) as error:
+        except (*storage.DAMAGE, ValueError, csv.Error) as error:
             if isinstance(error, BadInput):
                 raise
             raise BadInput(f"{path}: cannot be read as {suffix}: {error}") from error
@@ -146,8 +146,8 @@ def _archives(root: Path) -> list[Path]:
     ]
 
 
-def _stored(root: Path, path: Path) -> files.File:
-    return files.File(path.relative_to(root).as_posix(), str(path), str(root), 0, 0)
+def _stored(root: Path, path: Path) -> storage.File:
+    return storage.File(path.relative_to(root).as_posix(), str(path), str(root), 0, 0)
 
 
 def _documents(
@@ -165,7 +165,7 @@ def _documents(
                     yield row["id"].removeprefix("/"), repair.repair(row["text"])
 
 
-def _score_pii(root: Path, config: gates.GateConfig) -> dict:
+def _score_pii(root: Path, config: chain.GateConfig) -> dict:
     names = ("entity_type", "start_position", "end_position")
     rows = _rows(root, PII, ".jsonl", ("full_text", "spans"))
     try:
@@ -184,7 +184,7 @@ def _score_language(root: Path, folder: str, key: str) -> dict:
     return measures.measure_language([(row[key].partition("_")[0], row["text"]) for row in rows])
 
 
-def _score_tweets(root: Path, config: gates.GateConfig) -> dict:
+def _score_tweets(root: Path, config: chain.GateConfig) -> dict:
     rows = list(_tweets(root))
     if not config.toxicity.model:
         rows = [row for row in rows if place(row[0]) >= TRAINING_SHARE]
@@ -199,7 +199,7 @@ def _tweets(root: Path) -> Iterator[tuple[str, str]]:
         yield row["tweet"], measures.TWEETS[int(row["class"])]
 
 
-def _score_hatecheck(root: Path, config: gates.GateConfig) -> dict:
+def _score_hatecheck(root: Path, config: chain.GateConfig) -> dict:
     keys = ("test_case", "functionality", "label_gold", "target_ident")
     rows = list(_rows(root, HATECHECK, ".csv", keys))
     cases = [
@@ -211,7 +211,7 @@ def _score_hatecheck(root: Path, config: gates.GateConfig) -> dict:
 
 
 def _judge(
-    root: Path, config: gates.GateConfig, texts: Sequence[str]
+    root: Path, config: chain.GateConfig, texts: Sequence[str]
 ) -> tuple[toxicity.Judgement, str]:
     """What the gate says of English texts, and with which model."""
     settings, how = config.toxicity, CONFIGURED
@@ -221,7 +221,7 @@ def _judge(
             how = _fit_toxicity(root, settings, path)
             settings = replace(settings, model=str(path))
         judge = toxicity.Toxicity(settings)
-    view = gates.View([repair.repair(text) for text in texts], list(range(len(texts))))
+    view = chain.View([repair.repair(text) for text in texts], list(range(len(texts))))
     return judge.judge(view.data, view.offsets, view.words, ["en"] * len(texts)), how
 
 
@@ -252,20 +252,20 @@ def _train(
         raise _Absent(f"{folder}: too little to train from: {error}") from error
 
 
-def _score_words(root: Path, config: gates.GateConfig) -> dict:
+def _score_words(root: Path, config: chain.GateConfig) -> dict:
     """Share of the texts of each class in which the lists find anything, and too much."""
     settings = config.toxicity
     if not settings.lists:
         _paths(root, BAD_WORDS, ".txt")
         settings = replace(settings, lists=str(root / BAD_WORDS))
     texts, classes = zip(*_tweets(root), strict=True)
-    view = gates.View([repair.repair(text) for text in texts], list(range(len(texts))))
+    view = chain.View([repair.repair(text) for text in texts], list(range(len(texts))))
     judge = toxicity.Toxicity(settings)
     found = judge.judge(view.data, view.offsets, view.words, ["en"] * len(texts))
     return measures.measure_words(classes, found.hits > 0, found.too_many)
 
 
-def _score_quality(root: Path, config: gates.GateConfig) -> dict:
+def _score_quality(root: Path, config: chain.GateConfig) -> dict:
     rows = list(_rows(root, VOTES, ".jsonl", ("text", "label", "all_annotators_agree")))
     if config.quality.model:
         model, how = (
@@ -274,7 +274,7 @@ def _score_quality(root: Path, config: gates.GateConfig) -> dict:
         )
     else:
         model, how = _fit_quality(root, config.quality.train)
-    view = gates.View([repair.repair(row["text"]) for row in rows], list(range(len(rows))))
+    view = chain.View([repair.repair(row["text"]) for row in rows], list(range(len(rows))))
     scores = model.score(view.data, view.offsets, view.words)
     votes = [(row["label"], row["all_annotators_agree"]) for row in rows]
     return {"how": how} | measures.measure_votes(votes, scores)
@@ -303,7 +303,7 @@ def _hosts(root: Path) -> list[tuple[str, str]]:
 
 
 def _score_contamination(
-    root: Path, config: gates.GateConfig, evaluation: Sequence[tuple[str, str]]
+    root: Path, config: chain.GateConfig, evaluation: Sequence[tuple[str, str]]
 ) -> dict:
     if not evaluation:
         raise _Absent("no texts of evaluation sets")

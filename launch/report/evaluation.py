@@ -6,7 +6,7 @@ Figures come from eval/results.json; the template only lays them out.
 import math
 from collections.abc import Collection, Mapping
 
-from data.instruct import FACT_KINDS
+from data.quickstart.instruct import FACT_KINDS
 from launch.report import plot
 from launch.stages.stage import MODELS, STAGES, START
 

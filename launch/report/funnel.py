@@ -31,8 +31,8 @@ def curation(funnel: Mapping, shards: Mapping | None) -> dict:
 
     Args:
       funnel: curate/funnel.json, described at data.curate.curate.
-      shards: tokenizer/shards.json, described at data.packing.make_shards; None before that stage.
-        With it, tokens left after each gate are estimated by the bytes a token of each domain.
+      shards: tokenizer/shards.json, described at data.tokens.packing.make_shards; None before that
+        stage. With it, tokens left after each gate are estimated by bytes a token of each domain.
 
     Returns:
       domains; totals of read, kept and heldout, each {documents, bytes}; by_domain, a row a domain;
@@ -101,7 +101,7 @@ def mixture(rows: Sequence[Mapping]) -> dict:
     """Rows of the section on the mixture.
 
     Args:
-      rows: described at data.mixture.tabulate.
+      rows: described at data.mixture.plan.tabulate.
 
     Returns:
       domains; shares, which there are of asked, planned and realised; stages, the whole run last,

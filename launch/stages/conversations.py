@@ -4,8 +4,8 @@ import collections
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from data import instruct
-from data.instruct import Example
+from data.quickstart import instruct
+from data.quickstart.instruct import Example
 from eval import dialog
 from launch import own_sets
 from launch.job import Job

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from data import chat, instruct
-from data.instruct import Example
+from data.quickstart import instruct
+from data.quickstart.instruct import Example
+from data.tokens import chat
 from eval import baseline, batching, dialog, harness, rater, task
 from eval.dialog import Response
 from eval.task import Task

@@ -7,9 +7,10 @@ import numpy as np
 
 from alignment import preference
 from alignment.preference import Pair
-from data import chat, instruct
 from data.conversations import PairText
-from data.loader import Batch
+from data.mixture.loader import Batch
+from data.quickstart import instruct
+from data.tokens import chat
 from launch import own_sets
 from launch.job import Job, refuse_unknown_ids
 from launch.schema import identity

@@ -2,7 +2,7 @@
 
 import jax
 
-from data.shards import pack_documents
+from data.tokens.shards import pack_documents
 from eval.text import bits_per_byte
 from launch import shard_plan
 from launch.job import Job, lm_rows

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from alignment import policy, rollout, score
 from alignment.policy import Score
 from data.errors import BadInput
-from data.instruct import Example
-from data.loader import Batch
+from data.mixture.loader import Batch
+from data.quickstart.instruct import Example
 from eval import grade
 from launch import own_sets
 from launch.job import Job

@@ -3,9 +3,10 @@
 import jax
 
 from alignment import preference, reward
-from data import chat, instruct
 from data.errors import BadInput
-from data.loader import Batch
+from data.mixture.loader import Batch
+from data.quickstart import instruct
+from data.tokens import chat
 from eval import grade
 from launch.job import Job
 from launch.stages import pairs

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from alignment import sft
-from data import chat, engine, packing
+from data import engine
 from data.errors import BadInput
-from data.tokenizers import pretrained, tokenizer, tokenizer_source
+from data.tokens import chat, packing, pretrained, tokenizer, tokenizer_source
 from launch import load, own_sets, shard_plan
 from launch.job import Job
 from launch.settings import Settings

@@ -108,6 +108,6 @@ def _bench_decoding(config: TransformerConfig, params: Params, batch_size: int) 
 
 
 def _random_rows(vocab_size: int, num_rows: int, length: int) -> dict[str, np.ndarray]:
-    """Rows of one random document each, as `data.shards` packs them."""
+    """Rows of one random document each, as `data.tokens.shards` packs them."""
     tokens = np.random.default_rng(0).integers(8, vocab_size, (num_rows, length))
     return {"tokens": tokens, "segments": np.ones_like(tokens), "mask": np.ones_like(tokens)}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import jax
 
-from data import chat
 from data.errors import BadInput
+from data.tokens import chat
 from eval import batching, dialog
 from launch import load
 from launch.stages.stage import CHATS

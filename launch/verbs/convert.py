@@ -17,10 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from data import chat
 from data.errors import BadInput
-from data.tokenizers import pretrained, tokenizer, tokenizer_files
-from data.tokenizers.gguf_tokenizer import from_gguf
+from data.tokens import chat, pretrained, tokenizer, tokenizer_files
+from data.tokens.gguf_tokenizer import from_gguf
 from launch import load
 from launch.console import Progress
 from launch.schema import to_dataclass, to_dict

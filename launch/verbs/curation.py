@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from data import curated, gates, sources
+from data import curated, sources
 from data.curate import CurateConfig
 from data.errors import BadInput
-from data.filters import classifier, repair, toxicity
+from data.gates import chain, classifier, repair, toxicity
 from data.scoring import score, score_table
 from eval import sets
 from launch import decontamination
@@ -30,7 +30,7 @@ def headline(run: RunDir) -> dict:
     dropped: dict[str, dict[str, int]] = {}
     for gate, found in counted["dropped"].items():
         family, _, rule = gate.partition("_")
-        if family in gates.FAMILIES:  # the rest of its name is the reason
+        if family in chain.FAMILIES:  # the rest of its name is the reason
             dropped.setdefault(family, {})[rule] = found["documents"]
         else:
             dropped[gate] = {reason or gate: count for reason, count in found["reasons"].items()}
@@ -65,7 +65,7 @@ def fit(kind: str, config: CurateConfig, progress: Progress) -> dict:
 
     Args:
       kind: quality or toxicity.
-      config: the section `data`; `gates.KIND.model` says where the model goes.
+      config: the section `data`; `chain.KIND.model` says where the model goes.
       progress: takes lines.
 
     Returns:
@@ -140,6 +140,6 @@ def _are_gates_of(inputs: dict, settings: Settings) -> bool:
     config, had = settings.data, inputs.get("data", {})
     return (
         all(had.get(key) == identity(getattr(config, key)) for key in ("gates", "dedup"))
-        and str(inputs.get("files")).endswith(f"-{gates.fingerprint(config.gates)}")
+        and str(inputs.get("files")).endswith(f"-{chain.fingerprint(config.gates)}")
         and inputs.get("evaluation") == decontamination.fingerprint(settings)
     )

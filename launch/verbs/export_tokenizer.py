@@ -6,12 +6,11 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
-from data import chat
 from data.errors import BadInput
-from data.tokenizers import fast_tokenizer, pretrained, tokenizer, tokenizer_files
+from data.tokens import chat, fast_tokenizer, pretrained, tokenizer, tokenizer_files
 from launch.store.rundir import write_json
 
-# The format of data/chat.py, for a BOS and the tokens of roles and of a turn's end, as JSON.
+# The format of data/tokens/chat.py, for a BOS and the tokens of roles and of a turn's end, as JSON.
 CHAT_TEMPLATE = (
     "{{ %s }}{%% for message in messages %%}{{ {'system': %s, 'user': %s, 'assistant': %s}"
     "[message['role']] + %s + %s }}{%% endfor %%}"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alignment import grpo, losses, policy, rollout, score
-from data.instruct import Example
+from data.quickstart.instruct import Example
 from model import sharding
 from tests.alignment.test_ppo import (
     LOOP,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alignment import policy, rollout
-from data.loader import Loader
+from data.mixture.loader import Loader
 from model import decode, sharding
 from tests.alignment.test_ppo import (
     CONFIG,

@@ -14,9 +14,9 @@ from alignment.preference import (
     read_pairs,
     write_pairs,
 )
-from data import chat
 from data.errors import BadInput
-from data.instruct import Example
+from data.quickstart.instruct import Example
+from data.tokens import chat
 from eval.dialog import Response
 from tests.ranges import check_ranges
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from alignment import rollout
-from data import chat
 from data.errors import BadInput
-from data.instruct import Example
+from data.quickstart.instruct import Example
+from data.tokens import chat
 from model.config import TransformerConfig
 from model.decode import generate
 from model.transformer import declare, forward

@@ -5,7 +5,7 @@ import pytest
 
 from alignment.sft import pack_demonstrations
 from data.errors import BadInput
-from data.instruct import Example
+from data.quickstart.instruct import Example
 
 SEQ_LEN = 40
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from data.tokenizers import byte_level
+from data.tokens import byte_level
 
 # A small vocabulary, trained on many languages, and some merges that cross where some splits cut.
 MERGES = """

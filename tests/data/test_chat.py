@@ -5,9 +5,9 @@ import random
 import numpy as np
 import pytest
 
-from data.chat import render, render_prompt
 from data.errors import BadInput
-from data.tokenizers.tokenizer import CONTROL_PIECES, Tokenizer, TokenizerConfig, train
+from data.tokens.chat import render, render_prompt
+from data.tokens.tokenizer import CONTROL_PIECES, Tokenizer, TokenizerConfig, train
 
 TEXT = "what does it do? it returns the list. no: it does not, at line 3\n"
 CONTENTS = (

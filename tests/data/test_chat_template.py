@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer as FastTokenizer
 
-from data import chat
 from data.errors import BadInput
-from data.tokenizers import chat_template, pretrained
+from data.tokens import chat, chat_template, pretrained
 from tests import chat_oracle
 from tests.chat_oracle import CONVERSATIONS, TOKENS, asked, forged, say, talk
 

@@ -8,8 +8,8 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 
 from data.errors import BadInput
-from data.tokenizers import byte_level, fast_tokenizer, pretrained
-from data.tokenizers.encode import Encoder, check
+from data.tokens import byte_level, fast_tokenizer, pretrained
+from data.tokens.encode import Encoder, check
 from tests.data.test_byte_level import END, byte_vocab, write_gpt2, write_json
 from tests.data.test_gguf_tokenizer import model_proto
 from tests.data.test_pretrained import random_texts

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from data import kernel
 from data.errors import BadInput
-from data.filters import classifier
+from data.gates import classifier
+from data.words import BASE, STEP, split_words
 
 DATA = Path("../shared/data/filters")
 MASK = 2**64 - 1
@@ -44,7 +44,7 @@ def batch(texts):
     parts = [text.encode() for text in texts]
     data = np.frombuffer(b"".join(parts), np.uint8)
     offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-    return data, offsets, kernel.words(data, offsets)
+    return data, offsets, split_words(data, offsets)
 
 
 def finish(h):
@@ -61,7 +61,7 @@ def buckets(text, config):
         for n in range(1, min(config.word_ngrams, end) + 1):
             total = 0
             for h in words.hashes[end - n : end].tolist():
-                total = (total * int(kernel.BASE) + h) & MASK
+                total = (total * int(BASE) + h) & MASK
             found.append(finish(total))
     letters = "".join(c.lower() if c.isalnum() or c == "_" else " " for c in text)
     for word in letters.split():
@@ -69,7 +69,7 @@ def buckets(text, config):
         for end in range(2, len(padded) + 1):
             h = finish(8)
             for n in range(1, min(config.char_ngrams[1], end) + 1):
-                h = (h ^ ord(padded[end - n])) * int(kernel.STEP) & MASK
+                h = (h ^ ord(padded[end - n])) * int(STEP) & MASK
                 h ^= h >> 29
                 if n >= max(config.char_ngrams[0], 1):
                     found.append(finish(h))

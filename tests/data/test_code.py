@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data.readers import code, python_library
+from data.quickstart import python_library
+from data.readers import code
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 DEBIAN_LICENCES = Path("/usr/share/common-licenses")

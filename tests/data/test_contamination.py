@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from data import kernel
-from data.filters import contamination
+from data.gates import contamination
+from data.words import split_words
 
 QUESTION = "What is the capital of the country whose flag shows a red maple leaf on white ground?"
 N = 13
@@ -17,7 +17,7 @@ def view(texts):
     encoded = [text.encode() for text in texts]
     data = np.frombuffer(b"".join(encoded), np.uint8)
     offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-    return data, kernel.words(data, offsets)
+    return data, split_words(data, offsets)
 
 
 def hits(index, texts):

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import web
-from data import dedup, passes
+from data import dedup, tasks
 from data.curate import CurateConfig, curate
 from data.engine import Runner, start
 from data.errors import BadInput
-from data.readers import python_library
+from data.quickstart import python_library
 from data.sources import SourceConfig
 from launch import schema
 
@@ -86,14 +86,14 @@ def test_names_of_domains_that_cannot_be_used_are_refused(names, words):
 
 def test_a_file_that_changes_while_it_is_read_leaves_no_piece(tmp_path, monkeypatch):
     """Pieces are known by what the files held when they were found."""
-    path, read = tmp_path / "in.jsonl", passes.sources.read
+    path, read = tmp_path / "in.jsonl", tasks.sources.read
 
     def spy(unit, *arguments):
         yield from read(unit, *arguments)
         write_json_lines(path, [prose(9)])
 
     write_json_lines(path, [prose(1), prose(2)])
-    monkeypatch.setattr(passes.sources, "read", spy)
+    monkeypatch.setattr(tasks.sources, "read", spy)
     config = config_of({"docs": source_of(path, ())})
     with pytest.raises(BadInput, match=r"in\.jsonl: has changed while it was read; run again"):
         run(config, tmp_path / "run")

@@ -6,7 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from data import dedup, gates, passes
+from data import dedup, tasks
+from data.gates import chain
 
 NUM_PAIRS = 1000
 REPLACED = 0.02
@@ -39,15 +40,15 @@ def replace_words(words, source):
 
 
 def view(texts):
-    return gates.View(texts, list(range(len(texts))))
+    return chain.View(texts, list(range(len(texts))))
 
 
 def near_keys(texts):
-    return passes.near_keys(view(texts).words, CONFIG)
+    return tasks.near_keys(view(texts).words, CONFIG)
 
 
 def exact_keys(texts):
-    return passes.exact_keys(view(texts))
+    return tasks.exact_keys(view(texts))
 
 
 def find(folder, texts, keys_from, num_parts=1, num_ranges=1, prefer=("longest",)):

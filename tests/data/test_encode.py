@@ -12,16 +12,9 @@ import pytest
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from data.errors import BadInput
-from data.tokenizers import encode
-from data.tokenizers.encode import (
-    PROBE_BITS,
-    Cuts,
-    Encoder,
-    check,
-    joined_in_pieces,
-    joined_in_words,
-)
-from data.tokenizers.tokenizer import FILES, TokenizerConfig, load, train
+from data.tokens import encode
+from data.tokens.encode import PROBE_BITS, Cuts, Encoder, check, joined_in_pieces, joined_in_words
+from data.tokens.tokenizer import FILES, TokenizerConfig, load, train
 
 MULTILINGUAL = Path(__file__).parents[3] / "shared" / "data" / "multilingual"
 WORDS = ("walk", "walking", "über", "return", "self.value", "x1", "(a)", "##", "漢字", "-->", "мир")

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from data import encodings
-from data.recognition import recognise
+from data.kinds import recognise
 from tests.data.test_sources import SOURCE, read, write
 
 FRENCH = "Le café était fermé, et la fenêtre à côté du théâtre restait ouverte. "

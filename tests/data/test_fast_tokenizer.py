@@ -10,8 +10,8 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import Tokenizer as FastTokenizer
 
 from data.errors import BadInput
-from data.tokenizers.fast_tokenizer import to_fast
-from data.tokenizers.tokenizer import FILES, Tokenizer, TokenizerConfig, train
+from data.tokens.fast_tokenizer import to_fast
+from data.tokens.tokenizer import FILES, Tokenizer, TokenizerConfig, train
 
 WORDS = [
     f"{stem}{end}" for stem in ("walk", "talk", "über", "数", "x1") for end in ("", "s", "ing")

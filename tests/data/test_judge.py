@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from data import kernel
-from data.filters import lines, rules, stop_words
+from data.gates import lines, rules, stop_words
+from data.words import BLANKLESS
 from tests.data.test_rules import MANY, PUBLISHED, STRICT, judge, loose
 
 DATA = Path("../shared/data")
@@ -22,7 +22,7 @@ def split_words(text):
     found, run = [], ""
     for char in text:
         in_word = char == "_" or unicodedata.category(char)[0] in "LMN"
-        if in_word and not any(a <= ord(char) <= b for a, b in kernel.BLANKLESS):
+        if in_word and not any(a <= ord(char) <= b for a, b in BLANKLESS):
             run += char
             continue
         found += [part for part in (run, char if in_word else "") if part]

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.filters import language
-from data.filters.alphabets import ALPHABETS, SCRIPTS
+from data.gates import language
+from data.gates.alphabets import ALPHABETS, SCRIPTS
 
 DATA = Path("../shared/data/multilingual")
 SENTENCES = {

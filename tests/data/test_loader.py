@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from data.errors import BadInput
-from data.loader import Loader, fixed_batches, lm_batch
-from data.shards import open_shards, pack_documents
+from data.mixture.loader import Loader, fixed_batches, lm_batch
+from data.tokens.shards import open_shards, pack_documents
 from tests.data.test_shards import write_shards
 
 PAD, BOS, EOS = 0, 1, 2

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from data.filters import language
+from data.gates import language
 from data.readers import latex
 from data.scoring import measures
 

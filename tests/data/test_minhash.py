@@ -5,7 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from data import kernel, minhash
+from data import minhash
+from data.words import Words, ngrams, split_words
 
 MASK = 2**64 - 1
 NUM_BANDS, BAND_ROWS = 14, 8
@@ -20,7 +21,7 @@ def batch(texts):
 
 
 def words_of(texts):
-    return kernel.words(*batch(texts))
+    return split_words(*batch(texts))
 
 
 def finish(h):
@@ -53,10 +54,10 @@ def sign_by_hand(ngram_hashes, num_bands, band_rows, seed):
 @pytest.mark.parametrize("num_words", [3, 4, 5, 6, 7, 8, 9, 40])
 def test_bands_follow_their_definition(num_words):
     words = words_of([" ".join(f"w{chr(97 + i % 23)}{i // 23}" for i in range(num_words))])
-    ngrams = kernel.ngrams(words, 3)[0].tolist()
+    hashes = ngrams(words, 3)[0].tolist()
     bands, has_words = minhash.bands(words, 3, 2, 3, 11)
     assert bands.dtype == np.uint64 and has_words.tolist() == [True]
-    assert bands[0].tolist() == sign_by_hand(ngrams, 3, 2, 11)
+    assert bands[0].tolist() == sign_by_hand(hashes, 3, 2, 11)
 
 
 def test_a_short_text_is_one_ngram_and_an_empty_one_none():
@@ -80,7 +81,7 @@ def test_a_text_is_signed_alike_in_any_batch():
     texts = [f"text number {chr(97 + i)} of a few words {chr(98 + i)}" for i in range(20)]
     together, _ = minhash.bands(words_of(texts), 3, 2, 4, 9)
     data, offsets = batch(texts)
-    part, _ = minhash.bands(kernel.words(data, offsets[7:12]), 3, 2, 4, 9)
+    part, _ = minhash.bands(split_words(data, offsets[7:12]), 3, 2, 4, 9)
     assert together[7:11].tolist() == part.tolist()
 
 
@@ -101,7 +102,7 @@ def pairs(similarity, num_pairs, union):
         count, length = rows.shape
         firsts = np.arange(count + 1) * length
         ones = np.ones(count * length, np.int32)
-        yield kernel.Words(rows.ravel(), ones, np.arange(count * length), firsts)
+        yield Words(rows.ravel(), ones, np.arange(count * length), firsts)
 
 
 @pytest.mark.parametrize("similarity", [0.5, 0.6, 0.7, 0.8, 0.9])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data.errors import BadInput
-from data.mixture import MixtureConfig, StageConfig, count_rows, plan, tabulate
+from data.mixture.plan import MixtureConfig, StageConfig, count_rows, plan, tabulate
 
 NEAR = 1e-7
 

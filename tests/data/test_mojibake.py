@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.filters import mojibake
+from data.gates import mojibake
 
 DATA = Path("../shared/data")
 CODECS = (*mojibake.CODECS, "latin-1")

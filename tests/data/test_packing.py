@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import packing, shards
 from data.engine import Runner, start
 from data.errors import BadInput
-from data.tokenizers.tokenizer import TokenizerConfig
+from data.tokens import packing, shards
+from data.tokens.tokenizer import TokenizerConfig
 
 SEQ_LEN = 16
 TINY = {

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from data.errors import BadInput
-from data.filters import pii, pii_checks
-from data.filters.pii import KINDS, Span
+from data.gates import pii, pii_numbers
+from data.gates.pii import KINDS, Span
 
 SHARED = Path(__file__).resolve().parents[3] / "shared/data"
 GOLD = SHARED / "filters/pii_presidio/pii_a.jsonl.gz"
@@ -201,7 +201,7 @@ def test_luhn_is_the_sum_of_its_definition():
         total = 0
         for place, digit in enumerate(map(int, reversed(digits))):
             total += digit if place % 2 == 0 else sum(map(int, str(2 * digit)))
-        assert pii_checks.is_luhn(digits) == (total % 10 == 0), digits
+        assert pii_numbers.is_luhn(digits) == (total % 10 == 0), digits
 
 
 def test_verhoeff_is_the_product_in_the_dihedral_group():
@@ -214,10 +214,10 @@ def test_verhoeff_is_the_product_in_the_dihedral_group():
     permutations = [list(range(10)), [1, 5, 7, 6, 2, 8, 3, 0, 9, 4]]
     while len(permutations) < 8:
         permutations.append([permutations[-1][place] for place in permutations[1]])
-    assert [list(map(int, row)) for row in pii_checks.VERHOEFF_D] == [
+    assert [list(map(int, row)) for row in pii_numbers.VERHOEFF_D] == [
         [product(a, b) for b in range(10)] for a in range(10)
     ]
-    assert [list(map(int, row)) for row in pii_checks.VERHOEFF_P] == permutations
+    assert [list(map(int, row)) for row in pii_numbers.VERHOEFF_P] == permutations
 
 
 @pytest.mark.parametrize("iban", cases(IBANS))

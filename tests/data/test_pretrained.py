@@ -13,8 +13,8 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from data.tokenizers import pretrained
-from data.tokenizers import tokenizer as own
+from data.tokens import pretrained
+from data.tokens import tokenizer as own
 from model.interop.gguf import open_gguf
 from tests.data.test_byte_level import (
     BEGIN,

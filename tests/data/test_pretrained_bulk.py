@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from data.tokenizers import pretrained
-from data.tokenizers.encode import Encoder, check
+from data.tokens import pretrained
+from data.tokens.encode import Encoder, check
 from tests.data.test_pretrained import SPELLED, TEXTS, WRITERS, folders, random_texts
 
 __all__ = ["folders"]  # the fixture

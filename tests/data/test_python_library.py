@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import BadInput
-from data.readers import python_library
+from data.quickstart import python_library
 
 
 def read(kind, name):

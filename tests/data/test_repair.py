@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data.filters import repair
+from data.gates import repair
 
 DATA = Path("../shared/data")
 BOILERPLATE = """

@@ -5,8 +5,8 @@ import json
 import pytest
 from tokenizers import AddedToken
 
-from data.tokenizers import byte_level, pretrained
-from data.tokenizers.gguf_tokenizer import PREFIX, from_gguf
+from data.tokens import byte_level, pretrained
+from data.tokens.gguf_tokenizer import PREFIX, from_gguf
 from tests.data.test_byte_level import byte_vocab, write_gpt2, write_json, write_llama3
 from tests.data.test_gguf_tokenizer import llama_metadata, model_proto, pieces, write_llama
 

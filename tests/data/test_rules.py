@@ -6,8 +6,8 @@ import unicodedata
 import numpy as np
 import pytest
 
-from data import kernel
-from data.filters import rules, stop_words
+from data.gates import rules, stop_words
+from data.words import split_words
 
 PUBLISHED = rules.RuleConfig(
     gopher=rules.GopherConfig(
@@ -124,7 +124,7 @@ def judge(texts, config, names=rules.RULES, languages=None):
     data, offsets = np.frombuffer(b"".join(parts), np.uint8), np.cumsum([0, *map(len, parts)])
     bits = sum(1 << rules.RULES.index(name) for name in names)
     enabled = np.full(len(texts), bits, np.uint32)
-    words = kernel.words(data, offsets)
+    words = split_words(data, offsets)
     languages = languages or ["en"] * len(texts)
     failed, values = rules.first_failures(data, offsets, words, languages, enabled, config)
     assert failed.dtype == np.int8 and values.dtype == np.float32
@@ -294,7 +294,7 @@ def test_prose_passes_and_its_like_fails_where_it_should():
 def test_only_the_rules_asked_for_are_tried():
     data = np.frombuffer(b"a#{a#{", np.uint8)
     offsets = np.array([0, 3, 6])
-    words = kernel.words(data, offsets)
+    words = split_words(data, offsets)
     bit = {name: 1 << number for number, name in enumerate(rules.RULES)}
     for asked in (
         ("gopher_symbol_ratio", "c4_curly_brackets"),

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from data.errors import BadInput
-from data.schedule import ENDLESS, Schedule
+from data.mixture.schedule import ENDLESS, Schedule
 
 # What the tree of pairs cannot exceed, and what a source's whole number of rows is off its share.
 MAX_ROWS_OFF, MAX_ROUNDING = 2, 1

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import shards
 from data.errors import BadInput
-from data.loader import lm_batch
-from data.shards import (
+from data.mixture.loader import lm_batch
+from data.tokens import shards
+from data.tokens.shards import (
     open_shards,
     pack_documents,
     pack_examples,
@@ -280,7 +280,7 @@ WRITE_SCRIPT = """
 import sys
 import numpy as np
 from tests.data.test_shards import BOS, EOS, documents, write_shards
-from data.shards import pack_documents
+from data.tokens.shards import pack_documents
 write_shards(pack_documents(documents(), 16, BOS, EOS), sys.argv[1], "docs", 16, np.uint16, 20)
 """
 

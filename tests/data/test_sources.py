@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import files, gates, sources
+from data import sources, storage
 from data.document import SCHEMA
 from data.errors import BadInput
+from data.gates import chain
 
 SOURCE = sources.SourceConfig(
     path="x",
@@ -121,7 +122,7 @@ def test_every_kind_is_known_by_its_content_and_read(tmp_path, name, pack):
         return
     found = sources.survey(str(path))
     assert [(unit.kind, unit.domain) for unit in found.units] == [(kind, domain)]
-    assert found.sources[domain].gates == gates.expand(sources.KINDS[kind].gates)
+    assert found.sources[domain].gates == chain.expand(sources.KINDS[kind].gates)
     (row,), broken = read(path)
     assert "sentence of some words" in row["text"]
     assert set(row) == {*SCHEMA.names, "markup"}
@@ -170,14 +171,14 @@ def test_what_follows_a_packed_file_is_named_and_the_file_kept(tmp_path, name):
 def test_a_folder_that_cannot_be_listed_is_passed_over(tmp_path, monkeypatch, kind):
     write(tmp_path / "a.txt", PROSE)
     write(tmp_path / "closed" / "b.txt", PROSE)
-    list_folder = files._list
+    list_folder = storage._list
 
     def list_unless_closed(system, path):
         if path.endswith("closed"):
             raise PermissionError(13, "Permission denied")
         return list_folder(system, path)
 
-    monkeypatch.setattr(files, "_list", list_unless_closed)
+    monkeypatch.setattr(storage, "_list", list_unless_closed)
     source = dataclasses.replace(SOURCE, path=str(tmp_path), kind=kind)
     (row,), (broken,) = read({"text": source})
     assert row["source"] == "a.txt:00000001"
@@ -209,7 +210,7 @@ def test_gates_of_several_kinds_in_one_domain_are_those_of_all(tmp_path):
         write(tmp_path / name, FILES[name][0])
     source = dataclasses.replace(SOURCE, path=str(tmp_path))
     found = sources.survey({"mixed": source})
-    assert set(found.sources["mixed"].gates) == {*gates.FOR_WEB, *gates.FOR_CODE}
+    assert set(found.sources["mixed"].gates) == {*chain.FOR_WEB, *chain.FOR_CODE}
 
 
 def test_named_domains_keep_their_gates_and_kind(tmp_path):
@@ -217,7 +218,7 @@ def test_named_domains_keep_their_gates_and_kind(tmp_path):
     source = dataclasses.replace(SOURCE, path=str(path), kind="text", gates=("length", "gopher"))
     found = sources.survey({"raw": source})
     assert found.units[0].kind == "text"
-    assert found.sources["raw"].gates == gates.expand(("length", "gopher"))
+    assert found.sources["raw"].gates == chain.expand(("length", "gopher"))
     (row,), _ = read({"raw": source})
     assert row["text"].startswith("<!DOCTYPE html>")
 

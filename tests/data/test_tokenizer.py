@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import BadInput
-from data.tokenizers.tokenizer import (
+from data.tokens.tokenizer import (
     CONTROL_PIECES,
     FILES,
     NUM_FIXED_PIECES,
@@ -205,7 +205,7 @@ import os, sys
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 from pathlib import Path
 from tests.data.test_tokenizer import SIZES, config, corpus
-from data.tokenizers.tokenizer import train
+from data.tokens.tokenizer import train
 kind = sys.argv[1]
 train(corpus(), config(kind=kind, vocab_size=SIZES[kind]), Path(sys.argv[2]))
 """

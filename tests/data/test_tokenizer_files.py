@@ -8,8 +8,8 @@ import shutil
 import pytest
 
 from data.errors import BadInput
-from data.tokenizers import pretrained
-from data.tokenizers.tokenizer_files import FILES, blame, copy_tokenizer
+from data.tokens import pretrained
+from data.tokens.tokenizer_files import FILES, blame, copy_tokenizer
 from tests.data.test_byte_level import (
     BEGIN,
     END,

@@ -10,11 +10,11 @@ import shutil
 import pytest
 
 from data.errors import BadInput
-from data.tokenizers import pretrained, tokenizer_source
-from data.tokenizers.byte_level import LLAMA_3
-from data.tokenizers.encode import ALPHABET
-from data.tokenizers.tokenizer import FILES, TokenizerConfig, load, train
-from data.tokenizers.tokenizer_source import take
+from data.tokens import pretrained, tokenizer_source
+from data.tokens.byte_level import LLAMA_3
+from data.tokens.encode import ALPHABET
+from data.tokens.tokenizer import FILES, TokenizerConfig, load, train
+from data.tokens.tokenizer_source import take
 from tests.data.test_byte_level import write_gpt2, write_llama3
 from tests.data.test_gguf_tokenizer import byte_metadata, write_llama
 

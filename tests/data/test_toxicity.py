@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import kernel
 from data.errors import BadInput
-from data.filters import classifier, toxicity
+from data.gates import classifier, toxicity
+from data.words import split_words
 
 DATA = Path("../shared/data")
 TRAIN = classifier.ClassifierConfig(
@@ -57,7 +57,7 @@ def batch(texts):
     parts = [text.encode() for text in texts]
     data = np.frombuffer(b"".join(parts), np.uint8)
     offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-    return data, offsets, kernel.words(data, offsets)
+    return data, offsets, split_words(data, offsets)
 
 
 def hits(folder, *pairs):

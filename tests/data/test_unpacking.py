@@ -9,7 +9,7 @@ import struct
 import pytest
 import zstandard
 
-from data import files, unpacking
+from data import storage, unpacking
 
 PACK = {
     "gzip": gzip.compress,
@@ -27,7 +27,7 @@ def test_gzip_is_unpacked_as_by_the_standard_library(tmp_path, monkeypatch, step
     parts = [b"", b"a", bytes(300_000), rng.randbytes(70_000), b"word " * 9000]
     packed = b"".join(gzip.compress(part) + bytes(rng.randrange(3)) for part in parts)
     (tmp_path / "a").write_bytes(packed + bytes(5000))
-    with files.open_plain(str(tmp_path / "a")) as stream:
+    with storage.open_plain(str(tmp_path / "a")) as stream:
         found = b"".join(iter(lambda: stream.read1(step), b""))
     assert found == b"".join(parts) == gzip.decompress(packed)
     assert unpacking.take_garbage(str(tmp_path / "a")) == ""
@@ -38,7 +38,7 @@ def test_what_breaks_off_is_not_taken_for_whole(tmp_path, packing):
     packed = PACK[packing](TEXT)
     for end in (1, len(packed) // 2):
         (tmp_path / "a").write_bytes(packed[:-end])
-        with pytest.raises(files.DAMAGE), files.open_plain(str(tmp_path / "a")) as stream:
+        with pytest.raises(storage.DAMAGE), storage.open_plain(str(tmp_path / "a")) as stream:
             stream.read()
 
 
@@ -47,7 +47,7 @@ def test_gzip_that_is_damaged_is_not_taken_for_whole(tmp_path):
     wrong_sum = packed[:-8] + bytes([packed[-8] ^ 1]) + packed[-7:]
     for data in (wrong_sum, packed + b"\x1f\x8bjunk and more of it"):
         (tmp_path / "a").write_bytes(data)
-        with pytest.raises(files.DAMAGE), files.open_plain(str(tmp_path / "a")) as stream:
+        with pytest.raises(storage.DAMAGE), storage.open_plain(str(tmp_path / "a")) as stream:
             stream.read()
 
 
@@ -57,7 +57,7 @@ def test_what_follows_is_told_once_and_not_read(tmp_path, packing, garbage):
     path = str(tmp_path / "a")
     (tmp_path / "a").write_bytes(PACK[packing](b"all of it") + garbage)
     for _ in range(2):
-        with files.open_plain(path) as stream:
+        with storage.open_plain(path) as stream:
             assert (stream.read(), stream.read(), stream.read1(5)) == (b"all of it", b"", b"")
         assert f"what follows {packing} has not packed: b'" in unpacking.take_garbage(path)
         assert unpacking.take_garbage(path) == ""
@@ -69,5 +69,5 @@ def test_frames_of_zstd_that_hold_no_data_are_skipped(tmp_path):
     parts = (TEXT, bytes(9_000_000), b"end")
     packed = b"".join(zstandard.compress(part) + table for part in parts)
     (tmp_path / "a").write_bytes(packed)
-    with files.open_plain(str(tmp_path / "a")) as stream:
+    with storage.open_plain(str(tmp_path / "a")) as stream:
         assert b"".join(iter(lambda: stream.read1(100_000), b"")) == b"".join(parts)

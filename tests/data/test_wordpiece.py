@@ -7,8 +7,8 @@ import unicodedata
 import pytest
 
 from data.errors import BadInput
-from data.tokenizers.encode import ALPHABET, BYTES
-from data.tokenizers.wordpiece import PREFIX, WordPieces, train
+from data.tokens.encode import ALPHABET, BYTES
+from data.tokens.wordpiece import PREFIX, WordPieces, train
 
 CONTROL = ("<|pad|>", "<|unk|>")
 NUM_FIXED = len(CONTROL) + 2 * 256

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data.errors import BadInput
-from data.instruct import Example
+from data.quickstart.instruct import Example
 from eval import dialog
 from model import decode, transformer
 from model.config import TransformerConfig

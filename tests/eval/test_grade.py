@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.instruct import KINDS, Example, InstructConfig, build
+from data.quickstart.instruct import KINDS, Example, InstructConfig, build
 from eval import grade
 
 TOLERANCE = 1e-12

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.instruct import CLOSERS, KINDS, OPENERS, Example, InstructConfig, build
+from data.quickstart.instruct import CLOSERS, KINDS, OPENERS, Example, InstructConfig, build
 from eval import rater
 
 TOLERANCE = 1e-12

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from data.errors import BadInput
-from data.tokenizers import tokenizer
+from data.tokens import tokenizer
 from launch.verbs import chat
 from model.config import TransformerConfig
 from model.transformer import init

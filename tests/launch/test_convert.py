@@ -18,9 +18,8 @@ from jax.sharding import NamedSharding
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models
 
-from data import chat
-from data.tokenizers import pretrained
-from data.tokenizers.tokenizer import CONTROL_PIECES, Tokenizer, TokenizerConfig, train
+from data.tokens import chat, pretrained
+from data.tokens.tokenizer import CONTROL_PIECES, Tokenizer, TokenizerConfig, train
 from launch.cli import run_command
 from launch.load import load_model
 from launch.schema import to_dict

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer as FastTokenizer
 
-from data.tokenizers import pretrained
+from data.tokens import pretrained
 from launch.load import load_model
 from launch.store.rundir import RunDir
 from launch.verbs import export_tokenizer

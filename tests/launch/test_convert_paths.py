@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from data.errors import BadInput
-from data.tokenizers import pretrained
+from data.tokens import pretrained
 from launch.load import load_model
 from launch.store.rundir import RunDir, write_json
 from model.interop import huggingface

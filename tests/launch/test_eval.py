@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from data import chat
+from data.tokens import chat
 from launch.report.page import write_report
 from launch.stages import eval as evaluation
 from model import transformer

@@ -5,8 +5,7 @@ import json
 import pytest
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from data import chat
-from data.tokenizers import pretrained
+from data.tokens import chat, pretrained
 from launch.verbs.export_tokenizer import SAMPLES, write_control
 from tests import chat_oracle
 from tests.test_token_layouts import BYTE_LEVEL, CONTROL, PIECES, write_byte_level, write_pieces

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data import funnel, mixture, passes, sources
+from data import funnel, sources, tasks
+from data.mixture import plan
 from launch.report import funnel as rows_of
 from launch.report.page import FUNNEL_KEYS, write_report
 
@@ -62,8 +63,8 @@ def make_funnel():
     named.append({"file": "b.zip", "record": 0, "why": "of no kind that we read"})
     broken = {"broken": 9, "named": named}
     parts = [
-        passes.Part("docs", Path(), broken, 0),
-        passes.Part("code", Path(), {"broken": 0, "named": []}, 100),
+        tasks.Part("docs", Path(), broken, 0),
+        tasks.Part("code", Path(), {"broken": 0, "named": []}, 100),
     ]
     written = [{"counts": DOCS, "samples": _samples(DOCS)}, {"counts": CODE, "samples": {}}]
     return funnel.count(sources.Survey(survey, [], []), parts, written, 7)
@@ -217,15 +218,15 @@ def test_rare_kinds_of_broken_records_are_only_counted():
 
 
 def _tabulate(stages, realised=()):
-    """Rows as of data.mixture of what is (asked, planned) of each group, in tokens, by stage."""
+    """Rows as of data.mixture.plan: what is (asked, planned) of each group, in tokens, by stage."""
     sizes = {("docs", "en"): 300, ("docs", "fr"): 100, ("code", ""): 200}
     planned = [
-        mixture.PlannedStage(
+        plan.PlannedStage(
             name, dict(zip(sizes, asked, strict=True)), dict(zip(sizes, tokens, strict=True))
         )
         for name, (asked, tokens) in stages.items()
     ]
-    return mixture.tabulate(planned, sizes, realised)
+    return plan.tabulate(planned, sizes, realised)
 
 
 ONE_STAGE = {"all": ((375, 125, 500), (500, 100, 400))}

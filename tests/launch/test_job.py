@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from alignment.preference import Pair
-from data import instruct
 from data.errors import BadInput
+from data.quickstart import instruct
 from launch import load, schema, settings
 from launch.job import Job
 from launch.stages import conversations, pairs

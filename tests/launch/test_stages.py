@@ -14,7 +14,7 @@ import pytest
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from configs import corpus, domains, quickstart
-from data.instruct import KINDS
+from data.quickstart.instruct import KINDS
 from launch.cli import run_command
 from launch.stages.stage import CHATS, MODELS, STAGES, TRAINED
 from launch.store.rundir import RunDir

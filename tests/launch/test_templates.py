@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from configs import tune as tune_config
-from data import chat, instruct
-from data.tokenizers import pretrained
+from data.quickstart import instruct
+from data.tokens import chat, pretrained
 from launch import load as loading
 from launch import own_sets, schema, settings
 from launch.identity import describe_inputs

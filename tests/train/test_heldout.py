@@ -7,8 +7,8 @@ import pytest
 
 from alignment import dpo, reward
 from alignment.preference import pair_rows
-from data.loader import lm_batch
-from data.shards import pack_documents
+from data.mixture.loader import lm_batch
+from data.tokens.shards import pack_documents
 from model import sharding
 from tests.alignment.test_dpo import CONFIG, DPO, SEQ_LEN, make_pairs, make_params
 from tests.tiny import replace

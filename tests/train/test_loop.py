@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.loader import Loader
+from data.mixture.loader import Loader
 from model import sharding
 from model.config import TransformerConfig
 from model.transformer import declare
@@ -64,7 +64,7 @@ ROWS = 40
 
 
 def lay_out(rows):
-    """Rows of 8 tokens in the keys of `data.loader.lm_batch`."""
+    """Rows of 8 tokens in the keys of `data.mixture.loader.lm_batch`."""
     return {
         "tokens": rows["tokens"][:, :-1],
         "targets": rows["tokens"][:, 1:],

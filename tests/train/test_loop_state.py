@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.loader import Loader
+from data.mixture.loader import Loader
 from launch.job import Job
 from launch.settings import Settings
 from model import flop, sharding

@@ -1,0 +1,1 @@
+"""Which shards a batch is drawn from: plan, schedule, loader."""
