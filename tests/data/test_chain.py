@@ -219,12 +219,6 @@ def test_personal_data_is_masked_and_counted_in_what_is_dropped_too():
     assert "ann.lee" in decide([text], ("pii",), pii=("phone",)).texts[0]
 
 
-def test_boilerplate_lines_go_and_are_counted():
-    batch = decide([f"{PROSE}All rights reserved.\nShare on Facebook\n"], ("boilerplate",))
-    assert batch.texts == [PROSE]
-    assert batch.edits == [{"boilerplate_lines": 2}]
-
-
 def test_the_first_gate_in_order_is_the_one_recorded():
     batch = decide(["kurz"], chain.NAMES)
     assert batch.why == ["length"]

@@ -1,7 +1,6 @@
 """Repair: one form for every text, each mending tried on a case worked by hand, nothing else."""
 
 import gzip
-import json
 import random
 import unicodedata
 from pathlib import Path
@@ -11,71 +10,6 @@ import pytest
 from data.gates import repair
 
 DATA = Path("../shared/data")
-BOILERPLATE = """
-Share on Facebook
-Tweet
-Facebook Twitter Pinterest 12 Reddit
-Skip to main content
-© 2004-2011 Example Inc. All rights reserved.
-Copyright (c) 2019 Some Body
-Click here to sign up for our list.
-[Click here]
-Read more »
-Please enable JavaScript to view this page.
-JavaScript must be enabled in your browser
-This site requires JavaScript.
-Home | About | Contact
-Home > Forums > Search > Sign in
-- Page 1 of 3 -
-Seite 2 von 10
-This entry was posted in Art and tagged pinterest.
-We use cookies to give you the best experience on our site.
-By continuing to use this website you accept the use of cookies.
-Wir verwenden Cookies, um Ihre Erfahrung auf dieser Seite zu verbessern.
-Ce site utilise des cookies pour améliorer votre navigation.
-Utilizamos cookies para mejorar su experiencia en el sitio.
-Questo sito utilizza i cookie per migliorare la navigazione.
-Usamos cookies para melhorar sua navegação no site. Aceitar?
-Deze site gebruikt cookies om uw ervaring te verbeteren.
-Наш сайт использует файлы cookie. Соглашаюсь
-Ta strona używa plików cookie. Dowiedz się więcej
-当サイトではクッキーを使用しています。同意する
-本网站使用cookie来改善您的体验。
-Auf Facebook teilen
-Partager sur Twitter
-Compartir en Facebook
-Condividi su WhatsApp
-Compartilhar no Facebook
-Delen op LinkedIn
-Поделиться в Facebook
-Udostępnij na Facebook
-Facebookでシェア
-分享到微信
-Alle Rechte vorbehalten.
-Tous droits réservés
-版权所有
-"""
-PROSE = """
-Share prices rose on Friday, and so did bonds.
-He asked me to share it with Facebook friends, and I did.
-You can click here and there, but nothing will happen to the page until you reload it once more.
-Preheat the oven and grease a cookie sheet; set cookies on it to cool.
-Use cookies as a base and pour the chocolate over them.
-JavaScript is a language that browsers run.
-How does the archive behave with Javascript turned off?
-Page 1 of the book was torn, and page 3 of it was gone.
-Name | Age | City
-2007 | 2011 | 2015
-1946 67,229
-Home is where the heart is.
-Posted to Vienna in spring, he learned to dance.
-The copyright law of 1909 was amended twice.
-2015 has been declared the International Year of Light.
-Reserved and shy, she kept all rights to herself.
-Next post I will write about bread.
-Hier | dort | überall
-Subscribe to the view that all is well
-"""
 # Every sign that some rule looks at, and plain ones between.
 SIGNS = [
     *"aZ0. ,\n\t\r\x0b\x0c\x00\x7f\x85\x92\xa0\xad&;#@-<>|",
@@ -144,7 +78,11 @@ def test_good_text_is_the_very_same():
         ("hy\u00adphen\u2060ated\ufeff", "hyphenated\n"),
         ("zero\u200bwidth \u200ea\u200d", "zerowidth a\n"),
         ("no\u00a0break\u2009thin\u3000wide", "no break thin wide\n"),
-        ("a large @-@ eyed 1 @,@ 000 . 0 @.@ 7 <unk> .", "a large-eyed 1,000 . 0.7 <unk> .\n"),
+        ("a large @-@ eyed 1 @,@ 000 . 0 @.@ 7 <unk> .", "a large-eyed 1,000. 0.7 <unk>.\n"),
+        (
+            ' = = A title = = \n \n The " red @-@ tipped " one ( 24 in ) , it \'s 79 % . \n',
+            'A title\n\nThe "red-tipped" one (24 in), it\'s 79%.\n',
+        ),
         ("that face @-@ and 1 @,@ 5", "that face @-@ and 1 @,@ 5\n"),
         ("Thatâ€™s cafÃ© â€œno. 1â€", "That’s café “no. 1”\n"),
     ],
@@ -175,28 +113,6 @@ def test_code_keeps_what_prose_would_lose():
     assert repair.repair(code) != code
 
 
-@pytest.mark.parametrize("line", BOILERPLATE.strip().split("\n"))
-def test_boilerplate_goes(line):
-    prose = "The pilot walked to the end of the pier.\n\nNobody spoke.\n"
-    assert repair.drop_boilerplate(f"{line}\n{prose}  {line.upper()}\n") == (prose, 2)
-
-
-@pytest.mark.parametrize("line", PROSE.strip().split("\n"))
-def test_prose_and_tables_stay(line):
-    assert repair.drop_boilerplate(line + "\n") == (line + "\n", 0)
-
-
-def test_a_text_of_nothing_but_boilerplate_is_empty():
-    assert repair.drop_boilerplate("Menu | Home | Contact | FAQ\nShare this\n") == ("", 2)
-    assert repair.drop_boilerplate("") == ("", 0)
-
-
-def test_long_lines_are_never_boilerplate():
-    line = "We use cookies on this site. " * 8
-    assert len(line) > repair.MAX_LINE_CHARS
-    assert repair.drop_boilerplate(line) == (line, 0)
-
-
 def read(name):
     path = DATA / name
     if not path.exists():
@@ -218,10 +134,3 @@ def test_wikitext_is_joined_and_its_unknown_words_stay():
     text = repair.repair(raw)
     assert raw.count("@-@") > 1000 and text.count("@-@") < 20, "few stand beside other signs"
     assert text.count("<unk>") == raw.count("<unk>") > 1000
-
-
-@pytest.mark.real
-def test_no_prose_of_books_and_declarations_is_boilerplate():
-    rows = read("pretrain/books/books.jsonl.gz") + read("multilingual/udhr2/udhr2.jsonl.gz")
-    texts = [json.loads(row)["text"] for row in rows.split("\n") if row]
-    assert sum(repair.drop_boilerplate(repair.normalise(text))[1] for text in texts) == 0
