@@ -21,10 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import dedup, funnel, ranges, sources, split, tasks
+from data import dedup, funnel, ranges, sources, split
 from data.engine import Engine, Task, key_of
 from data.gates import chain, contamination
-from data.tasks import Part
+from data.tasks import FACTS, Part, judge, write
 from data.tokens.shards import link
 
 MIN_DOCUMENT_BYTES = 1024
@@ -183,9 +183,10 @@ def _judge(
             "max_document_bytes": config.max_document_bytes,
             "evaluation": str(index[0]) if index[1] else "",
         }
-        key = key_of("judge", content, plain, settings[2], models, index[1])
+        names = {name for unit in units for name in sources.modules(unit.kind, source)}
+        key = key_of(judge, content, plain, settings[2], models, index[1], modules=sorted(names))
         label = f"{units[0].domain}: {units[0].file.name}"
-        tasks.append(Task(tasks.judge, key, arguments, label))
+        tasks.append(Task(judge, key, arguments, label))
         domains.append(units[0].domain)
     done = engine.run(cache / "judged", tasks, lambda line: log(f"reading: {line}"))
     starts = np.cumsum([0, *(summary["documents"] for _, summary in done)]).tolist()
@@ -263,11 +264,11 @@ def _over_ranges(
     path.with_suffix(".part.npy").replace(path)
     starts = [part.start for part in parts]
     dedup.write_parts(list_path, [part.folder / f"{way}.npy" for part in parts], starts)
-    names = key_of([part.folder.name for part in parts])
+    names = [part.folder.name for part in parts]
     content = [way, names, sources.files.hash_content(str(path))]
     arguments = {"parts": str(list_path), "alive": str(path)}
     tasks = [
-        Task(body, key_of(*content, low, high), {**arguments, "low": low, "high": high}, way)
+        Task(body, key_of(body, *content, low, high), {**arguments, "low": low, "high": high}, way)
         for low, high in ranges.cut(num_keys, dedup.KEYS_PER_RANGE)
     ]
     done = engine.run(cache / way, tasks, lambda _: None)
@@ -280,7 +281,7 @@ def _facts_of(
     """Facts of a few documents, in ascending order, out of all parts."""
     starts = np.array([part.start for part in parts], np.int64)
     owner = np.searchsorted(starts, docs, side="right") - 1
-    found = np.empty(len(docs), tasks.FACTS)
+    found = np.empty(len(docs), FACTS)
     for part in np.unique(owner).tolist():
         mine = owner == part
         found[mine] = facts[part][docs[mine] - starts[part]]
@@ -309,7 +310,7 @@ def _write(
         own = table.slice(low, high - low).to_pydict()
         own["doc"] = [doc - part.start for doc in own["doc"]]
         gone = fates.repeats[first:last] - [part.start, 0, 0]
-        key = key_of("write", part.folder.name, own, gone.tolist(), heldout[part.domain])
+        key = key_of(write, part.folder.name, own, gone.tolist(), heldout[part.domain])
         arguments = {
             "judged": str(part.folder),
             "start": part.start,
@@ -317,7 +318,7 @@ def _write(
             "repeats": str(repeats_path),
             "heldout": heldout[part.domain],
         }
-        tasks.append(Task(tasks.write, key, arguments, part.domain))
+        tasks.append(Task(write, key, arguments, part.domain))
     return engine.run(cache / "written", tasks, lambda line: log(f"writing: {line}"))
 
 

@@ -7,6 +7,7 @@ many workers there are, and of which kind, changes nothing but the time. The onl
 imports ray.
 """
 
+import ast
 import ctypes
 import functools
 import hashlib
@@ -19,7 +20,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,11 +81,44 @@ class Task(NamedTuple):
     label: str
 
 
-def key_of(*parts: Any) -> str:
-    """Hashes JSON-able parts, and the code of this package, to 32 hexadecimal digits."""
-    code = hash_code(Path(__file__).parent)
+def key_of(body: Callable, *parts: Any, modules: Iterable[str] = ()) -> str:
+    """Hashes a task's body with all code that it imports, and JSON-able parts.
+
+    Args:
+        body: a function of a module.
+        parts: what else the content of its files depends on.
+        modules: others, named, that it imports by name.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    code = [body.__qualname__, *map(hash_module, (body.__module__, *modules))]
     text = json.dumps([code, *parts], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@functools.cache
+def hash_module(name: str) -> str:
+    """Hashes a module's source and those of all modules of this checkout that it imports.
+
+    Late imports count. An edit of another module changes nothing.
+    """
+    found, waiting = {}, [name]
+    while waiting:
+        module = waiting.pop()
+        path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+        if module in found or not path.is_file():
+            continue
+        found[module] = path.read_bytes()
+        for node in ast.walk(ast.parse(found[module])):
+            if isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    digest = hashlib.blake2b(digest_size=16)
+    for module in sorted(found):
+        digest.update(module.encode() + b"\0" + found[module] + b"\0")
+    return digest.hexdigest()
 
 
 @functools.cache

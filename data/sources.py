@@ -6,12 +6,13 @@ same documents.
 
 import dataclasses
 import hashlib
+import importlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -26,38 +27,90 @@ from data.readers import code
 from data.readers.examples import FEATURES_FILE
 
 AUTO = "auto"
-MARKUPS = (AUTO, "plain", "html", "latex", "wikitext", "book")
 # What a cut-off or damaged file raises in the middle of reading it.
 DAMAGE = (*storage.DAMAGE, pa.ArrowException)
 HASHING_THREADS = 4
 
 
 class Kind(NamedTuple):
-    """A kind of file: the domain it makes when none is named, and the gates that suit it."""
+    """A kind of file.
+
+    Attributes:
+        domain: that it makes when none is named.
+        gates: that suit it.
+        module: of its reader, imported when a file is read; a task's key holds its code.
+        read: reader(module, file, source) of its records.
+        is_whole: whether a file is one document: its number in the file says nothing.
+    """
 
     domain: str
     gates: tuple[str, ...]
+    module: str
+    read: Callable[[Any, storage.File, "SourceConfig"], Iterator[Record]]
+    is_whole: bool = False
 
 
+def _table(name: str) -> Callable[[Any, storage.File, "SourceConfig"], Iterator[Record]]:
+    """A reader of rows by its name in data.readers.tables."""
+
+    def read(tables, file, source):
+        return getattr(tables, name)(file.path, tables.Fields(source.text_field, "", "", ""))
+
+    return read
+
+
+WEB, TABLES, FORUMS = (f"data.readers.{name}" for name in ("web", "tables", "forums"))
+PYTHON = "data.quickstart.python_library"
 KINDS = {
-    "warc": Kind("web", chain.FOR_WEB),
-    "html": Kind("web", chain.FOR_WEB),
-    "json": Kind("text", chain.FOR_TEXT),
-    "parquet": Kind("text", chain.FOR_TEXT),
-    "csv": Kind("text", chain.FOR_TEXT),
-    "text": Kind("text", chain.FOR_TEXT),
-    "tfds": Kind("text", chain.FOR_TEXT),
-    "wikipedia": Kind("encyclopedia", chain.FOR_PROSE),
-    "latex": Kind("papers", chain.FOR_LATEX),
-    "stackexchange": Kind("forum", chain.FOR_PROSE),
-    "threads": Kind("forum", chain.FOR_PROSE),
-    "mail": Kind("mail", chain.FOR_PROSE),
-    "code": Kind("code", chain.FOR_CODE),
-    "python:docs": Kind("docs", chain.FOR_PROSE),
-    "python:code": Kind("code", chain.FOR_CODE),
+    "warc": Kind("web", chain.FOR_WEB, WEB, lambda web, f, s: web.read(f.path, s.extract)),
+    "html": Kind(
+        "web", chain.FOR_WEB, WEB, lambda web, f, s: web.read_html(f.path, s.extract), True
+    ),
+    "json": Kind("text", chain.FOR_TEXT, TABLES, _table("read_json")),
+    "parquet": Kind("text", chain.FOR_TEXT, TABLES, _table("read_parquet")),
+    "csv": Kind("text", chain.FOR_TEXT, TABLES, _table("read_csv")),
+    "tfds": Kind("text", chain.FOR_TEXT, TABLES, _table("read_tfds")),
+    "text": Kind("text", chain.FOR_TEXT, TABLES, lambda tables, f, _: tables.read_text(f.path)),
+    "wikipedia": Kind(
+        "encyclopedia",
+        chain.FOR_PROSE,
+        "data.readers.wikitext",
+        lambda wikitext, f, _: wikitext.read(f.path),
+    ),
+    "latex": Kind(
+        "papers", chain.FOR_LATEX, "data.readers.latex", lambda latex, f, _: latex.read(f.path)
+    ),
+    "stackexchange": Kind(
+        "forum", chain.FOR_PROSE, FORUMS, lambda forums, f, _: forums.read_stack_exchange(f.path)
+    ),
+    "threads": Kind(
+        "forum", chain.FOR_PROSE, FORUMS, lambda forums, f, _: forums.read_threads(f.path)
+    ),
+    "mail": Kind(
+        "mail", chain.FOR_PROSE, "data.readers.mail", lambda mail, f, _: mail.read(f.path)
+    ),
+    "code": Kind(
+        "code",
+        chain.FOR_CODE,
+        "data.readers.code",
+        lambda code, f, _: code.read(f.path, f.root),
+        True,
+    ),
+    "python:docs": Kind(
+        "docs", chain.FOR_PROSE, PYTHON, lambda py, f, _: py.read(py.DOCS, f.path, f.name)
+    ),
+    "python:code": Kind(
+        "code", chain.FOR_CODE, PYTHON, lambda py, f, _: py.read(py.CODE, f.path, f.name), True
+    ),
 }
-# A file of these is one document: its number in the file says nothing.
-WHOLE_FILES = ("html", "code", "python:code")
+# Module and function that make plain text of a markup.
+CONVERTERS = {
+    "html": (WEB, "extract"),
+    "latex": ("data.readers.latex", "to_text"),
+    "wikitext": ("data.readers.wikitext", "to_text"),
+    "book": ("data.readers.books", "clean"),
+}
+MARKUPS = (AUTO, "plain", *CONVERTERS)
 
 
 @dataclass(frozen=True)
@@ -279,7 +332,8 @@ def read(
         broken.append({"file": unit.file.path, "record": number, "why": why})
 
     try:
-        for record in _records(unit, source):
+        kind = KINDS[unit.kind]
+        for record in kind.read(importlib.import_module(kind.module), unit.file, source):
             last = record.number
             if record.why:
                 pass_over(record.number, record.why)
@@ -291,35 +345,14 @@ def read(
         pass_over(last + 1, why)
 
 
-def _records(unit: Unit, source: SourceConfig) -> Iterator[Record]:
-    # Late, for a command that only reads its configuration answers sooner without them.
-    from data.readers import forums, latex, mail, tables, web, wikitext
-
-    path, kind = unit.file.path, unit.kind
-    fields = tables.Fields(source.text_field, "", "", "")
-    if kind in python_library.KINDS:
-        return python_library.read(kind, path, unit.file.name)
-    readers = {
-        "warc": lambda: web.read(path, source.extract),
-        "html": lambda: web.read_html(path, source.extract),
-        "json": lambda: tables.read_json(path, fields),
-        "parquet": lambda: tables.read_parquet(path, fields),
-        "csv": lambda: tables.read_csv(path, fields),
-        "text": lambda: tables.read_text(path),
-        "tfds": lambda: tables.read_tfds(path, fields),
-        "wikipedia": lambda: wikitext.read(path),
-        "latex": lambda: latex.read(path),
-        "stackexchange": lambda: forums.read_stack_exchange(path),
-        "threads": lambda: forums.read_threads(path),
-        "mail": lambda: mail.read(path),
-        "code": lambda: code.read(path, unit.file.root),
-    }
-    return readers[kind]()
+def modules(kind: str, source: SourceConfig) -> list[str]:
+    """The modules, named, that files of a kind are read with, imported as late as that."""
+    return [KINDS[kind].module, *CONVERTERS.get(source.markup, ())[:1]]
 
 
 def _documents(unit: Unit, source: SourceConfig, record: Record, max_bytes: int, pass_over):
     """The documents of a record: one, or several where its text is long."""
-    is_whole = unit.kind in WHOLE_FILES or (
+    is_whole = KINDS[unit.kind].is_whole or (
         unit.kind == "python:docs" and unit.file.name != python_library.TOPICS
     )
     name = unit.file.name if is_whole else f"{unit.file.name}:{record.number:08d}"
@@ -345,15 +378,11 @@ def _documents(unit: Unit, source: SourceConfig, record: Record, max_bytes: int,
 
 
 def _plain(text: str, markup: str, extract: str) -> str:
-    from data.readers import books, latex, web, wikitext
-
-    if markup == "html":
-        return web.extract(text, extract)
-    if markup == "latex":
-        return latex.to_text(text)
-    if markup == "wikitext":
-        return wikitext.to_text(text)
-    return books.clean(text) if markup == "book" else text
+    if markup not in CONVERTERS:
+        return text
+    module, name = CONVERTERS[markup]
+    convert = getattr(importlib.import_module(module), name)
+    return convert(text, extract) if markup == "html" else convert(text)
 
 
 def cut(text: bytes, max_bytes: int) -> list[bytes]:

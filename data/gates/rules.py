@@ -15,11 +15,11 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from data.gates import judge, lines, repetition, stop_words
+from data.gates import lines, repetition, rule_order, stop_words
 from data.words import Words, char_table, frozen
 
-RULES = judge.RULES
-PASSES = judge.PASSES
+RULES = rule_order.RULES
+PASSES = rule_order.PASSES
 
 TOP_NGRAM_WORDS = (2, 3, 4)
 DUPLICATE_NGRAM_WORDS = (5, 6, 7, 8, 9, 10)
@@ -206,14 +206,14 @@ def first_failures(
     most_words = int(np.diff(words.offsets).max(initial=0))
     failed = np.full(len(offsets) - 1, PASSES, np.int8)
     measured = np.zeros(len(offsets) - 1, np.float32)
-    judge.judge(
+    rule_order.find_failures(
         data,
         offsets,
         Words(*map(frozen, words, (np.uint64, np.int32, np.int64, np.int64))),
         frozen(stop_words.numbers(languages), np.int64),
         frozen(enabled, np.uint32),
         limits,
-        judge.Tables(char_table(), lines.marks(), stop_words.sets()),
+        rule_order.Tables(char_table(), lines.marks(), stop_words.sets()),
         found,
         repetition.room(max(most_words, len(found.starts))),
         failed,

@@ -163,7 +163,7 @@ def learn(
         log: takes progress lines.
     """
     content = [storage.hash_content(str(path)) for path in sorted(documents.glob("*.parquet"))]
-    key = key_of("tokenizer", content, dataclasses.asdict(config))
+    key = key_of(train, content, dataclasses.asdict(config))
     task = Task(train, key, {"documents": str(documents), "config": config}, "the tokenizer")
     ((folder, _),) = engine.run(cache / "trained", [task], log)
     for path in folder.iterdir():
@@ -222,7 +222,7 @@ def make_shards(
     tasks = [
         Task(
             encode,
-            key_of("encode", storage.hash_content(str(path)), tokenizer_key, by_language),
+            key_of(encode, storage.hash_content(str(path)), tokenizer_key, by_language),
             {**arguments, "documents": str(path)},
             path.name,
         )
@@ -260,9 +260,7 @@ def _pack_group(name, streams, num_tokens, cache, engine, seq_len, model, dtype)
         "dtype": dtype,
     }
     tasks = [
-        Task(
-            pack, key_of("pack", *content, low, high), {**arguments, "low": low, "high": high}, name
-        )
+        Task(pack, key_of(pack, *content, low, high), {**arguments, "low": low, "high": high}, name)
         for low, high in ranges.cut(num_tokens, SHARD_TOKENS)
     ]
     done = engine.run(cache / "packed", tasks, lambda _: None)

@@ -38,7 +38,7 @@ def slow(out, number):
 
 
 def squares(count):
-    return [Task(square, key_of("square", i), {"number": i}, f"number {i}") for i in range(count)]
+    return [Task(square, key_of(square, i), {"number": i}, f"number {i}") for i in range(count)]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -65,7 +65,7 @@ def test_what_is_there_is_not_done_again(tmp_path):
 )
 def test_a_task_that_fails_leaves_nothing_and_ends_the_work(tmp_path, runner, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # where Ray finds `fail`
-    tasks = [*squares(1), Task(fail, key_of("fail"), {"number": 5}, "bad")]
+    tasks = [*squares(1), Task(fail, key_of(fail), {"number": 5}, "bad")]
     with (
         pytest.raises(ValueError, match="number 5 is no good"),
         engine.start(runner) as started,
@@ -87,9 +87,35 @@ def test_what_a_killed_process_left_half_done_is_done_again(tmp_path):
     assert not half.exists()
 
 
-def test_keys_tell_parts_apart_and_hold_the_code():
-    keys = {key_of("a", 1), key_of("a", 2), key_of("a", "1"), key_of("a1"), key_of("a", [1])}
-    assert len(keys) == 5
+def test_keys_tell_bodies_and_parts_apart():
+    parts = [("a", 1), ("a", 2), ("a", "1"), ("a1",), ("a", [1])]
+    assert len({key_of(body, *part) for body in (square, fail) for part in parts}) == 10
+
+
+def test_an_edit_changes_the_keys_of_what_imports_it_and_no_others(tmp_path, monkeypatch):
+    """Through a chain of imports, one of them in a function; a reader that is named counts too."""
+    sources = {
+        "__init__": "",
+        "task": "from pack import near\n",
+        "near": "def body():\n    import pack.late\n",
+        "late": "",
+        "reader": "",
+        "apart": "from pack import task\n",
+    }
+    (tmp_path / "pack").mkdir()
+    for name, text in sources.items():
+        (tmp_path / f"pack/{name}.py").write_text(text)
+    monkeypatch.setattr(engine, "ROOT", tmp_path)
+    monkeypatch.setattr(square, "__module__", "pack.task")
+
+    def key():
+        engine.hash_module.cache_clear()
+        return key_of(square, modules=["pack.reader"])
+
+    for name in ("task", "near", "late", "reader", "apart"):
+        before = key()
+        (tmp_path / f"pack/{name}.py").write_text(sources[name] + "# edited\n")
+        assert (key() != before) == (name != "apart"), name
 
 
 def test_code_is_python_and_the_templates_of_pages(tmp_path):
@@ -104,19 +130,13 @@ def test_code_is_python_and_the_templates_of_pages(tmp_path):
     assert len(seen) == 3
 
 
-def test_other_code_has_other_keys(monkeypatch):
-    before = key_of("a")
-    monkeypatch.setattr(engine, "hash_code", lambda *paths: "other code")
-    assert key_of("a") != before
-
-
 KILLED = """
 import sys
 from pathlib import Path
 from tests.data.test_engine import slow, silent
 from data.engine import Runner, Task, key_of, start
 with start(Runner(workers=2)) as engine:
-    tasks = [Task(slow, key_of(i), {"number": i}, "") for i in range(3)]
+    tasks = [Task(slow, key_of(slow, i), {"number": i}, "") for i in range(3)]
     engine.run(Path(sys.argv[1]), tasks, silent)
 """
 

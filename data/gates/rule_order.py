@@ -97,7 +97,7 @@ class Tables(NamedTuple):
 
 
 @numba.njit(cache=True, nogil=True)
-def judge(
+def find_failures(
     data,
     offsets,
     words,
@@ -121,20 +121,20 @@ def judge(
             words.chars[first:end],
             words.starts[first:end],
         )
-        rule, value = _judge_words(asked, text, languages[k], limits, tables)
+        rule, value = _check_words(asked, text, languages[k], limits, tables)
         if rule == PASSES:
-            rule, value = _judge_symbols(asked, text, limits)
+            rule, value = _check_symbols(asked, text, limits)
         if rule == PASSES and asked & LINE_RULES:
             count = lines.read_lines(
                 data, text.first, text.end, text.starts, tables.entries, tables.marks, found
             )
-            rule, value = _judge_lines(asked, found, count, limits)
+            rule, value = _check_lines(asked, found, count, limits)
             if rule == PASSES and asked & C4_LINE_RULES:
-                rule, value = _judge_c4_lines(asked, text, found, count, limits, tables)
+                rule, value = _check_c4_lines(asked, text, found, count, limits, tables)
             if rule == PASSES and asked & DUPLICATE_RULES:
-                rule, value = _judge_duplicates(asked, data, found, count, limits, room.keys)
+                rule, value = _check_duplicates(asked, data, found, count, limits, room.keys)
         if rule == PASSES and asked & NGRAM_RULES:
-            rule, value = _judge_ngrams(asked, text, limits, tables.entries, room)
+            rule, value = _check_ngrams(asked, text, limits, tables.entries, room)
         failed[k], measured[k] = rule, value
 
 
@@ -144,7 +144,7 @@ def _fails(asked, rule, value, low, high):
 
 
 @numba.njit(cache=True, nogil=True)
-def _judge_words(asked, text, language, limits, tables):
+def _check_words(asked, text, language, limits, tables):
     num_words = len(text.hashes)
     if _fails(asked, WORD_COUNT, num_words, limits.min_words, limits.max_words):
         return WORD_COUNT, np.float64(num_words)
@@ -194,7 +194,7 @@ def _count_alphabetic(text, entries):
 
 
 @numba.njit(cache=True, nogil=True)
-def _judge_symbols(asked, text, limits):
+def _check_symbols(asked, text, limits):
     part = text.data[text.first : text.end]
     num_words = max(len(text.hashes), 1)
     hashes, ellipses, braces, newlines = lines.count_symbols(part)
@@ -212,7 +212,7 @@ def _judge_symbols(asked, text, limits):
 
 
 @numba.njit(cache=True, nogil=True)
-def _judge_lines(asked, found, count, limits):
+def _check_lines(asked, found, count, limits):
     if count == 0:
         return PASSES, 0.0
     value = lines.count_flagged(found, count, lines.BULLET) / count
@@ -233,7 +233,7 @@ def _judge_lines(asked, found, count, limits):
 
 
 @numba.njit(cache=True, nogil=True)
-def _judge_c4_lines(asked, text, found, count, limits, tables):
+def _check_c4_lines(asked, text, found, count, limits, tables):
     part = text.data[text.first : text.end]
     for rule, phrases, flag, limit in (
         (JAVASCRIPT_LINES, lines.PACKED_SCRIPTS, lines.JAVASCRIPT, limits.max_javascript_lines),
@@ -259,7 +259,7 @@ def _judge_c4_lines(asked, text, found, count, limits, tables):
 
 
 @numba.njit(cache=True, nogil=True)
-def _judge_duplicates(asked, data, found, count, limits, keys):
+def _check_duplicates(asked, data, found, count, limits, keys):
     lines.hash_lines(data, found, count)
     share, chars = repetition.repeated_lines(found, count, keys)
     if _fails(asked, DUPLICATE_LINES, share, 0.0, limits.max_duplicate_lines):
@@ -278,7 +278,7 @@ def _judge_duplicates(asked, data, found, count, limits, keys):
 
 
 @numba.njit(cache=True, nogil=True)
-def _judge_ngrams(asked, text, limits, entries, room):
+def _check_ngrams(asked, text, limits, entries, room):
     repetition.read_words(text.data, entries, text.hashes, text.chars, text.starts, room)
     which, value = repetition.ngram_rules(
         len(text.hashes),
