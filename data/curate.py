@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import dedup, funnel, ranges, sources, split
+from data import dedup, funnel, ranges, sources, split, storage
 from data.engine import Engine, Task, key_of
 from data.gates import chain, contamination
 from data.tasks import FACTS, Part, judge, write
@@ -156,7 +156,7 @@ def _index(
     cache.mkdir(parents=True, exist_ok=True)
     part = cache / "evaluation.part.npz"
     index.save(part)
-    key = sources.files.hash_content(str(part))
+    key = storage.hash_content(str(part))
     return part.replace(cache / f"evaluation-{key}.npz"), key
 
 
@@ -234,15 +234,13 @@ def _deduplicate(
         log(f"{way}: {len(docs)} dropped")
     repeats = np.concatenate(find(dedup.find_repeats, dedup.PARAGRAPHS, "repeats.npy", alive))
     repeats = repeats[np.lexsort((repeats[:, 1], repeats[:, 0]))]
-    docs, firsts = np.unique(repeats[:, 0], return_index=True)
-    if len(docs):
-        gone = np.add.reduceat(repeats[:, 2], firsts)
-        chars = _facts_of(docs, parts, facts)["chars"].astype(np.int64)
-        docs = docs[chars - gone < np.maximum(1, config.min_left * chars)]
-        alive[docs] = False
-        log(f"{len(repeats)} repeated paragraphs taken out, {len(docs)} documents dropped for it")
+    chars = _facts_of(np.unique(repeats[:, 0]), parts, facts)["chars"].astype(np.int64)
+    gone, docs = dedup.take_out(repeats, chars, config.min_left)
+    alive[docs] = False
+    if len(repeats):
+        log(f"{len(gone)} repeated paragraphs taken out, {len(docs)} documents dropped for it")
     dropped[dedup.PARAGRAPHS] = (docs, np.full(len(docs), -1))
-    return Fates(alive, dropped, repeats[alive[repeats[:, 0]]], largest)
+    return Fates(alive, dropped, gone, largest)
 
 
 def _over_ranges(
@@ -256,7 +254,7 @@ def _over_ranges(
 ) -> list[np.ndarray]:
     """Runs a task of data.dedup over each range of the keys of a way."""
     num_keys = sum(part.summary["keys"][way] for part in parts)
-    empty = np.empty((0, 3 if way == dedup.PARAGRAPHS else 2), np.int64)
+    empty = np.empty((0, 4 if way == dedup.PARAGRAPHS else 2), np.int64)
     if not num_keys:
         return [empty]
     path, list_path = cache / f"alive-{way}.npy", cache / f"parts-{way}.json"
@@ -265,7 +263,7 @@ def _over_ranges(
     starts = [part.start for part in parts]
     dedup.write_parts(list_path, [part.folder / f"{way}.npy" for part in parts], starts)
     names = [part.folder.name for part in parts]
-    content = [way, names, sources.files.hash_content(str(path))]
+    content = [way, names, storage.hash_content(str(path))]
     arguments = {"parts": str(list_path), "alive": str(path)}
     tasks = [
         Task(body, key_of(body, *content, low, high), {**arguments, "low": low, "high": high}, way)
@@ -343,14 +341,14 @@ def _fates_table(parts: list[Part], fates: Fates) -> pa.Table:
 
 
 def _ids(docs: np.ndarray, parts: list[Part]) -> dict[int, str]:
-    """Ids of a few documents."""
+    """Ids of a few documents, in ascending order."""
     ids = {}
-    for part in parts:
-        mine = docs[(docs >= part.start) & (docs < part.start + part.summary["documents"])]
-        if len(mine):
+    edges = np.searchsorted(docs, [*(part.start for part in parts), np.iinfo(np.int64).max])
+    for part, low, high in zip(parts, edges, edges[1:], strict=False):
+        if low < high:
             table = pq.read_table(part.folder / "judged.parquet", columns=["id"])
-            found = table.column("id").take(pa.array(mine - part.start)).to_pylist()
-            ids |= dict(zip(mine.tolist(), found, strict=True))
+            found = table.column("id").take(pa.array(docs[low:high] - part.start)).to_pylist()
+            ids |= dict(zip(docs[low:high].tolist(), found, strict=True))
     return ids
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numba
 import numpy as np
 
 from data import ranges
@@ -23,6 +24,8 @@ URL, EXACT, NEAR, PARAGRAPHS = (
 # In the order in which they are looked for; each sees only what the ones before have left.
 WAYS = (URL, EXACT, NEAR)
 PREFERENCES = ("quality", "longest", "newest")
+# Mixes the two halves of a hash.
+ODD = np.uint64(0x9E3779B97F4A7C15)
 # 28 bytes each: a range takes about 150 MB while it is grouped.
 KEYS_PER_RANGE = 1 << 21
 
@@ -110,19 +113,68 @@ def find_links(out: Path, parts: str, low: int, high: int, alive: str) -> dict:
 
 
 def find_repeats(out: Path, parts: str, low: int, high: int, alive: str) -> dict:
-    """Finds paragraphs of a range that were seen before, in document order; a task's body.
+    """Finds the paragraphs of a range that stand in several places; a task's body.
 
     Args: as of find_links.
 
     Returns:
-        {repeats}; out gets repeats.npy, int64 [repeats, 3]: document, paragraph, its characters.
+        {repeats}; out gets repeats.npy, int64 [repeats, 4]: document, paragraph, its characters,
+        and a number that its copies share, the first among them.
     """
     keys, docs = _read_range(parts, low, high, alive)
-    again = _firsts(keys) != np.arange(len(keys))
-    columns = (docs[again], keys["part"][again], keys["chars"][again])
-    repeats = np.stack([column.astype(np.int64) for column in columns], 1)
+    firsts = _firsts(keys)
+    several = np.bincount(firsts, minlength=len(keys))[firsts] > 1
+    shared = (keys["hash"] ^ keys["check"] * ODD).view(np.int64)
+    columns = (docs, keys["part"], keys["chars"], shared)
+    repeats = np.stack([column[several].astype(np.int64) for column in columns], 1)
     np.save(out / "repeats.npy", repeats)
-    return {"repeats": len(repeats)}
+    return {"repeats": int(len(keys) - len(np.unique(firsts)))}
+
+
+def take_out(
+    repeats: np.ndarray, chars: np.ndarray, min_left: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decides which repeated paragraphs go, and which documents for having too little left.
+
+    Documents are taken in order. A paragraph goes if a document that stays, or this one, had it
+    before, so that a copy in a document that is dropped never takes one from another.
+
+    Args:
+        repeats: int64 [repeats, 4] of find_repeats, in order of document and paragraph.
+        chars: characters of the documents np.unique(repeats[:, 0]), in that order.
+        min_left: the least share of a document's characters that may be left, from 0 to 1.
+
+    Returns:
+        The paragraphs that go, int64 [gone, 3], without those of dropped documents; and these.
+    """
+    docs, firsts = np.unique(repeats[:, 0], return_index=True)
+    groups = np.unique(repeats[:, 3], return_inverse=True)[1].reshape(-1)
+    gone, dropped = np.zeros(len(repeats), bool), np.zeros(len(docs), bool)
+    ends = np.append(firsts[1:], len(repeats)).astype(np.int64)
+    most_gone = chars - np.maximum(1, min_left * chars)
+    holder = np.full(groups.max(initial=-1) + 1, -1, np.int64)
+    sizes = np.ascontiguousarray(repeats[:, 2])
+    _take_out(firsts.astype(np.int64), ends, groups, sizes, most_gone, holder, gone, dropped)
+    return repeats[gone, :3], docs[dropped]
+
+
+@numba.njit(cache=True, nogil=True)
+def _take_out(firsts, ends, groups, sizes, most_gone, holder, gone, dropped):
+    """`holder` is the document that stays with a group's paragraph, -1 while there is none."""
+    for doc in range(len(firsts)):
+        first, end, total = firsts[doc], ends[doc], 0
+        for row in range(first, end):
+            gone[row] = holder[groups[row]] >= 0
+            if gone[row]:
+                total += sizes[row]
+            else:
+                holder[groups[row]] = doc
+        dropped[doc] = total > most_gone[doc]
+        if dropped[doc]:
+            for row in range(first, end):
+                if not gone[row]:
+                    holder[groups[row]] = -1
+                gone[row] = False
 
 
 def _read_range(parts: str, low: int, high: int, alive: str) -> tuple[np.ndarray, np.ndarray]:

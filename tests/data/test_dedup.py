@@ -152,7 +152,7 @@ def test_the_dead_do_not_count(tmp_path):
     assert np.load(tmp_path / "links.npy").tolist() == [[2, 3]]
 
 
-def test_repeated_paragraphs_are_all_but_the_first(tmp_path):
+def test_paragraphs_in_several_places_are_found_and_share_a_number(tmp_path):
     paragraphs = ["b", "a", "b", "c", "a", "a"]
     keys = exact_keys(paragraphs)
     keys["row"], keys["part"], keys["chars"] = [0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 0, 1], 9
@@ -164,7 +164,44 @@ def test_repeated_paragraphs_are_all_but_the_first(tmp_path):
     for low, high in ((0, 2**63), (2**63, 2**64)):
         dedup.find_repeats(tmp_path, parts, low, high, alive)
         found += np.load(tmp_path / "repeats.npy").tolist()
-    assert sorted(found) == [[11, 0, 9], [12, 0, 9], [12, 1, 9]]
+    places = {}
+    for doc, part, chars, shared in sorted(found):
+        assert chars == 9
+        places.setdefault(shared, []).append((doc, part))
+    assert sorted(places.values()) == [[(10, 0), (11, 0)], [(10, 1), (12, 0), (12, 1)]]
+
+
+def take_out_by_hand(docs, min_left):
+    """What `take_out` says, document by document, of {document: paragraphs}, all of 10 letters."""
+    seen, gone, dropped = set(), [], []
+    for doc, paragraphs in docs.items():
+        mine = [n for n, p in enumerate(paragraphs) if p in seen or p in paragraphs[:n]]
+        if 10 * (len(paragraphs) - len(mine)) < max(1, min_left * 10 * len(paragraphs)):
+            dropped.append(doc)
+        else:
+            seen |= set(paragraphs)
+            gone += [[doc, n, 10] for n in mine]
+    return gone, dropped
+
+
+@pytest.mark.parametrize("min_left", [0.0, 0.4, 0.5, 1.0])
+@pytest.mark.parametrize("seed", range(10))
+def test_a_paragraph_goes_only_for_a_copy_that_stays(seed, min_left):
+    source = np.random.default_rng(seed)
+    docs = {int(doc): source.integers(0, 25, source.integers(1, 7)).tolist() for doc in range(20)}
+    repeats = np.array([[d, n, 10, p] for d, ps in docs.items() for n, p in enumerate(ps)])
+    chars = np.array([10 * len(paragraphs) for paragraphs in docs.values()])
+    gone, dropped = dedup.take_out(repeats, chars, min_left)
+    assert (gone.tolist(), dropped.tolist()) == take_out_by_hand(docs, min_left)
+    assert min_left == 0 or (len(gone) < len(repeats) and len(dropped))
+
+
+def test_a_copy_in_a_document_that_is_dropped_takes_none_from_others():
+    """d0 = A B, d1 = A B C, d2 = C N: d1 has too little left, so C stays in d2."""
+    repeats = np.array([[0, 0, 5, 1], [0, 1, 5, 2], [1, 0, 5, 1], [1, 1, 5, 2], [1, 2, 5, 3]])
+    repeats = np.concatenate([repeats, [[2, 0, 5, 3]]])
+    gone, dropped = dedup.take_out(repeats, np.array([10, 15, 10]), 0.5)
+    assert (gone.tolist(), dropped.tolist()) == ([], [1])
 
 
 @pytest.mark.parametrize("seed", range(5))
