@@ -21,9 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import dedup, funnel, ranges, sources, split, storage
+from data import dedup, funnel, ranges, sources, storage
 from data.engine import Engine, Task, key_of
 from data.gates import chain, contamination
+from data.heldout import find_thresholds
 from data.tasks import FACTS, Part, judge, write
 from data.tokens.shards import link
 
@@ -298,7 +299,7 @@ def _write(
     table = _fates_table(parts, fates)
     pq.write_table(table, fates_path)
     np.save(repeats_path, fates.repeats)
-    heldout = split.choose(config.heldout_fraction, parts, fates.alive)
+    heldout = find_thresholds(config.heldout_fraction, parts, fates.alive)
     tasks = []
     docs = table.column("doc").to_numpy()
     for part in parts:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -25,6 +25,7 @@ from data.mixture.plan import MAX_WEIGHT
 from data.quickstart import python_library
 from data.readers import code
 from data.readers.examples import FEATURES_FILE
+from data.readers.fields import Fields
 
 AUTO = "auto"
 # What a cut-off or damaged file raises in the middle of reading it.
@@ -38,77 +39,47 @@ class Kind(NamedTuple):
     Attributes:
         domain: that it makes when none is named.
         gates: that suit it.
-        module: of its reader, imported when a file is read; a task's key holds its code.
-        read: reader(module, file, source) of its records.
+        reader: MODULE:FUNCTION that reads a path's records, imported when a file is read; a task's
+            key holds its code.
+        takes: what it is given beside the path: name or root of the file, extract or fields.
         is_whole: whether a file is one document: its number in the file says nothing.
     """
 
     domain: str
     gates: tuple[str, ...]
-    module: str
-    read: Callable[[Any, storage.File, "SourceConfig"], Iterator[Record]]
+    reader: str
+    takes: tuple[str, ...] = ()
     is_whole: bool = False
 
 
-def _table(name: str) -> Callable[[Any, storage.File, "SourceConfig"], Iterator[Record]]:
-    """A reader of rows by its name in data.readers.tables."""
-
-    def read(tables, file, source):
-        return getattr(tables, name)(file.path, tables.Fields(source.text_field, "", "", ""))
-
-    return read
-
-
-WEB, TABLES, FORUMS = (f"data.readers.{name}" for name in ("web", "tables", "forums"))
-PYTHON = "data.quickstart.python_library"
+FIELDS = ("fields",)
 KINDS = {
-    "warc": Kind("web", chain.FOR_WEB, WEB, lambda web, f, s: web.read(f.path, s.extract)),
-    "html": Kind(
-        "web", chain.FOR_WEB, WEB, lambda web, f, s: web.read_html(f.path, s.extract), True
-    ),
-    "json": Kind("text", chain.FOR_TEXT, TABLES, _table("read_json")),
-    "parquet": Kind("text", chain.FOR_TEXT, TABLES, _table("read_parquet")),
-    "csv": Kind("text", chain.FOR_TEXT, TABLES, _table("read_csv")),
-    "tfds": Kind("text", chain.FOR_TEXT, TABLES, _table("read_tfds")),
-    "text": Kind("text", chain.FOR_TEXT, TABLES, lambda tables, f, _: tables.read_text(f.path)),
-    "wikipedia": Kind(
-        "encyclopedia",
-        chain.FOR_PROSE,
-        "data.readers.wikitext",
-        lambda wikitext, f, _: wikitext.read(f.path),
-    ),
-    "latex": Kind(
-        "papers", chain.FOR_LATEX, "data.readers.latex", lambda latex, f, _: latex.read(f.path)
-    ),
-    "stackexchange": Kind(
-        "forum", chain.FOR_PROSE, FORUMS, lambda forums, f, _: forums.read_stack_exchange(f.path)
-    ),
-    "threads": Kind(
-        "forum", chain.FOR_PROSE, FORUMS, lambda forums, f, _: forums.read_threads(f.path)
-    ),
-    "mail": Kind(
-        "mail", chain.FOR_PROSE, "data.readers.mail", lambda mail, f, _: mail.read(f.path)
-    ),
-    "code": Kind(
-        "code",
-        chain.FOR_CODE,
-        "data.readers.code",
-        lambda code, f, _: code.read(f.path, f.root),
-        True,
-    ),
+    "warc": Kind("web", chain.FOR_WEB, "data.readers.web:read", ("extract",)),
+    "html": Kind("web", chain.FOR_WEB, "data.readers.web:read_html", ("extract",), True),
+    "json": Kind("text", chain.FOR_TEXT, "data.readers.tables:read_json", FIELDS),
+    "parquet": Kind("text", chain.FOR_TEXT, "data.readers.tables:read_parquet", FIELDS),
+    "csv": Kind("text", chain.FOR_TEXT, "data.readers.tables:read_csv", FIELDS),
+    "text": Kind("text", chain.FOR_TEXT, "data.readers.tables:read_text"),
+    "tfds": Kind("text", chain.FOR_TEXT, "data.readers.tables:read_tfds", FIELDS),
+    "wikipedia": Kind("encyclopedia", chain.FOR_PROSE, "data.readers.wikitext:read"),
+    "latex": Kind("papers", chain.FOR_LATEX, "data.readers.latex:read"),
+    "stackexchange": Kind("forum", chain.FOR_PROSE, "data.readers.forums:read_stack_exchange"),
+    "threads": Kind("forum", chain.FOR_PROSE, "data.readers.forums:read_threads"),
+    "mail": Kind("mail", chain.FOR_PROSE, "data.readers.mail:read"),
+    "code": Kind("code", chain.FOR_CODE, "data.readers.code:read", ("root",), True),
     "python:docs": Kind(
-        "docs", chain.FOR_PROSE, PYTHON, lambda py, f, _: py.read(py.DOCS, f.path, f.name)
+        "docs", chain.FOR_PROSE, "data.quickstart.python_library:read_docs", ("name",)
     ),
     "python:code": Kind(
-        "code", chain.FOR_CODE, PYTHON, lambda py, f, _: py.read(py.CODE, f.path, f.name), True
+        "code", chain.FOR_CODE, "data.quickstart.python_library:read_code", (), True
     ),
 }
-# Module and function that make plain text of a markup.
+# What makes plain text of a markup.
 CONVERTERS = {
-    "html": (WEB, "extract"),
-    "latex": ("data.readers.latex", "to_text"),
-    "wikitext": ("data.readers.wikitext", "to_text"),
-    "book": ("data.readers.books", "clean"),
+    "html": "data.readers.web:extract",
+    "latex": "data.readers.latex:to_text",
+    "wikitext": "data.readers.wikitext:to_text",
+    "book": "data.readers.books:clean",
 }
 MARKUPS = (AUTO, "plain", *CONVERTERS)
 
@@ -332,8 +303,7 @@ def read(
         broken.append({"file": unit.file.path, "record": number, "why": why})
 
     try:
-        kind = KINDS[unit.kind]
-        for record in kind.read(importlib.import_module(kind.module), unit.file, source):
+        for record in _records(unit, source):
             last = record.number
             if record.why:
                 pass_over(record.number, record.why)
@@ -345,9 +315,23 @@ def read(
         pass_over(last + 1, why)
 
 
+def _records(unit: Unit, source: SourceConfig) -> Iterator[Record]:
+    kind = KINDS[unit.kind]
+    given = {"name": unit.file.name, "root": unit.file.root, "extract": source.extract}
+    given["fields"] = Fields(source.text_field)
+    return _find(kind.reader)(unit.file.path, *(given[name] for name in kind.takes))
+
+
+def _find(function: str) -> Callable:
+    """MODULE:FUNCTION, imported now."""
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def modules(kind: str, source: SourceConfig) -> list[str]:
-    """The modules, named, that files of a kind are read with, imported as late as that."""
-    return [KINDS[kind].module, *CONVERTERS.get(source.markup, ())[:1]]
+    """The modules that files of a kind are read with, which are imported as late as that."""
+    functions = (KINDS[kind].reader, CONVERTERS.get(source.markup, ""))
+    return [function.partition(":")[0] for function in functions if function]
 
 
 def _documents(unit: Unit, source: SourceConfig, record: Record, max_bytes: int, pass_over):
@@ -380,8 +364,7 @@ def _documents(unit: Unit, source: SourceConfig, record: Record, max_bytes: int,
 def _plain(text: str, markup: str, extract: str) -> str:
     if markup not in CONVERTERS:
         return text
-    module, name = CONVERTERS[markup]
-    convert = getattr(importlib.import_module(module), name)
+    convert = _find(CONVERTERS[markup])
     return convert(text, extract) if markup == "html" else convert(text)
 
 

@@ -1,7 +1,6 @@
 """What one task does to one part of the corpus: read and judge it; write what is left of it."""
 
 import datetime
-import hashlib
 import json
 import re
 from collections import Counter
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data import dedup, minhash, sources
-from data.document import SCHEMA
+from data.document import SCHEMA, place
 from data.gates import chain, urls
 from data.words import Words
 
@@ -154,17 +153,6 @@ def _day(date: str) -> int:
         return datetime.date.fromisoformat(date[:10]).toordinal()
     except ValueError:
         return UNKNOWN_DAY
-
-
-def place(name: str) -> float:
-    """A number from 0 to 1 by the hash of a name: where it stands among others, for ever."""
-    return order(name) / 2**64
-
-
-def order(name: str) -> int:
-    """The same as an integer of 64 bits."""
-    digest = hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
 
 
 def _keys(batch: chain.Batch, config: dedup.DedupConfig) -> dict[str, np.ndarray]:

@@ -50,27 +50,34 @@ def _is_library(name: str) -> bool:
     return name not in NOT_LIBRARY and not name.startswith(NOT_LIBRARY_PREFIXES)
 
 
-def read(kind: str, path: str, name: str) -> Iterator[Record]:
-    """Reads one file of the library.
-
-    Args:
-        kind: one of KINDS.
-        path: the file.
-        name: its name in list_files.
-
-    Yields:
-        Of code the file itself. Of docs one record with the module's docstrings in order, each
-        under its name and signature, none where it has none; of TOPICS a record a section.
+def read_code(path: str) -> Iterator[Record]:
+    """Reads one file of the library as it is.
 
     Raises:
         OSError: the file cannot be read.
     """
-    content = Path(path).read_bytes()
     try:
-        if kind == CODE:
-            yield Record(1, content.decode(), language="python", markup="code")
-            return
-        tree = ast.parse(content)
+        yield Record(1, Path(path).read_bytes().decode(), language="python", markup="code")
+    except UnicodeDecodeError as error:
+        yield Record(1, "", why=f"not Python in UTF-8: {error}")
+
+
+def read_docs(path: str, name: str) -> Iterator[Record]:
+    """Reads the documentation in one file of the library.
+
+    Args:
+        path: the file.
+        name: its name in list_files.
+
+    Yields:
+        One record with the module's docstrings in order, each under its name and signature, none
+        where it has none; of TOPICS a record a section.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    try:
+        tree = ast.parse(Path(path).read_bytes())
     except (SyntaxError, ValueError) as error:
         yield Record(1, "", why=f"not Python in UTF-8: {error}")
         return

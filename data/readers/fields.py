@@ -65,10 +65,10 @@ class Fields:
         url, date, language: usual names are URL_NAMES, DATE_NAMES and LANGUAGE_NAMES.
     """
 
-    text: str
-    url: str
-    date: str
-    language: str
+    text: str = ""
+    url: str = ""
+    date: str = ""
+    language: str = ""
 
 
 class Layout(NamedTuple):

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from data import dedup, ranges, tasks
+from data.document import place
 from data.gates import chain, contamination
-from data.tasks import place
 from data.words import Words, ngrams
 
 NUM_ORIGINALS = 1000

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from data import dedup, sources, storage
+from data.document import place
 from data.errors import BadInput
 from data.gates import chain, classifier, repair, toxicity
 from data.scoring import measures, planted
-from data.tasks import place
 
 PII, TATOEBA, UDHR = "filters/pii_presidio", "multilingual/tatoeba", "multilingual/udhr2"
 ARCHIVES, FORUMS, PAPERS = "web/warc", "qa/stackexchange", "pretrain/math_latex"

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from data import curated, ranges, storage, tasks
+from data import ranges, storage
+from data.document import order
+from data.documents import sample
 from data.engine import SUMMARY, Engine, Task, key_of
 from data.tokens import shards, tokenizer
 from data.tokens.encode import Encoder, check
@@ -69,7 +71,7 @@ def encode(
             for place, (unit, value) in enumerate(found.items()):
                 known[unit] += value
                 counts[place] += value
-            streams.setdefault(name, []).append((tasks.order(row["id"]), tokens.astype(dtype)))
+            streams.setdefault(name, []).append((order(row["id"]), tokens.astype(dtype)))
     for name, stream in streams.items():
         _write_stream(out, name, stream)
     rows = [[*key, *counts] for key, counts in sorted(fertility.items())]
@@ -174,7 +176,7 @@ def learn(
 
 def train(out: Path, documents: str, config: tokenizer.TokenizerConfig) -> dict:
     """Trains a tokenizer; a task's body."""
-    texts = curated.sample(Path(documents), config.sample_bytes)
+    texts = sample(Path(documents), config.sample_bytes)
     tokenizer.train(texts, config, out / tokenizer.FILES[config.kind])
     return {}
 

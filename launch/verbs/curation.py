@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from data import curated, sources
+from data import documents, sources
 from data.curate import CurateConfig
 from data.errors import BadInput
 from data.gates import chain, classifier, repair, toxicity
@@ -49,7 +49,7 @@ def explain(run: RunDir, key: str) -> dict:
     """The history of one document of a finished curation."""
     if run.read_done("curate") is None:
         raise BadInput(f"{run.path}: curation is not finished; `seedbed curate` first")
-    found = curated.explain(run.stage("curate"), key)
+    found = documents.explain(run.stage("curate"), key)
     for name in ("meta", "edits"):
         found[name] = json.loads(found[name]) if found[name] else {}
     # What became of it and why, where one looks first; a text may be longer than the screen.

@@ -7,9 +7,9 @@ import pytest
 
 from configs import quickstart
 from data.curate import CurateConfig
+from data.document import place
 from data.gates import contamination
 from data.scoring import planted
-from data.tasks import place
 from launch import schema
 
 CONFIG = schema.to_dataclass(CurateConfig, quickstart.get_config().data, "data")

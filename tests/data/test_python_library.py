@@ -13,14 +13,16 @@ from data.quickstart import python_library
 
 def read(kind, name):
     [file] = [file for file in python_library.list_files(kind) if file.name == name]
-    return list(python_library.read(kind, file.path, file.name))
+    if kind == python_library.CODE:
+        return list(python_library.read_code(file.path))
+    return list(python_library.read_docs(file.path, file.name))
 
 
 def read_source(tmp_path, source):
     path = tmp_path / "pkg" / "__init__.py"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(source)
-    return list(python_library.read(python_library.DOCS, str(path), "pkg/__init__.py"))
+    return list(python_library.read_docs(str(path), "pkg/__init__.py"))
 
 
 @pytest.mark.parametrize("kind", python_library.KINDS)
@@ -102,7 +104,7 @@ def test_what_is_not_python_is_broken(tmp_path, source):
 def test_code_that_is_not_utf8_is_broken(tmp_path):
     path = tmp_path / "a.py"
     path.write_bytes(b"# -*- coding: latin-1 -*-\n# \xe9\n")
-    [record] = python_library.read(python_library.CODE, str(path), "a.py")
+    [record] = python_library.read_code(str(path))
     assert record.text == "" and "UTF-8" in record.why
 
 

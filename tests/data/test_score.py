@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from data.document import place
 from data.errors import BadInput
 from data.gates import classifier
 from data.scoring import score, score_table
-from data.tasks import place
 from eval import sets
 from tests.data.test_measures import PII_ROWS
 from tests.data.test_planted import CONFIG, prose, quiz

@@ -48,7 +48,7 @@ def test_a_run_without_held_out_text_is_trained_and_says_so(tmp_path):
     assert "Held-out text" not in (tmp_path / "run" / "report.html").read_text()
 
 
-@pytest.mark.slow  # tests/data/test_curated.py covers the bound
+@pytest.mark.slow  # tests/data/test_documents.py covers the bound
 def test_text_that_evaluation_reads_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "MAX_NGRAM_BYTES", 6000)
     monkeypatch.setattr(evaluation, "MAX_HELDOUT_BYTES", 4000)

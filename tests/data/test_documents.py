@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import curated
+from data import documents
 from data.errors import BadInput
 
 NUM_GROUPS, GROUP_ROWS = 12, 5
@@ -31,7 +31,7 @@ def folder(tmp_path):
 def by_domain(folder, split):
     """Every text of a split, read plainly."""
     texts = {}
-    for row in curated.read(folder, ["domain", "split", "text"]):
+    for row in documents.read(folder, ["domain", "split", "text"]):
         if row["split"] == split:
             texts.setdefault(row["domain"], []).append(row["text"])
     return texts
@@ -40,7 +40,7 @@ def by_domain(folder, split):
 @pytest.mark.parametrize("scattered", [False, True])
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_a_bound_above_the_corpus_gives_all_of_it_in_order(folder, split, scattered):
-    found = curated.collect(folder, split, 10**9, len, scattered=scattered)
+    found = documents.collect(folder, split, 10**9, len, scattered=scattered)
     assert found == by_domain(folder, split)
     assert list(found) == sorted(found)
 
@@ -48,7 +48,7 @@ def test_a_bound_above_the_corpus_gives_all_of_it_in_order(folder, split, scatte
 @pytest.mark.parametrize("most", [4, 17, 40])
 @pytest.mark.parametrize("scattered", [False, True])
 def test_each_domain_is_bounded(folder, most, scattered):
-    found = curated.collect(folder, "train", most, len, scattered=scattered)
+    found = documents.collect(folder, "train", most, len, scattered=scattered)
     everything = by_domain(folder, "train")
     assert set(found) == set(everything)
     for domain, texts in found.items():
@@ -58,13 +58,13 @@ def test_each_domain_is_bounded(folder, most, scattered):
 
 
 def test_a_sample_is_of_the_whole_table(folder):
-    texts = curated.collect(folder, "train", 40, len, scattered=True)["b"]
+    texts = documents.collect(folder, "train", 40, len, scattered=True)["b"]
     groups = {int(text) // GROUP_ROWS for text in texts}
     assert max(groups) - min(groups) > NUM_GROUPS // 2, "not the beginning alone"
 
 
 def test_a_domain_has_its_first_text_whatever_its_size(folder):
-    found = curated.collect(folder, "heldout", 1, len, scattered=False)
+    found = documents.collect(folder, "heldout", 1, len, scattered=False)
     assert {domain: len(texts) for domain, texts in found.items()} == {"a": 1, "c": 1}
 
 
@@ -77,7 +77,7 @@ def test_texts_are_read_of_the_row_groups_alone_that_hold_something_wanted(folde
         return read(file, group, columns)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", recorded)
-    curated.collect(folder, "heldout", 1, lambda _: 1, scattered=False)
+    documents.collect(folder, "heldout", 1, lambda _: 1, scattered=False)
     assert groups == [0, 3], "one of `a` in the first, one of `c` in the last"
 
 
@@ -91,7 +91,7 @@ def test_a_footer_is_read_once_whatever_the_number_of_row_groups(folder, monkeyp
         return plain(path, metadata=metadata)
 
     monkeypatch.setattr(pq, "ParquetFile", open_with_footer)
-    curated.collect(folder, "train", 10**9, len, scattered=True)
+    documents.collect(folder, "train", 10**9, len, scattered=True)
     assert len(opened) == 3
 
 
@@ -99,4 +99,48 @@ def test_a_damaged_table_is_named(folder):
     path = folder / "part-1.parquet"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(BadInput, match="part-1.parquet: damaged"):
-        curated.collect(folder, "train", 10**9, len, scattered=False)
+        documents.collect(folder, "train", 10**9, len, scattered=False)
+
+
+def sample_of(folder, num_bytes):
+    return list(documents.sample(folder, num_bytes))
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Two files of `a`, 40 row groups of 10 texts of 100 letters each, and a small one of `b`."""
+    schema = pa.schema([(name, pa.string()) for name in ("id", "domain", "split", "text")])
+    for part, (domain, num_groups) in enumerate((("a", 20), ("a", 20), ("b", 2))):
+        with pq.ParquetWriter(tmp_path / f"part-{part}.parquet", schema) as writer:
+            for group in range(num_groups):
+                names = [f"{part}/{group}/{row}" for row in range(10)]
+                rows = [
+                    {"id": name, "domain": domain, "split": "train", "text": f"{name:<100}"}
+                    for name in names
+                ]
+                rows[0]["split"] = "heldout"
+                writer.write_table(pa.Table.from_pylist(rows, schema))
+    return tmp_path
+
+
+def test_a_sample_has_each_domains_equal_share_of_its_training_texts(corpus):
+    texts = sample_of(corpus, 4000)
+    by_part = [sum(text.startswith(str(part)) for text in texts) for part in range(3)]
+    # 18 of `b`, which is all that it has to train on; about 22 of `a`, from both files.
+    assert by_part[2] == 18 and 12 <= by_part[0] + by_part[1] <= 32 and min(by_part) > 0
+    assert not any(text.split("/")[2].startswith("0") for text in texts), "held out"
+    assert texts == sorted(texts, key=lambda text: [int(n) for n in text.split("/")])
+    assert sample_of(corpus, 4000) == texts
+    assert len(sample_of(corpus, 10**6)) == 42 * 9, "all there is"
+
+
+def test_a_sample_is_read_from_a_bounded_part_of_the_corpus(corpus, monkeypatch):
+    read, groups = pq.ParquetFile.read_row_group, set()
+
+    def recorded(file, group, columns):
+        groups.add((file.metadata.num_row_groups, group))
+        return read(file, group, columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", recorded)
+    assert sample_of(corpus, 500)
+    assert len(groups) <= documents.MAX_SAMPLED * 500 / 1000 + 2

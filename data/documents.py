@@ -2,14 +2,25 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.document import order, place
 from data.errors import BadInput
-from data.tasks import order, place
 
 BATCH_DOCUMENTS = 1024
+MAX_SAMPLED = 8  # a sample is chosen from so many times its bytes
+
+
+class RowGroup(NamedTuple):
+    """A row group: its number in the table, file, the file's footer, and its number in the file."""
+
+    number: int
+    path: Path
+    footer: pq.FileMetaData
+    index: int
 
 
 def read(folder: Path, columns: Sequence[str]) -> Iterator[dict]:
@@ -44,20 +55,61 @@ def _damaged(path: Path) -> BadInput:
 def sample(folder: Path, num_bytes: int) -> Iterator[str]:
     """Yields training texts that make up about so many bytes, each domain its equal share.
 
-    A domain that has less gives what it has. Which texts: those whose ids hash lowest.
+    A domain that has less gives what it has. Which texts: those whose ids hash lowest, of as many
+    row groups, chosen by hash, as hold MAX_SAMPLED times the bytes: what is read is bounded.
 
     Args:
         folder: documents/ of a curation.
         num_bytes: of UTF-8.
+
+    Raises:
+        BadInput: absent or damaged.
+    """
+    chosen = _choose(_row_groups(folder, scattered=True), MAX_SAMPLED * num_bytes)
+    sizes: dict[str, int] = {}
+    for row in _train_rows(chosen):
+        sizes[row["domain"]] = sizes.get(row["domain"], 0) + len(row["text"].encode())
+    below = _shares(sizes, num_bytes)
+    for row in _train_rows(chosen):
+        if place(row["id"]) < below[row["domain"]]:
+            yield row["text"]
+
+
+def _choose(groups: list[RowGroup], num_bytes: int) -> list[RowGroup]:
+    """Row groups, in the order of the table, that hold about so many bytes of text.
+
+    Sizes and domains are those of the footers. The documents of a file are of one domain.
     """
     sizes: dict[str, int] = {}
-    for row in read(folder, ["domain", "split", "text"]):
-        if row["split"] == "train":
-            sizes[row["domain"]] = sizes.get(row["domain"], 0) + len(row["text"].encode())
-    below = _shares(sizes, num_bytes)
-    for row in read(folder, ["id", "domain", "split", "text"]):
-        if row["split"] == "train" and place(row["id"]) < below[row["domain"]]:
-            yield row["text"]
+    known = []
+    for group in groups:
+        columns = group.footer.row_group(group.index).to_dict()["columns"]
+        column = {one["path_in_schema"]: one for one in columns}
+        domain = column["domain"]["statistics"]["min"]
+        size = column["text"]["total_uncompressed_size"]
+        sizes[domain] = sizes.get(domain, 0) + size
+        known.append((group, domain, size))
+    left = {domain: share * sizes[domain] for domain, share in _shares(sizes, num_bytes).items()}
+    chosen = []
+    for group, domain, size in known:
+        if left[domain] > 0:
+            left[domain] -= size
+            chosen.append(group)
+    return sorted(chosen, key=lambda group: group.number)
+
+
+def _train_rows(groups: Sequence[RowGroup]) -> Iterator[dict]:
+    for group in groups:
+        rows = _read_group(group, ["id", "domain", "split", "text"])
+        yield from (row for row in rows if row["split"] == "train")
+
+
+def _read_group(group: RowGroup, columns: list[str]) -> list[dict]:
+    try:
+        file = pq.ParquetFile(group.path, metadata=group.footer)
+        return file.read_row_group(group.index, columns).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(group.path) from error
 
 
 def collect(
@@ -84,29 +136,25 @@ def collect(
     """
     found: dict[str, list[tuple[int, str]]] = {}
     left: dict[str, int] = {}  # of each domain; at 0 and below it is full
-    for number, path, footer, group in _row_groups(folder, scattered):
-        try:
-            file = pq.ParquetFile(path, metadata=footer)
-            if not any(
-                row["split"] == split and left.get(row["domain"], most) > 0
-                for row in file.read_row_group(group, ["domain", "split"]).to_pylist()
-            ):
-                continue
-            rows = file.read_row_group(group, ["domain", "split", "text"]).to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise _damaged(path) from error
+    for group in _row_groups(folder, scattered):
+        if not any(
+            row["split"] == split and left.get(row["domain"], most) > 0
+            for row in _read_group(group, ["domain", "split"])
+        ):
+            continue
+        rows = _read_group(group, ["domain", "split", "text"])
         for domain, text in ((r["domain"], r["text"]) for r in rows if r["split"] == split):
             if left.setdefault(domain, most) > 0:
                 left[domain] -= size(text)
                 if left[domain] >= 0 or domain not in found:
-                    found.setdefault(domain, []).append((number, text))
+                    found.setdefault(domain, []).append((group.number, text))
     # Sorting is stable: texts of one row group stay as they came.
     ordered = {domain: sorted(texts, key=lambda item: item[0]) for domain, texts in found.items()}
     return {domain: [text for _, text in texts] for domain, texts in sorted(ordered.items())}
 
 
-def _row_groups(folder: Path, scattered: bool) -> list[tuple[int, Path, pq.FileMetaData, int]]:
-    """Number in the table, file, its footer and number in the file of each row group.
+def _row_groups(folder: Path, scattered: bool) -> list[RowGroup]:
+    """All row groups, in the order of the table or of their hashes.
 
     A footer grows with the row groups of its file, so it is read once.
     """
@@ -116,10 +164,10 @@ def _row_groups(folder: Path, scattered: bool) -> list[tuple[int, Path, pq.FileM
             footer = pq.read_metadata(path)
         except (OSError, pa.ArrowException) as error:
             raise _damaged(path) from error
-        places += [(path, footer, group) for group in range(footer.num_row_groups)]
-    groups = [(number, *found) for number, found in enumerate(places)]
+        places += [(path, footer, index) for index in range(footer.num_row_groups)]
+    groups = [RowGroup(number, *found) for number, found in enumerate(places)]
     if scattered:
-        groups.sort(key=lambda item: order(f"{item[1].name}:{item[3]}"))
+        groups.sort(key=lambda group: order(f"{group.path.name}:{group.index}"))
     return groups
 
 

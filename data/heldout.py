@@ -7,7 +7,7 @@ import numpy as np
 from data.tasks import Part
 
 
-def choose(fraction: float, parts: Sequence[Part], alive: np.ndarray) -> dict[str, dict]:
+def find_thresholds(fraction: float, parts: Sequence[Part], alive: np.ndarray) -> dict[str, dict]:
     """For each domain by which fact documents are held out, and below which value.
 
     All documents of one source file or record go to the same side, in every domain: the parts of
