@@ -125,6 +125,9 @@ def curate(
     log(f"{len(found.units)} files in {', '.join(found.sources)}")
     if found.broken:
         log(f"skipped {len(found.broken)} files, the first {funnel.name(found.broken[0])}")
+    if leaving := [unit.file for unit in found.units if unit.file.leads_to]:
+        first = f"{leaving[0].path} -> {leaving[0].leads_to}"
+        log(f"{len(leaving)} files are links that lead out of what was given, the first {first}")
     index = _index(config, found, cache, evaluation)
     names = [name for source in found.sources.values() for name in source.gates]
     if idle := chain.list_idle(names, config.gates, bool(index[1])):

@@ -4,15 +4,17 @@ import contextlib
 import fnmatch
 import functools
 import hashlib
-import io
 import os
 import posixpath
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
+import fsspec
+from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs
 
 from data import unpacking
@@ -22,15 +24,19 @@ HEAD_BYTES = 1 << 16
 HEAD_STEP_BYTES = 1 << 10
 # What packed bytes that are cut off or damaged raise.
 DAMAGE = unpacking.DAMAGE
-# What a file system raises that does not answer, or not for us.
-UNREACHED = (OSError, ValueError, NotImplementedError)
+# What a file system raises that is not installed, does not answer, or not for us.
+UNREACHED = (OSError, ValueError, NotImplementedError, ImportError)
 CHUNK_BYTES = 1 << 20
 WILDCARD = re.compile(r"[*?\[]")
-URI = re.compile(r"[a-z][a-z0-9+.-]+://")
+URI = re.compile(r"([a-z][a-z0-9+.-]+)://")
 # Not content: what version control and systems keep beside it.
 HIDDEN_FOLDERS = (".git", ".hg", ".svn", "__pycache__", "node_modules")
+# Of these Arrow has clients; those of fsspec are packages of their own.
+ARROW_SCHEMES = ("s3", "gs", "gcs", "hdfs")
 # How long a store may take to answer at all; how much is told of why it did not.
 REACH_SECS, MAX_WHY_CHARS = 30, 400
+
+Entry = dict[str, Any]  # as fsspec lists it: name, size, type, and what else the store says
 
 
 @dataclass(frozen=True)
@@ -42,16 +48,18 @@ class File:
         path: local path or URI.
         root: the folder that `name` is relative to, a path or URI.
         num_bytes: its size as stored.
-        changed: when it was last written, nanoseconds since 1970.
+        changed: what a store says of it, hashed: another when it has been written again.
         why: of a folder that cannot be listed, which stands for what is in it: why not; else ''.
+        leads_to: where a link leads that leaves `root`; else ''.
     """
 
     name: str
     path: str
     root: str
     num_bytes: int
-    changed: int
+    changed: str = ""
     why: str = ""
+    leads_to: str = ""
 
 
 def find(key: str, pattern: str) -> list[File]:
@@ -60,21 +68,20 @@ def find(key: str, pattern: str) -> list[File]:
     Args:
         key: the setting that `pattern` is of, for messages.
         pattern: a file, a folder (read recursively), a glob with * ? [] and ** for any depth, or
-            several of these with commas between; local or on an object store (s3://, gs://,
-            hdfs:// and what else Arrow's file systems know). A name that is there as it stands
-            is that, whatever commas and brackets are in it.
+            several of these with commas between; local or on an object store (s3://, gs://, hf://
+            and what else fsspec knows). A name that is there as it stands is that, whatever commas
+            and brackets are in it.
 
     Returns:
         The files, each once. Files and folders whose names begin with a dot are skipped below a
-        folder or glob, and of a local folder that several links lead to, all but one. A folder
-        below them that cannot be listed is among the files, with the reason.
+        folder or glob. A folder below them that cannot be listed is among the files, with the
+        reason, and so is a link to a folder, which is not followed.
 
     Raises:
         BadInput: one of several at which nothing is; a store that is unknown or does not answer.
     """
     found: dict[str, File] = {}
-    is_one = _is_there(pattern)
-    parts = [pattern] if is_one else map(str.strip, pattern.split(","))
+    parts = [pattern] if _is_there(pattern) else map(str.strip, pattern.split(","))
     for part in parts:
         files = list(_find_one(part))
         if not files:
@@ -96,80 +103,75 @@ def _is_there(pattern: str) -> bool:
 def _find_one(pattern: str) -> Iterator[File]:
     if not pattern:
         return
-    system, path = _system(pattern)
-    scheme = URI.match(pattern)
-    prefix = scheme[0] if scheme else ""
-    wild = None if _is_there(pattern) else WILDCARD.search(path)
-    root = path[: wild.start()].rpartition("/")[0] if wild else path
-    root = root or ("/" if path.startswith("/") else ".")
-    info = _parse(pattern, lambda: system.get_file_info(root))
-    if info.type == fs.FileType.File:
-        folder, _, name = path.rpartition("/")
-        yield File(name, prefix + path, prefix + folder, info.size, info.mtime_ns or 0)
+    try:
+        store = _store_of(pattern)
+        wild = None if _is_there(pattern) else WILDCARD.search(store.path)
+        root = store.path[: wild.start()].rpartition("/")[0] if wild else store.path
+        info = store.system.info(root or "/")
+    except FileNotFoundError:
         return
-    if info.type != fs.FileType.Directory:
-        return
-    matches = _matcher(path) if wild else None
-    for entry, why in sorted(_walk(pattern, system, info, matches), key=lambda row: row[0].path):
-        entry_path = posixpath.normpath(entry.path) if not prefix else entry.path
-        if matches is None or why or matches(entry_path):
-            name = posixpath.relpath(entry_path, root)
-            size, changed = entry.size or 0, entry.mtime_ns or 0
-            yield File(name, prefix + entry_path, prefix + root, size, changed, why)
+    except UNREACHED as error:
+        raise BadInput(f"{pattern}: cannot be listed: {_why(error)}") from error
+    if info["type"] == "file":
+        yield _file(store, info, posixpath.dirname(root))
+    elif info["type"] == "directory":
+        matches = _matcher(store.path) if wild else None
+        for entry, why in _walk(pattern, store.system, info["name"]):
+            if matches is None or why or matches(entry["name"]):
+                yield _file(store, entry, root, why)
+
+
+def _file(store: "_Store", entry: Entry, root: str, why: str = "") -> File:
+    said = repr(sorted((key, str(value)) for key, value in entry.items())).encode()
+    changed = hashlib.blake2b(said, digest_size=8).hexdigest()
+    name, size = posixpath.relpath(entry["name"], root or "/"), entry.get("size") or 0
+    target = os.path.realpath(entry["name"]) if entry.get("islink") else ""
+    inside = not target or Path(target).is_relative_to(os.path.realpath(root))
+    path, folder = store.prefix + entry["name"], store.prefix + root
+    return File(name, path, folder, size, changed, why, "" if inside else target)
 
 
 def _walk(
-    pattern: str, system: fs.FileSystem, root: fs.FileInfo, matches: Callable[[str], bool] | None
-) -> Iterator[tuple[fs.FileInfo, str]]:
-    """All files below a folder, with ''; folders that cannot be listed, with the reason.
+    pattern: str, system: fsspec.AbstractFileSystem, root: str
+) -> Iterator[tuple[Entry, str]]:
+    """All files below a folder, with ''; folders that are not listed, with the reason.
 
-    Hidden ones are not entered. Local folders are entered once, and through a link only where that
-    is the only way: their own names come first. Where a glob chooses among the names, it may be a
-    link's that it gives; then only links to a folder above them are not followed.
+    Hidden ones are not entered, and neither are links to folders.
     """
-    is_local = isinstance(system, fs.LocalFileSystem)
-    entered: set[str] = set()
-    # Folders and links to folders that are to be entered: what they are, and the folders above.
-    folders, links = [(root, frozenset())], []
-    while folders or links:
-        folder, above = folders.pop() if folders else links.pop()
-        real = os.path.realpath(folder.path) if is_local else folder.path
-        if real in above or (matches is None and real in entered):
-            continue
-        entered.add(real)
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
         try:
-            inside = _list(system, folder.path)
+            inside = _list(system, folder)
         except UNREACHED as error:
-            if not above:
+            if folder == root:
                 raise BadInput(f"{pattern}: cannot be listed: {_why(error)}") from error
-            yield folder, _why(error)
+            yield {"name": folder}, _why(error)
             continue
-        named, unnamed = _by_name(inside)
-        if unnamed:
-            yield folder, unnamed
-        for entry in named:
-            if entry.base_name.startswith(".") or entry.base_name in HIDDEN_FOLDERS:
+        for entry in inside:
+            base = posixpath.basename(entry["name"].rstrip("/"))
+            if base.startswith(".") or base in HIDDEN_FOLDERS or entry["name"] == folder:
                 continue
-            if entry.type == fs.FileType.Directory:
-                is_link = is_local and Path(entry.path).is_symlink()
-                (links if is_link else folders).append((entry, above | {real}))
-            elif entry.type == fs.FileType.File:
+            if not _is_unicode(entry["name"]):
+                yield {"name": folder}, f"a name in it is not UTF-8: {base!r}"
+            elif entry["type"] == "directory":
+                waiting.append(entry["name"])
+            elif entry["type"] == "file" or (entry.get("islink") and Path(entry["name"]).is_file()):
                 yield entry, ""
+            elif entry.get("islink") and Path(entry["name"]).is_dir():
+                yield entry, "a link to a folder, which is not followed; give the folder itself"
 
 
-def _by_name(inside: list[fs.FileInfo]) -> tuple[list[fs.FileInfo], str]:
-    """Those of a folder from the last name on; and why some have none that Arrow can tell."""
-    named, why = [], ""
-    for entry in inside:
-        try:
-            named.append((entry.path, entry))
-        except UnicodeDecodeError as error:
-            why = f"a name in it is not UTF-8: {_why(error)}"
-    return [entry for _, entry in sorted(named, key=lambda row: row[0], reverse=True)], why
+def _list(system: fsspec.AbstractFileSystem, folder: str) -> list[Entry]:
+    return system.ls(folder, detail=True)
 
 
-def _list(system: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
-    return system.get_file_info(fs.FileSelector(folder))
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _matcher(pattern: str) -> Callable[[str], bool]:
@@ -181,40 +183,40 @@ def _matcher(pattern: str) -> Callable[[str], bool]:
         or (fnmatch.translate(piece)[4:-3] if piece.startswith("[") else re.escape(piece))
         for piece in pieces
     ]
-    whole = re.compile("".join(parts))
     # A folder that matches stands for what is in it.
-    below = re.compile("".join(parts) + "/.*")
-    return lambda path: bool(whole.fullmatch(path) or below.fullmatch(path))
+    matcher = re.compile("".join(parts) + "(?:/.*)?")
+    return lambda path: matcher.fullmatch(path) is not None
 
 
-def _system(path: str) -> tuple[fs.FileSystem, str]:
-    if not URI.match(path) or path.startswith("file://"):
-        return fs.LocalFileSystem(), path.removeprefix("file://")
-    return _remote(path)
+class _Store(NamedTuple):
+    """A file system, a path as it names it, and what stands before its names in URIs."""
+
+    system: fsspec.AbstractFileSystem
+    path: str
+    prefix: str
+
+
+def _store_of(path: str) -> _Store:
+    scheme = URI.match(path)
+    if not scheme or scheme[1] == "file":
+        return _Store(
+            LocalFileSystem(), posixpath.normpath(LocalFileSystem._strip_protocol(path)), ""
+        )
+    inside = path[scheme.end() :]
+    system = _connect(scheme[1], inside.partition("/")[0])
+    if isinstance(system, ArrowFSWrapper):
+        return _Store(system, inside, scheme[0])
+    inside = system._strip_protocol(path)
+    return _Store(system, inside, path[: len(path) - len(inside)] if path.endswith(inside) else "")
 
 
 @functools.cache
-def _store(prefix: str) -> fs.FileSystem:
+def _connect(scheme: str, bucket: str) -> fsspec.AbstractFileSystem:
+    if scheme not in ARROW_SCHEMES:
+        return fsspec.filesystem(scheme)
     # Google's client would try for a quarter of an hour to reach what cannot be reached.
-    limit = f"?retry_limit_seconds={REACH_SECS}" if prefix.startswith(("gs:", "gcs:")) else ""
-    return fs.FileSystem.from_uri(prefix + limit)[0]
-
-
-def _remote(path: str) -> tuple[fs.FileSystem, str]:
-    scheme, _, rest = path.partition("://")
-    bucket = rest.partition("/")[0]
-
-    def connect() -> fs.FileSystem:
-        return _store(f"{scheme}://{bucket}")
-
-    return _parse(path, connect), rest
-
-
-def _parse(path: str, question):
-    try:
-        return question()
-    except UNREACHED as error:
-        raise BadInput(f"{path}: cannot be listed: {_why(error)}") from error
+    limit = f"?retry_limit_seconds={REACH_SECS}" if scheme in ("gs", "gcs") else ""
+    return ArrowFSWrapper(fs.FileSystem.from_uri(f"{scheme}://{bucket}{limit}")[0])
 
 
 def _why(error: Exception) -> str:
@@ -222,15 +224,13 @@ def _why(error: Exception) -> str:
 
 
 def open_raw(path: str) -> BinaryIO:
-    """Opens a file as it is stored; readable, local ones seekable.
+    """Opens a file as it is stored; readable and seekable.
 
     Raises:
         OSError: it is gone or cannot be read.
     """
-    system, inside = _system(path)
-    if isinstance(system, fs.LocalFileSystem):
-        return Path(inside).open("rb")
-    return io.BufferedReader(system.open_input_stream(inside, compression=None), CHUNK_BYTES)
+    store = _store_of(path)
+    return store.system.open(store.path, "rb", block_size=CHUNK_BYTES)
 
 
 def open_plain(path: str) -> BinaryIO:

@@ -39,8 +39,7 @@ def list_files(kind: str) -> list[File]:
     for name, path in sorted((path.relative_to(root).as_posix(), path) for path in paths):
         # Its one literal is the reference manual, which is documentation: not twice.
         if _is_library(name) and not (kind == CODE and name == TOPICS):
-            found = path.stat()
-            files.append(File(name, str(path), str(root), found.st_size, found.st_mtime_ns))
+            files.append(File(name, str(path), str(root), path.stat().st_size))
     if not files:
         raise BadInput(f"{kind}: no library sources are kept in {root}")
     return files

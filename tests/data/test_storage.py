@@ -6,8 +6,10 @@ import lzma
 import os
 import random
 
+import fsspec
 import pytest
 import zstandard
+from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs
 
 from data import storage
@@ -147,26 +149,25 @@ def test_a_list_may_be_longer_than_a_name(tree):
     assert names(",".join([f"{tree}/a.txt"] * 999)) == ["a.txt"]
 
 
-def test_folders_are_entered_once_and_by_their_real_names(tree):
-    (tree / "loop").symlink_to(".")
+def test_links_to_folders_are_told_and_not_followed(tree):
     (tree / "deep" / "up").symlink_to(tree)
-    (tree / "another").symlink_to("deep")
     (tree / "dangling").symlink_to("nowhere")
-    everything = ["a.txt", "b.jsonl.gz", "deep/c.txt", "deep/er/d.txt"]
-    assert names(f"{tree}") == names(f"file://{tree}") == everything
-    outside = tree / "deep" / "er"
-    assert names(f"{outside}") == ["d.txt"]
-    (outside / "side").symlink_to(tree / ".git")
-    assert names(f"{outside}") == ["d.txt", "side/config"]
+    found = storage.find("where", str(tree))
+    assert found == storage.find("where", f"file://{tree}")
+    expected = ["a.txt", "b.jsonl.gz", "deep/c.txt", "deep/er/d.txt", "deep/up"]
+    assert [file.name for file in found] == expected
+    assert [file.why for file in found[:4]] == [""] * 4
+    assert found[4].why.startswith("a link to a folder, which is not followed")
+    assert names(f"{tree}/deep/up/deep") == ["c.txt", "er/d.txt", "up"], "it was named itself"
 
 
-def test_globs_follow_the_links_that_they_name_but_no_circle(tree):
-    (tree / "loop").symlink_to(".")
-    (tree / "link").symlink_to("deep")
-    assert names(f"{tree}/l*/c.txt") == ["link/c.txt"]
-    assert names(f"{tree}/link/*.txt") == ["c.txt"]
-    expected = ["a.txt", "deep/c.txt", "deep/er/d.txt", "link/c.txt", "link/er/d.txt"]
-    assert names(f"{tree}/**/*.txt") == expected
+def test_links_to_files_are_files_and_those_that_leave_the_folder_are_marked(tree):
+    (tree / "deep" / "inner").symlink_to("c.txt")
+    (tree / "deep" / "outer").symlink_to("../a.txt")
+    found = {file.name: file for file in storage.find("where", f"{tree}/deep")}
+    assert found["inner"].leads_to == found["c.txt"].leads_to == ""
+    assert found["outer"].leads_to == f"{tree}/a.txt"
+    assert found["outer"].num_bytes == len("a.txt")
 
 
 def test_a_folder_that_cannot_be_listed_is_among_what_is_found(tree, monkeypatch):
@@ -199,19 +200,48 @@ def test_names_that_are_not_utf8_are_told_and_cost_no_other(tmp_path):
     assert folder.why.startswith("a name in it is not UTF-8")
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
-def test_stores_give_bytes_as_they_are(tmp_path, monkeypatch, packing):
-    """Arrow would unpack by the name, and what breaks off would be told otherwise than here."""
+@pytest.fixture(params=["memory", "arrow"])
+def bucket(request, tmp_path, monkeypatch):
+    """(URI of a folder in a store, what puts a file there): fsspec's own, and one of Arrow's."""
+    if request.param == "memory":
+        system = fsspec.filesystem("memory")
+        yield "memory://bucket", lambda name, content: system.pipe(f"/bucket/{name}", content)
+        system.rm("/bucket", recursive=True)
+        return
     (tmp_path / "bucket").mkdir()
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(storage, "_connect", lambda scheme, bucket: ArrowFSWrapper(store))
+    yield "s3://bucket", lambda name, content: (tmp_path / "bucket" / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_stores_give_bytes_as_they_are(bucket, packing):
+    """Arrow would unpack by the name, and what breaks off would be told otherwise than here."""
+    uri, put = bucket
     packed = PACKINGS[packing](b"some text, again and again\n" * 5000)
     for name in ("a.gz", "a.zst", "a.txt"):
-        (tmp_path / "bucket" / name).write_bytes(packed)
-    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    monkeypatch.setattr(storage, "_store", lambda prefix: store)
-    found = storage.find("where", "store://bucket/*")
-    assert [file.name for file in found] == ["a.gz", "a.txt", "a.zst"]
+        put(name, packed)
+    for pattern in (f"{uri}/*", uri, f"{uri}/a.gz,{uri}/*t"):
+        found = storage.find("where", pattern)
+        assert [file.name for file in found] == ["a.gz", "a.txt", "a.zst"]
+        assert [file.path for file in found] == [f"{uri}/{file.name}" for file in found]
+        assert {file.root for file in found} == {uri}
     for file in found:
         with storage.open_raw(file.path) as stream:
             assert stream.read() == packed
         with storage.open_plain(file.path) as stream:
             assert stream.read() == b"some text, again and again\n" * 5000
+
+
+def test_what_a_store_says_of_a_file_changes_when_it_is_written_again(bucket):
+    uri, put = bucket
+    put("a", b"one")
+    ((first,), (again,)) = storage.find("where", uri), storage.find("where", uri)
+    put("a", b"other")
+    (changed,) = storage.find("where", uri)
+    assert first.changed == again.changed != changed.changed
+
+
+def test_a_store_that_is_not_installed_is_one_message():
+    with pytest.raises(BadInput, match="^abfs://c/x: cannot be listed: .*adlfs"):
+        storage.find("where", "abfs://c/x")
