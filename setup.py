@@ -39,7 +39,7 @@ setup(
         "pyarrow>=20",
         "scipy",
         "zstandard",
-        # Inputs anywhere: hf, http, memory and what else has a package; Arrow opens s3, gs and hdfs.
+        # Inputs anywhere: hf, http and what else has a package; Arrow opens s3, gs and hdfs.
         "fsspec>=2024.6",
         # Web archives, and text from HTML.
         "fastwarc>=1.0",

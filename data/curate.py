@@ -25,7 +25,7 @@ from data import dedup, funnel, ranges, sources, storage
 from data.engine import Engine, Task, key_of
 from data.gates import chain, contamination
 from data.heldout import find_thresholds
-from data.tasks import FACTS, Part, judge, write
+from data.tasks import FACTS, Part, judge, pass_over, write
 from data.tokens.shards import link
 
 MIN_DOCUMENT_BYTES = 1024
@@ -172,32 +172,50 @@ def _judge(
     index: tuple[Path, str],
     log: Callable[[str], None],
 ) -> list[Part]:
-    models, tasks, domains = chain.fingerprint(config.gates), [], []
-    for units in _groups(found.units):
-        source = found.sources[units[0].domain]
-        content = [(unit.domain, unit.kind, unit.file.name, unit.identity) for unit in units]
-        settings = (config.gates, config.dedup, config.max_document_bytes)
-        plain = [dataclasses.asdict(value) for value in (source, *settings[:2])]
-        del plain[0]["path"], plain[0]["weight"]
-        arguments = {
-            "units": units,
-            "source": source,
-            "config": config.gates,
-            "dedup_config": config.dedup,
-            "max_document_bytes": config.max_document_bytes,
-            "evaluation": str(index[0]) if index[1] else "",
-        }
-        names = {name for unit in units for name in sources.modules(unit.kind, source)}
-        key = key_of(judge, content, plain, settings[2], models, index[1], modules=sorted(names))
-        label = f"{units[0].domain}: {units[0].file.name}"
-        tasks.append(Task(judge, key, arguments, label))
-        domains.append(units[0].domain)
+    make = partial(_judge_task, config, found.sources, chain.fingerprint(config.gates), index)
+    tasks = [make(units) for units in _groups(found.units)]
     done = engine.run(cache / "judged", tasks, lambda line: log(f"reading: {line}"))
     starts = np.cumsum([0, *(summary["documents"] for _, summary in done)]).tolist()
     return [
-        Part(domain, folder, summary, start)
-        for domain, (folder, summary), start in zip(domains, done, starts[:-1], strict=True)
+        Part(summary["domain"], folder, summary, start)
+        for (folder, summary), start in zip(done, starts[:-1], strict=True)
     ]
+
+
+def _judge_task(
+    config: CurateConfig,
+    found: Mapping[str, sources.SourceConfig],
+    models: str,
+    index: tuple[Path, str],
+    units: list[sources.Unit],
+) -> Task:
+    """Reads files of a domain; where that kills the process, a half of them, and at last none."""
+    source = found[units[0].domain]
+    content = [(unit.domain, unit.kind, unit.file.name, unit.identity) for unit in units]
+    plain = [dataclasses.asdict(value) for value in (source, config.gates, config.dedup)]
+    del plain[0]["path"], plain[0]["weight"]
+    arguments = {
+        "units": units,
+        "source": source,
+        "config": config.gates,
+        "dedup_config": config.dedup,
+        "max_document_bytes": config.max_document_bytes,
+        "evaluation": str(index[0]) if index[1] else "",
+    }
+    names = sorted({name for unit in units for name in sources.modules(unit.kind, source)})
+    size = config.max_document_bytes
+    key = key_of(judge, content, plain, size, models, index[1], modules=names)
+    label = f"{units[0].domain}: {units[0].file.name}"
+
+    def halve() -> list[Task]:
+        if len(units) == 1:
+            given = {"domain": units[0].domain, "path": units[0].file.path}
+            return [Task(pass_over, key_of(pass_over, key), given, label)]
+        middle = len(units) // 2
+        parts = (units[:middle], units[middle:])
+        return [_judge_task(config, found, models, index, part) for part in parts]
+
+    return Task(judge, key, arguments, label, halve)
 
 
 def _groups(units: list[sources.Unit]) -> Iterable[list[sources.Unit]]:

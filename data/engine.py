@@ -20,8 +20,10 @@ import shutil
 import signal
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.managers import BaseManager
@@ -34,6 +36,7 @@ RUNNERS = ("native", "ray")
 # Tasks handed out at once for each worker: enough that none waits, few enough to bound memory.
 TASKS_IN_FLIGHT = 2
 SUMMARY = "summary.json"
+HALVED = "halved"  # in the summary of a task that its parts have replaced
 # How long the head of a Ray cluster may take to accept a connection.
 REACH_SECS = 5
 # prctl(2): the signal that a process gets when its parent is gone.
@@ -73,12 +76,19 @@ class Task(NamedTuple):
         key: hash of all that the content of those files depends on.
         arguments: what picklable things it is given; paths among them may differ for equal keys.
         label: what it works on, for messages.
+        halve: gives the tasks that take its place where its process dies each time, the parts of
+            what it works on; None where there is no such thing, and the work ends.
     """
 
     body: Callable[..., dict]
     key: str
     arguments: Mapping[str, Any]
     label: str
+    halve: Callable[[], "list[Task]"] | None = None
+
+
+class WorkerDied(Exception):
+    """A process ended in the middle of a task: out of memory, or a fault in compiled code."""
 
 
 def key_of(body: Callable, *parts: Any, modules: Iterable[str] = ()) -> str:
@@ -135,8 +145,14 @@ def hash_code(*paths: Path) -> str:
 class Engine:
     """Runs tasks; made by `start`."""
 
-    def __init__(self, submit: Callable[..., Any], wait_any: Callable, num_workers: int):
-        self._submit, self._wait_any = submit, wait_any
+    def __init__(
+        self,
+        submit: Callable[..., Any],
+        wait_any: Callable,
+        num_workers: int,
+        restart: Callable[[], None],
+    ):
+        self._submit, self._wait_any, self._restart = submit, wait_any, restart
         self.num_workers = num_workers
 
     def run(
@@ -150,10 +166,11 @@ class Engine:
             log: takes a line of progress now and then.
 
         Returns:
-            The folder and summary of each task.
+            The folder and summary of each task, of one that was halved those of its parts.
 
         Raises:
             What a task raises: the first to fail ends the work, and finished ones stay.
+            WorkerDied: its process did each time, and it cannot be halved.
         """
         folder.mkdir(parents=True, exist_ok=True)
         for part in folder.glob("*.part*"):
@@ -162,21 +179,50 @@ class Engine:
         total = len(waiting)
         for number, label in enumerate(self._finish(folder, list(waiting.values())), 1):
             log(f"{number}/{total} parts ({len(tasks) - total} cached), {label}")
-        return [(folder / task.key, read_summary(folder / task.key)) for task in tasks]
+        found = []
+        for task in tasks:
+            summary = read_summary(folder / task.key)
+            if HALVED in summary:
+                found += self.run(folder, task.halve(), log)
+            else:
+                found.append((folder / task.key, summary))
+        return found
 
     def _finish(self, folder: Path, tasks: list[Task]) -> Iterator[str]:
         """Hands tasks out, a few for each worker at once, and yields labels as they end."""
-        left, labels = iter(tasks), {}
-        for task in left:
-            labels[self._submit(_perform, folder, task)] = task.label
-            if len(labels) >= TASKS_IN_FLIGHT * self.num_workers:
-                yield from self._collect(labels)
-        while labels:
-            yield from self._collect(labels)
+        left, running = deque(tasks), {}
+        while left or running:
+            try:
+                while left and len(running) < TASKS_IN_FLIGHT * self.num_workers:
+                    running[self._send(folder, left[0])] = left[0]
+                    left.popleft()
+                for done in self._wait_any(list(running)):
+                    yield running.pop(done).label
+            except WorkerDied:
+                self._restart()
+                for task in running.values():
+                    self._perform_alone(folder, task)
+                    yield task.label
+                running = {}
 
-    def _collect(self, labels: dict[Any, str]) -> Iterator[str]:
-        for done in self._wait_any(list(labels)):
-            yield labels.pop(done)
+    def _send(self, folder: Path, task: Task) -> Any:
+        return self._submit(_perform, folder, task._replace(halve=None))
+
+    def _perform_alone(self, folder: Path, task: Task) -> None:
+        """Does a task that may have killed its process; if it does again, it is to be halved."""
+        if (folder / task.key / SUMMARY).exists():
+            return
+        try:
+            self._wait_any([self._send(folder, task)])
+        except WorkerDied as error:
+            self._restart()
+            if task.halve is None:
+                raise WorkerDied(f"{task.label}: the process that worked on it died") from error
+            _perform(folder, task._replace(body=_mark_halved, arguments={}))
+
+
+def _mark_halved(_: Path) -> dict:
+    return {HALVED: True}
 
 
 def read_summary(folder: Path) -> dict:
@@ -213,19 +259,46 @@ def start(runner: Runner) -> Iterator[Engine]:
         return
     num_workers = runner.workers or len(os.sched_getaffinity(0))
     if num_workers == 1:
-        yield Engine(_at_once, _results, 1)
+        yield Engine(_at_once, _results, 1, lambda: None)
         return
-    # Not forked: the parent may hold threads and locks of other libraries.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_end_with) as pool:
+    pools = _Pools(num_workers)
+    try:
+        yield Engine(pools.submit, _first_results, num_workers, pools.restart)
+    except BaseException:
+        pools.end()
+        raise
+    pools.pool.shutdown()
+
+
+class _Pools:
+    """A pool of processes, replaced by another when one of its processes has died."""
+
+    def __init__(self, num_workers: int):
+        self._num_workers = num_workers
+        self._begin()
+
+    def _begin(self) -> None:
+        # Not forked: the parent may hold threads and locks of other libraries.
+        context = multiprocessing.get_context("spawn")
+        self.pool = ProcessPoolExecutor(
+            self._num_workers, mp_context=context, initializer=_end_with
+        )
+
+    def submit(self, *arguments: Any) -> Future:
         try:
-            yield Engine(pool.submit, _first_results, num_workers)
-        except BaseException:
-            # What runs now would be waited for; what it leaves half done is swept later.
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
+            return self.pool.submit(*arguments)
+        except BrokenProcessPool as error:
+            raise WorkerDied from error
+
+    def end(self) -> None:
+        # What runs now would be waited for; what it leaves half done is swept later.
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+    def restart(self) -> None:
+        self.end()
+        self._begin()
 
 
 def _end_with() -> None:
@@ -252,7 +325,10 @@ def _results(futures: list[Future]) -> list[Future]:
 def _first_results(futures: list[Future]) -> list[Future]:
     done = wait(futures, return_when=FIRST_COMPLETED).done
     for future in done:
-        future.result()
+        try:
+            future.result()
+        except BrokenProcessPool as error:
+            raise WorkerDied from error
     return [future for future in futures if future in done]
 
 
@@ -268,7 +344,7 @@ def _start_ray(runner: Runner) -> Iterator[Engine]:
     with manager:
         driver = manager.Driver()
         try:
-            yield Engine(driver.submit, driver.wait_any, driver.connect(runner))
+            yield Engine(driver.submit, driver.wait_any, driver.connect(runner), lambda: None)
         finally:
             driver.close()
 
@@ -324,6 +400,8 @@ class _Driver:
             ray.get(done)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
+        except ray.exceptions.WorkerCrashedError as error:
+            raise WorkerDied(str(error)) from None
         return [of[reference] for reference in done]
 
     def close(self) -> None:

@@ -311,6 +311,10 @@ def read(
             yield from _documents(unit, source, record, max_document_bytes, pass_over)
     except DAMAGE as error:
         pass_over(last + 1, f"the file is damaged or breaks off here: {error}")
+    except BadInput:
+        raise
+    except Exception as error:  # A reader that fails on one odd file must not end a corpus.
+        pass_over(last + 1, f"its reader failed behind here: {type(error).__name__}: {error}")
     if why := unpacking.take_garbage(unit.file.path):
         pass_over(last + 1, why)
 
@@ -345,6 +349,11 @@ def _documents(unit: Unit, source: SourceConfig, record: Record, max_bytes: int,
         pieces = cut(_plain(record.text, markup, source.extract).encode(), max_bytes)
     except UnicodeEncodeError as error:
         pass_over(record.number, f"not Unicode text: {error}")
+        return
+    except BadInput:
+        raise
+    except Exception as error:
+        pass_over(record.number, f"its {markup} cannot be read: {type(error).__name__}: {error}")
         return
     meta = json.dumps(dict(record.meta), ensure_ascii=False, sort_keys=True) if record.meta else ""
     for part, piece in enumerate(pieces):

@@ -75,7 +75,8 @@ def judge(
         evaluation: path of a contamination index, or ''.
 
     Returns:
-        {documents, broken (how many), named (the first BROKEN_NAMED of them), keys: {way: count}}.
+        {domain, documents, broken (how many), named (the first BROKEN_NAMED of them), keys: {way:
+        count}}.
 
     Raises:
         BadInput: a file has changed since it was hashed; the result is cached under that hash.
@@ -100,10 +101,32 @@ def judge(
     for way, found in keys.items():
         dedup.write_keys(out / f"{way}.npy", np.concatenate([np.empty(0, dedup.KEY), *found]))
     return {
+        "domain": units[0].domain,
         "documents": num_documents,
         "broken": len(broken),
         "named": broken[:BROKEN_NAMED],
         "keys": {way: sum(map(len, found)) for way, found in keys.items()},
+    }
+
+
+def pass_over(out: Path, domain: str, path: str) -> dict:
+    """Stands for a file that kills the process which reads it: no document, and one that is broken.
+
+    Returns:
+        As `judge` does.
+    """
+    pq.write_table(JUDGED.empty_table(), out / "judged.parquet")
+    np.save(out / "facts.npy", np.empty(0, FACTS))
+    ways = (*dedup.WAYS, dedup.PARAGRAPHS)
+    for way in ways:
+        dedup.write_keys(out / f"{way}.npy", np.empty(0, dedup.KEY))
+    why = "the process that read it died, of memory or a fault in compiled code; it is left out"
+    return {
+        "domain": domain,
+        "documents": 0,
+        "broken": 1,
+        "named": [{"file": path, "record": 0, "why": why}],
+        "keys": dict.fromkeys(ways, 0),
     }
 
 

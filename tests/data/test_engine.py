@@ -200,3 +200,52 @@ def test_a_ray_cluster_that_is_not_there_is_refused(address, message):
         engine.start(Runner("ray", address=address)),
     ):
         pass
+
+
+def die_at(out, numbers, deadly):
+    """Kills its process if one of the numbers is deadly."""
+    if deadly in numbers:
+        os.kill(os.getpid(), signal.SIGKILL)
+    (out / "sum").write_text(str(sum(numbers)))
+    return {"numbers": numbers}
+
+
+def stand_in(out):
+    return {"numbers": []}
+
+
+def deadly_task(numbers, deadly):
+    def halve():
+        if len(numbers) == 1:
+            return [Task(stand_in, key_of(stand_in, numbers), {}, "left out")]
+        middle = len(numbers) // 2
+        return [deadly_task(part, deadly) for part in (numbers[:middle], numbers[middle:])]
+
+    given = {"numbers": numbers, "deadly": deadly}
+    return Task(die_at, key_of(die_at, numbers), given, str(numbers), halve)
+
+
+SLOW_RAY = pytest.param(Runner("ray", 2), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("runner", [Runner(workers=2), SLOW_RAY], ids=str)
+def test_what_kills_its_process_is_narrowed_down_and_left_out(tmp_path, runner, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    tasks = [deadly_task(list(range(i, i + 4)), 9) for i in (0, 4, 8, 12)]
+    with engine.start(runner) as started:
+        done = started.run(tmp_path, tasks, silent)
+    found = [summary["numbers"] for _, summary in done]
+    assert found == [[0, 1, 2, 3], [4, 5, 6, 7], [8], [], [10, 11], [12, 13, 14, 15]]
+    lines = []
+    with engine.start(runner) as started:
+        assert started.run(tmp_path, tasks, lines.append) == done
+    assert not lines, "nothing is done again"
+
+
+def test_a_task_that_cannot_be_halved_ends_the_work(tmp_path):
+    task = deadly_task([9], 9)._replace(halve=None)
+    with (
+        pytest.raises(engine.WorkerDied, match=r"\[9\]: the process that worked on it died"),
+        engine.start(Runner(workers=2)) as started,
+    ):
+        started.run(tmp_path, [task, *squares(2)], silent)
