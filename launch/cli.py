@@ -18,7 +18,9 @@ from typing import Any
 
 from absl import flags
 
+from data.engine import WorkerDied
 from data.errors import BadInput
+from launch.console import printable
 from launch.flags import CURATE_MODES, VERBS, Parsed, parse, usage
 from launch.stages.stage import TRAINED
 
@@ -30,7 +32,7 @@ MACHINE_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
 )
 GOOGLE_PCI = "0x1ae0"  # vendor of TPU chips
-DONE, DIVERGED, BAD_INPUT, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
+DONE, FAILED, BAD_INPUT, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
 
 
 def main() -> None:
@@ -94,8 +96,10 @@ def run_command(arguments: list[str]) -> int:
         return INTERRUPTED
     except FloatingPointError as error:
         return _refuse(
-            f"training diverged: {error}; a lower peak_lr or clip_norm is the usual cure", DIVERGED
+            f"training diverged: {error}; a lower peak_lr or clip_norm is the usual cure", FAILED
         )
+    except WorkerDied as error:
+        return _refuse(str(error), FAILED)
     except OSError as error:
         if error.errno not in MACHINE_ERRORS:
             raise
@@ -104,7 +108,7 @@ def run_command(arguments: list[str]) -> int:
 
 
 def _refuse(message: str, code: int = BAD_INPUT) -> int:
-    print("seedbed:", " ".join(message.split()), file=sys.stderr)
+    print("seedbed:", printable(" ".join(message.split())), file=sys.stderr)
     return code
 
 

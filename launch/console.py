@@ -4,6 +4,12 @@ import sys
 import time
 
 from rich.console import Console
+from rich.text import Text
+
+
+def printable(text: str) -> str:
+    """A text for a terminal, which would obey control characters: names of files may hold them."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class Progress:
@@ -23,10 +29,9 @@ class Progress:
 
     def log(self, line: str) -> None:
         """One line of progress."""
-        secs = time.perf_counter() - self._start
-        text = f"[{secs:7.1f}s] {self._stage}: {line}"
+        text = self._stamped(line)
         if self._live:
-            self._live.update(text)
+            self._live.update(Text(text))
         else:
             print(text, file=sys.stderr, flush=True)
 
@@ -34,8 +39,11 @@ class Progress:
         """One line that stays."""
         self.log(line)
         if self._live:
-            secs = time.perf_counter() - self._start
-            self._console.print(f"[{secs:7.1f}s] {self._stage}: {line}", markup=False)
+            self._console.print(self._stamped(line), markup=False)
+
+    def _stamped(self, line: str) -> str:
+        secs = time.perf_counter() - self._start
+        return printable(f"[{secs:7.1f}s] {self._stage}: {line}")
 
     def close(self) -> None:
         """Ends the live line."""
