@@ -30,7 +30,7 @@ class Plan:
             for name, group in self.groups.items()
         }
         return {
-            name: (shards.open_shards(folder / name), shares)
+            name: (shards.Shards(folder / name), shares)
             for name, shares in weights.items()
             if any(shares)
         }

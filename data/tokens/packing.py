@@ -79,7 +79,7 @@ def encode(
 
 
 def group_name(domain: str, language: str) -> str:
-    """A group's name: lower-case letters, digits and underscores, as TFDS wants a data set's."""
+    """A group's name, and its folder's: lower-case letters, digits and underscores."""
     name = f"{domain}_{language}" if language else domain
     return re.sub(r"[^a-z0-9_]", "_", name.lower())
 
@@ -235,7 +235,7 @@ def make_shards(
     for name, group in groups.items():
         streams = [folder for folder, summary in encoded if name in summary["groups"]]
         packed = _pack_group(name, streams, group["tokens"], cache, engine, seq_len, model, dtype)
-        shards.publish(packed, out / name, name, seq_len, dtype)
+        shards.publish(packed, out / name, seq_len, dtype)
         group |= {"records": sum(count for _, count in packed), "shards": len(packed)}
         log(f"{name}: {group['tokens']} tokens in {group['records']} rows")
     return {"groups": groups, "fertility": _add_up(encoded)}

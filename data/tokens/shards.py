@@ -4,12 +4,14 @@ A record is a row of L+1 tokens with two arrays of the same length. `segments` s
 or conversation of the row each token belongs to: 1, 2, ... along the row, 0 on padding. `mask` is 1
 where the token is a supervised target; the first token of a row or of a segment never is. Both are
 written here, where the documents are known: no reader may infer them from token ids, since those of
-BOS, EOS and padding differ between tokenizers, may be equal, and may be missing. The shards carry
-TFDS metadata, so `tfds.builder_from_directory(directory).as_data_source()` reads them too.
+BOS, EOS and padding differ between tokenizers, may be equal, and may be missing.
+
+On disk a record is the bytes of the three arrays, one after the other; INDEX, beside the files,
+says how long they are and how many bytes a token has.
 """
 
+import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,8 +20,7 @@ import numpy as np
 
 from data.errors import BadInput
 
-SPLIT = "train"
-BLOCK_TOKENS = 1 << 20
+INDEX = "rows.json"
 # First-fit looks into this many of the newest rows; older ones are all but full.
 NUM_OPEN_ROWS = 2048
 
@@ -56,48 +57,35 @@ def pack_documents(
         {tokens: int32 [L+1], segments: int32 [L+1], mask: uint8 [L+1]}; a row that begins inside
         a document begins with segment 1 too.
     """
-    ids, owners = np.zeros(0, np.int32), np.zeros(0, np.int64)
-    for more_ids, more_owners in _blocks(docs, bos_id, eos_id):
-        ids, owners = np.concatenate([ids, more_ids]), np.concatenate([owners, more_owners])
-        used = (len(ids) - 1) // seq_len * seq_len
-        yield from _cut(ids[: used + 1], owners[: used + 1], seq_len)
-        ids, owners = ids[used:], owners[used:]
-    # A single token left is the overlap: it was a target in the row before.
-    if len(ids) > 1:
-        padding = (0, seq_len + 1 - len(ids))
-        yield from _cut(np.pad(ids, padding), np.pad(owners, padding, constant_values=-1), seq_len)
-
-
-def _blocks(
-    docs: Iterable[Sequence[int]], bos_id: int, eos_id: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The stream in blocks of about BLOCK_TOKENS: ids, and the number of each token's document."""
-    bos, eos = np.array([bos_id], np.int32), np.array([eos_id], np.int32)
-    parts, sizes, num_tokens, first = [], [], 0, 0
+    row, used, segment = _blank_row(seq_len, 0), 0, 0
     for doc in docs:
-        parts += [bos, np.asarray(doc, np.int32), eos]
-        sizes.append(len(doc) + 2)
-        num_tokens += sizes[-1]
-        if num_tokens >= BLOCK_TOKENS:
-            yield np.concatenate(parts), first + np.repeat(np.arange(len(sizes)), sizes)
-            first += len(sizes)
-            parts, sizes, num_tokens = [], [], 0
-    if parts:
-        yield np.concatenate(parts), first + np.repeat(np.arange(len(sizes)), sizes)
+        ids = np.empty(len(doc) + 2, np.int32)
+        ids[0], ids[1:-1], ids[-1] = bos_id, doc, eos_id
+        segment, start = segment + 1, 0
+        while True:
+            part = ids[start : start + seq_len + 1 - used]
+            place = slice(used, used + len(part))
+            row["tokens"][place], row["segments"][place], row["mask"][place] = part, segment, 1
+            if start == 0:
+                row["mask"][used] = 0  # BOS
+            used += len(part)
+            if used <= seq_len:
+                break
+            row["mask"][0] = 0
+            yield row
+            # The last token is the next row's first.
+            start += len(part) - 1
+            row, used, segment = _blank_row(seq_len, 0), 0, 1
+    # A single token left is the overlap: it was a target in the row before.
+    if used > 1:
+        row["mask"][0] = 0
+        yield row
 
 
-def _cut(ids: np.ndarray, owners: np.ndarray, seq_len: int) -> Iterator[Record]:
-    """Rows of a stream of a multiple of L, plus one, tokens; owner -1 is padding, at the end."""
-    if len(ids) <= seq_len:
-        return
-    rows, owner = (
-        np.lib.stride_tricks.sliding_window_view(x, seq_len + 1)[::seq_len] for x in (ids, owners)
-    )
-    segments = np.where(owner < 0, 0, owner - owner[:, :1] + 1).astype(np.int32)
-    masks = np.zeros(rows.shape, np.uint8)
-    masks[:, 1:] = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-    for tokens, segment, mask in zip(rows, segments, masks, strict=True):
-        yield {"tokens": tokens, "segments": segment, "mask": mask}
+def _blank_row(seq_len: int, pad_id: int) -> Record:
+    shape = seq_len + 1
+    tokens, segments = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32)
+    return {"tokens": tokens, "segments": segments, "mask": np.zeros(shape, np.uint8)}
 
 
 def pack_examples(
@@ -153,15 +141,13 @@ def _first_fit(examples: list[Example], row_tokens: int) -> list[list[Example]]:
     return rows
 
 
-def _fill(row: list[Example], seq_len: int, pad_id: int) -> Record:
-    tokens = np.full(seq_len + 1, pad_id, np.int32)
-    segments, mask = np.zeros(seq_len + 1, np.int32), np.zeros(seq_len + 1, np.uint8)
-    start = 0
-    for segment, (ids, supervised) in enumerate(row, 1):
-        end = start + len(ids)
-        tokens[start:end], segments[start:end], mask[start:end] = ids, segment, supervised
-        start = end
-    return {"tokens": tokens, "segments": segments, "mask": mask}
+def _fill(examples: list[Example], seq_len: int, pad_id: int) -> Record:
+    row, start = _blank_row(seq_len, pad_id), 0
+    for segment, (ids, supervised) in enumerate(examples, 1):
+        place = slice(start, start + len(ids))
+        row["tokens"][place], row["segments"][place], row["mask"][place] = ids, segment, supervised
+        start += len(ids)
+    return row
 
 
 def write_file(
@@ -180,12 +166,12 @@ def write_file(
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    num_records, num_tokens, dtype = 0, 0, np.dtype(dtype)
+    num_records, num_tokens, row = 0, 0, _row_type(seq_len, dtype)
     # Groups of one record: what random access needs.
     writer = ArrayRecordWriter(str(path), "group_size:1,zstd:1")
     try:
         for record in records:
-            writer.write(_serialize(record, seq_len, dtype))
+            writer.write(_serialize(record, row))
             num_records += 1
             num_tokens += int(record["mask"].sum())
     finally:
@@ -193,36 +179,57 @@ def write_file(
     return {"num_records": num_records, "num_tokens": num_tokens}
 
 
+def _row_type(seq_len: int, dtype: np.dtype) -> np.dtype:
+    """How a record is stored: its arrays one after the other."""
+    types = {"tokens": np.dtype(dtype), "segments": segment_dtype(seq_len), "mask": np.uint8}
+    return np.dtype([(name, kind, (seq_len + 1,)) for name, kind in types.items()])
+
+
+def _serialize(record: Record, row: np.dtype) -> bytes:
+    shapes = {name: record[name].shape for name in row.names}
+    if set(shapes.values()) != {row["tokens"].shape}:
+        raise ValueError(f"record of shapes {shapes}: each must be {row['tokens'].shape}")
+    tokens, dtype = record["tokens"], row["tokens"].base
+    if tokens.min() < 0 or tokens.max() > np.iinfo(dtype).max:
+        raise ValueError(f"token ids [{tokens.min()}, {tokens.max()}] do not fit {dtype}")
+    stored = np.empty((), row)
+    for name in row.names:
+        stored[name] = record[name]
+    return stored.tobytes()
+
+
 def publish(
-    files: Sequence[tuple[Path, int]], directory: Path, name: str, seq_len: int, dtype: np.dtype
+    files: Sequence[tuple[Path, int]], directory: Path, seq_len: int, dtype: np.dtype
 ) -> None:
-    """Makes a folder of shards with TFDS metadata out of files, all or nothing.
+    """Makes a folder of shards out of files, all or nothing.
 
     Everything is put into a hidden folder beside `directory`, which takes its place at the end.
 
     Args:
         files: what `write_file` wrote, and the records in each, in the order of the shards.
         directory: the folder to make; shards that it already holds are replaced.
-        name: the data set's name for TFDS, of lower-case letters, digits and underscores.
         seq_len: L.
         dtype: of the tokens.
 
     Raises:
-        BadInput: no records, an unusable name, or `directory` holds something else.
+        BadInput: no records, or `directory` holds something else.
     """
-    directory, dtype = Path(directory), np.dtype(dtype)
-    _check_target(directory, name)
+    directory = Path(directory)
+    if directory.exists() and not (directory / INDEX).is_file():
+        raise BadInput(f"{directory}: exists and holds no shards; must be free or hold shards")
     files = [(path, count) for path, count in files if count]
     if not files:
-        raise BadInput(f"{name}: there is nothing to write; at least one record is needed")
+        raise BadInput(f"{directory}: there is nothing to write; at least one record is needed")
+    names = [f"{i:05d}-of-{len(files):05d}.array_record" for i in range(len(files))]
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        for index, (path, _) in enumerate(files):
-            shard = f"{name}-{SPLIT}.array_record-{index:05d}-of-{len(files):05d}"
-            link(path, temporary / shard)
-        _write_metadata(temporary, name, seq_len, dtype, [count for _, count in files])
+        for name, (path, _) in zip(names, files, strict=True):
+            link(path, temporary / name)
+        counts = {name: count for name, (_, count) in zip(names, files, strict=True)}
+        index = {"seq_len": seq_len, "dtype": np.dtype(dtype).name, "num_records": counts}
+        (temporary / INDEX).write_text(json.dumps(index, indent=2) + "\n")
         if directory.exists():
             shutil.rmtree(directory)
         temporary.replace(directory)
@@ -238,83 +245,10 @@ def link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _check_target(directory: Path, name: str) -> None:
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise BadInput(
-            f"data set name {name!r}: must be lower-case letters, digits and underscores, "
-            "beginning with a letter"
-        )
-    if directory.exists() and not (directory / "dataset_info.json").is_file():
-        raise BadInput(f"{directory}: exists and holds no shards; must be free or hold shards")
-
-
-def _serialize(record: Record, seq_len: int, dtype: np.dtype) -> bytes:
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    tokens, types = record["tokens"], _types(seq_len, dtype)
-    shapes = {name: record[name].shape for name in types}
-    if set(shapes.values()) != {(seq_len + 1,)}:
-        raise ValueError(f"record of shapes {shapes}: each must be {(seq_len + 1,)}")
-    if tokens.min() < 0 or tokens.max() > np.iinfo(dtype).max:
-        raise ValueError(f"token ids [{tokens.min()}, {tokens.max()}] do not fit {dtype}")
-    example = tf_example_pb2.Example()
-    feature = example.features.feature
-    for name, kind in types.items():
-        feature[name].bytes_list.value.append(record[name].astype(kind).tobytes())
-    # TFDS's own serializer leaves the order of the map to chance: other bytes in each process.
-    return example.SerializeToString(deterministic=True)
-
-
-def _types(seq_len: int, dtype: np.dtype) -> dict[str, np.dtype]:
-    """How each array of a record is stored."""
-    return {"tokens": dtype, "segments": segment_dtype(seq_len), "mask": np.dtype(np.uint8)}
-
-
-def _write_metadata(
-    directory: Path, name: str, seq_len: int, dtype: np.dtype, counts: list[int]
-) -> None:
-    import tensorflow_datasets as tfds
-
-    def row(kind):
-        encoding = tfds.features.Encoding.BYTES
-        return tfds.features.Tensor(shape=(seq_len + 1,), dtype=kind, encoding=encoding)
-
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=str(directory),
-        dataset_name=name,
-        split=SPLIT,
-        filetype_suffix="array_record",
-        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-    )
-    split = tfds.core.SplitInfo(
-        name=SPLIT,
-        shard_lengths=counts,
-        num_bytes=sum(path.stat().st_size for path in directory.iterdir()),
-        filename_template=template,
-    )
-    tfds.folder_dataset.write_metadata(
-        data_dir=str(directory),
-        features=tfds.features.FeaturesDict(
-            {name: row(kind) for name, kind in _types(seq_len, dtype).items()}
-        ),
-        split_infos=[split],
-        version="2.0.0",
-        check_data=False,
-    )
-
-
-def open_shards(directory: Path) -> "Shards":
-    """Opens what `publish` made, as a sequence of {tokens, segments, mask}, each [L+1].
-
-    Raises:
-        BadInput: no shards there, shards without segments (an older version wrote them), or files
-            that do not match their metadata.
-    """
-    return Shards(Path(directory))
-
-
 class Shards(Sequence):
-    """Random access to records; picklable, safe to read from several threads.
+    """Random access to the records of a folder that `publish` made, each {tokens, segments, mask}.
+
+    Picklable, and safe to read from several threads.
 
     Attributes:
         seq_len: L.
@@ -322,43 +256,35 @@ class Shards(Sequence):
     """
 
     def __init__(self, directory: Path):
-        import grain
-        import tensorflow_datasets as tfds
+        """Opens a folder.
 
-        if not (directory / "dataset_info.json").is_file():
-            raise BadInput(f"{directory}: must be a folder of finished shards")
-        info = tfds.builder_from_directory(str(directory)).info
-        if "segments" not in info.features:
+        Raises:
+            BadInput: no shards there, an older version's, or files that do not match the index.
+        """
+        import grain
+
+        index = Path(directory) / INDEX
+        if not index.is_file():
             raise BadInput(
-                f"{directory}: shards without segments, which an older version wrote; pack them "
-                "again (the tokenizer stage)"
+                f"{directory}: must be a folder of finished shards, with {INDEX}; shards of an "
+                "older version are packed again by the tokenizer stage"
             )
-        paths = [str(path) for path in info.splits[SPLIT].filepaths]
-        missing = [path for path in paths if not Path(path).is_file()]
+        found = json.loads(index.read_bytes())
+        paths = [index.with_name(name) for name in found["num_records"]]
+        missing = [path for path in paths if not path.is_file()]
         if missing:
-            raise BadInput(f"{missing[0]}: named by its metadata but missing")
-        self._source = grain.sources.ArrayRecordDataSource(paths)
-        if len(self._source) != info.splits[SPLIT].num_examples:
-            raise BadInput(
-                f"{directory}: {len(self._source)} records, "
-                f"must be {info.splits[SPLIT].num_examples} by its metadata"
-            )
-        self.seq_len = info.features["tokens"].shape[0] - 1
-        self.dtype = np.dtype(info.features["tokens"].np_dtype)
-        self._types = _types(self.seq_len, self.dtype)
+            raise BadInput(f"{missing[0]}: named by {INDEX} but missing")
+        self._source = grain.sources.ArrayRecordDataSource([str(path) for path in paths])
+        if len(self._source) != (named := sum(found["num_records"].values())):
+            raise BadInput(f"{directory}: {len(self._source)} records, must be {named} by {INDEX}")
+        self.seq_len, self.dtype = found["seq_len"], np.dtype(found["dtype"])
+        self._row = _row_type(self.seq_len, self.dtype)
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Record:
-        from tensorflow_datasets.proto import tf_example_pb2
-
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        # Seven times as fast as features.deserialize_example_np, of which it is the core.
-        example = tf_example_pb2.Example.FromString(self._source[index % len(self)])
-        feature = example.features.feature
-        return {
-            name: np.frombuffer(feature[name].bytes_list.value[0], kind)
-            for name, kind in self._types.items()
-        }
+        row = np.frombuffer(self._source[index % len(self)], self._row)[0]
+        return {name: row[name] for name in self._row.names}

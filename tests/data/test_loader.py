@@ -10,7 +10,7 @@ import pytest
 
 from data.errors import BadInput
 from data.mixture.loader import Loader, fixed_batches, lm_batch
-from data.tokens.shards import open_shards, pack_documents
+from data.tokens.shards import Shards, pack_documents
 from tests.data.test_shards import write_shards
 
 PAD, BOS, EOS = 0, 1, 2
@@ -303,7 +303,7 @@ def corpus(tmp_path_factory):
     docs = [rng.integers(10, 5000, size).tolist() for size in rng.integers(0, 30, 60)]
     directory = tmp_path_factory.mktemp("loader") / "shards"
     write_shards(pack_documents(docs, SEQ_LEN, BOS, EOS), directory, "docs", SEQ_LEN, np.uint16, 30)
-    return docs, open_shards(directory)
+    return docs, Shards(directory)
 
 
 def test_weights_never_cross_segments(corpus):

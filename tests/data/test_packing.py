@@ -83,7 +83,7 @@ def make(folder, rows, num_parts=3, workers=1, by_language=False):
 
 def texts_of(folder):
     """Texts of a group, in the order of its rows, put together again from its tokens."""
-    opened = shards.open_shards(folder)
+    opened = shards.Shards(folder)
     stream = []
     for row in (opened[i] for i in range(len(opened))):
         # The first token of a row is the last of the row before, but at a shard's beginning.
@@ -140,7 +140,7 @@ def test_several_shards_hold_the_same_documents(tmp_path, monkeypatch):
     rows = rows_of(150)
     made = make(tmp_path, rows)
     assert made["groups"]["web"]["shards"] > 3
-    opened = shards.open_shards(tmp_path / "shards" / "web")
+    opened = shards.Shards(tmp_path / "shards" / "web")
     tokens = [token for i in range(len(opened)) for token in opened[i]["tokens"].tolist()]
     wanted = [row for row in rows if row["domain"] == "web" and row["split"] == "train"]
     assert tokens.count(Letters.bos_id) >= len(wanted)
@@ -212,10 +212,10 @@ def test_a_tokenizer_is_trained_once_for_documents_and_keys(tmp_path, monkeypatc
     ("domain", "language", "name"),
     [("Web", "", "web"), ("a_b", "zh-Hant", "a_b_zh_hant"), ("x", "en", "x_en")],
 )
-def test_group_names_are_what_tfds_takes(domain, language, name):
+def test_group_names_are_plain(domain, language, name):
     assert packing.group_name(domain, language) == name
 
 
 def test_dtype_follows_the_vocabulary(tmp_path):
     make(tmp_path, rows_of(20))
-    assert shards.open_shards(tmp_path / "shards" / "web").dtype == np.uint16
+    assert shards.Shards(tmp_path / "shards" / "web").dtype == np.uint16

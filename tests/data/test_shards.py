@@ -1,4 +1,4 @@
-"""Packing and shards: nothing lost, each target once, readable by TFDS, all or nothing."""
+"""Packing and shards: nothing lost, each target once, all or nothing."""
 
 import hashlib
 import itertools
@@ -16,7 +16,7 @@ from data.errors import BadInput
 from data.mixture.loader import lm_batch
 from data.tokens import shards
 from data.tokens.shards import (
-    open_shards,
+    Shards,
     pack_documents,
     pack_examples,
     publish,
@@ -56,9 +56,7 @@ def examples(num_examples=200, longest=60, seed=0):
 
 
 @pytest.mark.parametrize("seq_len", [1, 2, 7, 64, 5000])
-@pytest.mark.parametrize("block_tokens", [1, 100, 1 << 20])
-def test_documents_are_packed_without_loss(monkeypatch, seq_len, block_tokens):
-    monkeypatch.setattr(shards, "BLOCK_TOKENS", block_tokens)
+def test_documents_are_packed_without_loss(seq_len):
     docs = documents()
     records = list(pack_documents(docs, seq_len, BOS, EOS))
     stream = stream_of(docs)
@@ -85,10 +83,8 @@ LAYOUTS = [(1, 2), (0, 1), (0, 0), (4999, 4999), (2, 0)]
 
 @pytest.mark.parametrize(("bos", "eos"), LAYOUTS)
 @pytest.mark.parametrize("seq_len", [1, 2, 7, 64, 5000])
-@pytest.mark.parametrize("block_tokens", [1, 100, 1 << 20])
-def test_segments_and_targets_do_not_depend_on_ids(monkeypatch, bos, eos, seq_len, block_tokens):
+def test_segments_and_targets_do_not_depend_on_ids(bos, eos, seq_len):
     """Against a plain loop over documents, whose texts hold every special id."""
-    monkeypatch.setattr(shards, "BLOCK_TOKENS", block_tokens)
     rng = np.random.default_rng(0)
     docs = [rng.integers(0, 4, size).tolist() for size in rng.integers(0, 20, 40)]
     stream = [
@@ -202,14 +198,14 @@ def test_supervised_first_token_is_refused():
         pack_examples([(np.array([BOS, 10]), np.array([1, 1]))], 8, PAD)
 
 
-def write_shards(records, directory, name, seq_len, dtype, records_per_shard=1 << 16):
+def write_shards(records, directory, seq_len, dtype, records_per_shard=1 << 16):
     """Writes records to files of so many, and makes a folder of shards out of them."""
     records, files = iter(records), []
     with tempfile.TemporaryDirectory() as folder:
         while part := list(itertools.islice(records, records_per_shard)):
             path = Path(folder) / str(len(files))
             files.append((path, write_file(part, path, seq_len, dtype)["num_records"]))
-        publish(files, directory, name, seq_len, dtype)
+        publish(files, directory, seq_len, dtype)
 
 
 @pytest.mark.parametrize(
@@ -222,11 +218,11 @@ def test_token_dtype(vocab_size, dtype):
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 def test_written_records_read_back(tmp_path, dtype):
     records = list(pack_documents(documents(200), 16, BOS, EOS))
-    write_shards(records, tmp_path / "s", "docs", 16, dtype, records_per_shard=70)
+    write_shards(records, tmp_path / "s", 16, dtype, records_per_shard=70)
     assert len(list((tmp_path / "s").glob("*array_record*"))) == -(-len(records) // 70) > 2
     counts = {"num_records": len(records), "num_tokens": len(supervised(records))}
     assert write_file(records, tmp_path / "file", 16, dtype) == counts
-    opened = open_shards(tmp_path / "s")
+    opened = Shards(tmp_path / "s")
     assert (len(opened), opened.seq_len, opened.dtype) == (len(records), 16, np.dtype(dtype))
     for index in random.Random(0).sample(range(len(records)), len(records)):
         assert opened[index]["tokens"].dtype == dtype
@@ -241,39 +237,21 @@ def test_written_records_read_back(tmp_path, dtype):
 def test_large_ids_survive_in_uint32(tmp_path):
     record = {"tokens": np.array([1, 70_000, 2**31 - 1]), "segments": np.ones(3)}
     record["mask"] = np.array([0, 1, 1])
-    write_shards([record], tmp_path / "s", "docs", 2, np.uint32)
-    assert open_shards(tmp_path / "s")[0]["tokens"].tolist() == [1, 70_000, 2**31 - 1]
+    write_shards([record], tmp_path / "s", 2, np.uint32)
+    assert Shards(tmp_path / "s")[0]["tokens"].tolist() == [1, 70_000, 2**31 - 1]
     with pytest.raises(ValueError, match="do not fit uint16"):
-        write_shards([record], tmp_path / "t", "docs", 2, np.uint16)
+        write_shards([record], tmp_path / "t", 2, np.uint16)
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
 def test_shards_pickle(tmp_path):
     records = list(pack_documents(documents(), 16, BOS, EOS))
-    write_shards(records, tmp_path / "s", "docs", 16, np.uint16)
-    opened = open_shards(tmp_path / "s")
+    write_shards(records, tmp_path / "s", 16, np.uint16)
+    opened = Shards(tmp_path / "s")
     opened[0]
     again = pickle.loads(pickle.dumps(opened))
     assert len(again) == len(opened)
     np.testing.assert_array_equal(again[3]["tokens"], opened[3]["tokens"])
-
-
-READ_SCRIPT = """
-import sys
-import tensorflow_datasets as tfds
-source = tfds.builder_from_directory(sys.argv[1]).as_data_source(split="train")
-print(len(source), source[3]["tokens"].dtype, source[3]["tokens"].tolist(), source[3]["mask"].sum())
-assert "tensorflow" not in sys.modules
-"""
-
-
-def test_tfds_reads_the_shards_without_tensorflow(tmp_path):
-    records = list(pack_documents(documents(), 16, BOS, EOS))
-    write_shards(records, tmp_path / "s", "docs", 16, np.uint16, records_per_shard=20)
-    command = [sys.executable, "-c", READ_SCRIPT, str(tmp_path / "s")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True)
-    tokens, mask = records[3]["tokens"].tolist(), records[3]["mask"].sum()
-    assert done.stdout == f"{len(records)} uint16 {tokens} {mask}\n"
 
 
 WRITE_SCRIPT = """
@@ -281,7 +259,7 @@ import sys
 import numpy as np
 from tests.data.test_shards import BOS, EOS, documents, write_shards
 from data.tokens.shards import pack_documents
-write_shards(pack_documents(documents(), 16, BOS, EOS), sys.argv[1], "docs", 16, np.uint16, 20)
+write_shards(pack_documents(documents(), 16, BOS, EOS), sys.argv[1], 16, np.uint16, 20)
 """
 
 
@@ -303,17 +281,17 @@ def test_shards_have_the_same_bytes_in_every_process(tmp_path):
 def test_an_interruption_leaves_what_was_there(tmp_path, monkeypatch):
     directory = tmp_path / "s"
     records = list(pack_documents(documents(), 16, BOS, EOS))
-    write_shards(records, directory, "docs", 16, np.uint16)
+    write_shards(records, directory, 16, np.uint16)
 
-    def stop(*arguments):
+    def stop(*arguments, **options):
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(shards, "_write_metadata", stop)
+    monkeypatch.setattr(shards.json, "dumps", stop)
     for place in (directory, tmp_path / "new"):
         with pytest.raises(RuntimeError, match="killed"):
-            write_shards(records[:9], place, "docs", 16, np.uint16)
+            write_shards(records[:9], place, 16, np.uint16)
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
-    assert len(open_shards(directory)) == len(records)
+    assert len(Shards(directory)) == len(records)
 
 
 def test_rewriting_replaces_and_clears_what_a_killed_writer_left(tmp_path):
@@ -321,9 +299,9 @@ def test_rewriting_replaces_and_clears_what_a_killed_writer_left(tmp_path):
     (tmp_path / ".s.tmp").mkdir()
     (tmp_path / ".s.tmp" / "part-00007").write_text("half")
     records = list(pack_documents(documents(), 16, BOS, EOS))
-    write_shards(records, directory, "docs", 16, np.uint16, records_per_shard=10)
-    write_shards(records[:5], directory, "docs", 16, np.uint16)
-    assert len(open_shards(directory)) == 5
+    write_shards(records, directory, 16, np.uint16, records_per_shard=10)
+    write_shards(records[:5], directory, 16, np.uint16)
+    assert len(Shards(directory)) == 5
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
     assert sum("array_record" in path.name for path in directory.iterdir()) == 1
 
@@ -333,20 +311,20 @@ def test_folder_of_something_else_is_not_overwritten(tmp_path):
     (tmp_path / "s" / "thesis.txt").write_text("mine")
     records = list(pack_documents(documents(), 16, BOS, EOS))
     with pytest.raises(BadInput, match="exists and holds no shards"):
-        write_shards(records, tmp_path / "s", "docs", 16, np.uint16)
+        write_shards(records, tmp_path / "s", 16, np.uint16)
     assert (tmp_path / "s" / "thesis.txt").read_text() == "mine"
 
 
 def test_bad_arguments_are_named(tmp_path):
     with pytest.raises(BadInput, match="nothing to write"):
-        write_shards([], tmp_path / "s", "docs", 16, np.uint16)
-    with pytest.raises(BadInput, match="data set name 'My-Docs'"):
-        write_shards([], tmp_path / "s", "My-Docs", 16, np.uint16)
-    with pytest.raises(BadInput, match="must be a folder of finished shards"):
-        open_shards(tmp_path / "s")
+        write_shards([], tmp_path / "s", 16, np.uint16)
+    with pytest.raises(
+        BadInput, match="must be a folder of finished shards, with rows.json; .* packed again"
+    ):
+        Shards(tmp_path / "s")
     record = dict.fromkeys(("tokens", "segments", "mask"), np.zeros(3, np.int32))
     with pytest.raises(ValueError, match=r"must be \(17,\)"):
-        write_shards([record], tmp_path / "s", "docs", 16, np.uint16)
+        write_shards([record], tmp_path / "s", 16, np.uint16)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -354,24 +332,18 @@ def test_more_segments_than_16_bits_count_survive(tmp_path):
     seq_len = 70_000
     documents = pack_documents([[]] * 36_000 + [[5] * 70_000], seq_len, BOS, EOS)
     record = dict(next(documents), segments=np.arange(1, seq_len + 2))
-    write_shards([record], tmp_path / "s", "docs", seq_len, np.uint16)
-    assert open_shards(tmp_path / "s")[0]["segments"][-1] == 70_001
-
-
-def test_shards_without_segments_are_refused(tmp_path, monkeypatch):
-    def types(seq_len, dtype):
-        return {"tokens": dtype, "mask": np.dtype(np.uint8)}
-
-    monkeypatch.setattr(shards, "_types", types)
-    records = list(pack_documents(documents(), 16, BOS, EOS))
-    write_shards(records, tmp_path / "s", "docs", 16, np.uint16)
-    with pytest.raises(BadInput, match="shards without segments"):
-        open_shards(tmp_path / "s")
+    write_shards([record], tmp_path / "s", seq_len, np.uint16)
+    assert Shards(tmp_path / "s")[0]["segments"][-1] == 70_001
 
 
 def test_missing_shard_is_bad_input(tmp_path):
     records = list(pack_documents(documents(), 16, BOS, EOS))
-    write_shards(records, tmp_path / "s", "docs", 16, np.uint16, records_per_shard=20)
+    write_shards(records, tmp_path / "s", 16, np.uint16, records_per_shard=20)
     sorted((tmp_path / "s").glob("*array_record*"))[1].unlink()
-    with pytest.raises(BadInput, match="missing"):
-        open_shards(tmp_path / "s")
+    with pytest.raises(BadInput, match="00001-of-.*named by rows.json but missing"):
+        Shards(tmp_path / "s")
+    write_shards(records, tmp_path / "s", 16, np.uint16)
+    index = tmp_path / "s" / "rows.json"
+    index.write_text(index.read_text().replace(f": {len(records)}", ": 1"))
+    with pytest.raises(BadInput, match=f"{len(records)} records, must be 1 by rows.json"):
+        Shards(tmp_path / "s")
