@@ -28,7 +28,7 @@ from configs import web
 from data import curate, dedup, engine, minhash, ranges, sources, storage, tasks
 from data.readers import warc
 from data.readers import web as pages
-from data.tokens import packing, tokenizer
+from data.tokens import packing, tokenizer, trainer
 from data.words import split_words
 from launch import settings
 
@@ -159,9 +159,9 @@ def _end_to_end(config: curate.CurateConfig, out: Path, workers: engine.Engine) 
     curate.curate(config, out / "curate", out / "cache", workers, (), _silent)
     documents, model = out / "curate" / "documents", out / "model"
     model.mkdir(parents=True)
-    kind = tokenizer.TokenizerConfig(VOCAB_SIZE, SAMPLE_BYTES, 16, 0.9995)
+    kind = trainer.TokenizerConfig(VOCAB_SIZE, SAMPLE_BYTES, 16, 0.9995)
     packing.learn(documents, model, out / "cache", workers, kind, _silent)
-    load = partial(tokenizer.load, model)
+    load = partial(tokenizer.load_own, model)
     packing.make_shards(
         documents, out / "shards", out / "cache", workers, load, "bench", SEQ_LEN, False, _silent
     )

@@ -7,7 +7,6 @@ that written answers are generated to their full length and cut at the stops aft
 
 from collections.abc import Callable, Sequence
 
-from data.tokens.pretrained import Pretrained
 from data.tokens.tokenizer import Tokenizer
 from eval import batching, grade
 from eval.task import ANSWER_MARK, Example, Output, Task
@@ -19,7 +18,7 @@ def measure(
     task: Task,
     config: TransformerConfig,
     params: Params,
-    tokenizer: Tokenizer | Pretrained,
+    tokenizer: Tokenizer,
     *,
     num_shots: int,
     limit: int,
@@ -76,7 +75,7 @@ def answer(
     prompts: Sequence[str],
     config: TransformerConfig,
     params: Params,
-    tokenizer: Tokenizer | Pretrained,
+    tokenizer: Tokenizer,
     *,
     batch_size: int,
     log: Callable[[str], None],
@@ -108,7 +107,7 @@ def answer(
 
 
 def encode_pairs(
-    tokenizer: Tokenizer | Pretrained, pairs: Sequence[tuple[str, str]]
+    tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]
 ) -> list[tuple[list[int], list[int]]]:
     """Token ids of contexts and continuations, as the two together are encoded.
 
@@ -130,12 +129,12 @@ def encode_pairs(
     ]
 
 
-def _encode(tokenizer: Tokenizer | Pretrained, texts: Sequence[str]) -> list[list[int]]:
+def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     begin = [tokenizer.bos_id] if tokenizer.adds_bos else []
     return [[*begin, *ids] for ids in tokenizer.encode_batch(texts)]
 
 
-def _read(tokenizer: Tokenizer | Pretrained, ids: Sequence[int], stops: Sequence[str]) -> str:
+def _read(tokenizer: Tokenizer, ids: Sequence[int], stops: Sequence[str]) -> str:
     """The text of an answer up to the end of a text or of a turn, or the first stop."""
     ends = [ids.index(end) for end in (tokenizer.eos_id, tokenizer.end_id) if end in ids]
     text = tokenizer.decode(ids[: min(ends, default=len(ids))])

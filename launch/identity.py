@@ -16,7 +16,7 @@ from typing import Any
 from data import curate
 from data.engine import hash_code
 from data.errors import BadInput
-from data.tokens import tokenizer_source
+from data.tokens import imported
 from launch import decontamination, load, own_sets, shard_plan
 from launch.schema import identity, to_dict
 from launch.settings import Settings
@@ -64,13 +64,13 @@ def describe_files(settings: Settings, name: str) -> dict:
         return found | {"evaluation": decontamination.fingerprint(settings)}
     if name == "tokenizer" and settings.start:
         run, stage, _ = load.find_start(settings.start)
-        found = {"start_tokenizer": tokenizer_source.fingerprint("start", run.stage("tokenizer"))}
+        found = {"start_tokenizer": imported.fingerprint("start", run.stage("tokenizer"))}
         if stage == load.IMPORTED:
             described = run.read_config()
             found["start_origin"] = {key: described[key] for key in ORIGIN_KEYS}
         return found
     if name == "tokenizer" and (path := settings.tokenizer.path):
-        return {"files": tokenizer_source.fingerprint("tokenizer.path", Path(path))}
+        return {"files": imported.fingerprint("tokenizer.path", Path(path))}
     content = own_sets.fingerprint(settings, name)
     function = settings.reward.function if "reward.function" in STAGES[name].reads else ""
     if ":" in function:

@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from data.engine import Runner
 from data.errors import BadInput
 from data.mixture.loader import Batch, Loader, lm_batch
-from data.tokens.pretrained import Pretrained
 from data.tokens.tokenizer import Tokenizer
 from launch import load
 from launch.console import Progress
@@ -69,7 +68,7 @@ class Job:
         return sharding.make_mesh(self.settings.mesh)
 
     @functools.cached_property
-    def tokenizer(self) -> Tokenizer | Pretrained:
+    def tokenizer(self) -> Tokenizer:
         """The run's tokenizer."""
         return load.load_tokenizer(self.run)
 

@@ -13,8 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from data.errors import BadInput
-from data.tokens import pretrained, tokenizer
-from data.tokens.pretrained import Pretrained
+from data.tokens import tokenizer
 from data.tokens.tokenizer import Tokenizer
 from launch.schema import to_dataclass, to_dict
 from launch.stages.stage import MODELS
@@ -111,19 +110,19 @@ def load_run(path: Path | str, stage: str = "") -> tuple[TransformerConfig, Para
     return config, params, load_tokenizer(found.run)
 
 
-def load_tokenizer(run: RunDir) -> Tokenizer | Pretrained:
+def load_tokenizer(run: RunDir) -> Tokenizer:
     """The run's tokenizer: trained here, or that of the model it started from."""
     described = run.read_config()
     if "model_type" in described:  # an imported run
         rows = described.value("model.vocab_size", int)
-        return pretrained.load(run.stage("tokenizer"), rows)
+        return tokenizer.load(run.stage("tokenizer"), rows)
     loaded = tokenizer_loader(run)()
-    if isinstance(loaded, Pretrained):
+    if loaded.chat_template is not None:
         loaded.date = datetime.datetime.fromisoformat(described.value("instruct.date", str))
     return loaded
 
 
-def tokenizer_loader(run: RunDir) -> Callable[[], Tokenizer | Pretrained]:
+def tokenizer_loader(run: RunDir) -> Callable[[], Tokenizer]:
     """A function that loads the run's tokenizer in any process, with or without jax."""
     described = run.read_config()
     rows = described.value("model.vocab_size", int)
@@ -138,11 +137,11 @@ def tokenizer_loader(run: RunDir) -> Callable[[], Tokenizer | Pretrained]:
 
 def make_loader(
     folder: Path, start: str, path: str, rows: int, control: Sequence[str]
-) -> Callable[[], Tokenizer | Pretrained]:
+) -> Callable[[], Tokenizer]:
     """A function that loads a folder's tokenizer: trained here, or imported for so many rows."""
     if not (start or path) or is_own(folder):
-        return functools.partial(tokenizer.load, folder)
-    return functools.partial(pretrained.load_for_training, folder, rows, tuple(control))
+        return functools.partial(tokenizer.load_own, folder)
+    return functools.partial(tokenizer.load_for_training, folder, rows, tuple(control))
 
 
 def tokenizer_hash(run: RunDir) -> str:
@@ -179,7 +178,7 @@ def note_doubts(run: RunDir, stage: str, note: Callable[[str], None]) -> None:
 def is_own(folder: Path) -> bool:
     """Whether the tokenizer in a folder is one that was trained here."""
     try:
-        tokenizer.load(folder)
+        tokenizer.load_own(folder)
     except BadInput:
         return False
     return True

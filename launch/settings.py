@@ -17,7 +17,7 @@ from data.curate import CurateConfig
 from data.errors import BadInput
 from data.mixture.plan import MixtureConfig
 from data.quickstart.instruct import InstructConfig
-from data.tokens.tokenizer import TokenizerConfig
+from data.tokens.trainer import TokenizerConfig
 from eval import task
 from launch.schema import check_keys, hint_of, keys_of, to_dataclass
 from launch.stages.stage import STAGES, TRAINED, sections_of

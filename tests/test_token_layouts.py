@@ -21,8 +21,8 @@ from alignment.preference import PreferenceConfig, make_pairs, pair_rows
 from data.mixture.loader import lm_batch
 from data.quickstart.instruct import Example
 from data.tokens import chat
-from data.tokens.pretrained import load_for_training
 from data.tokens.shards import pack_documents
+from data.tokens.tokenizer import load_for_training
 from eval.dialog import Response, respond
 from eval.text import bits_per_byte
 from tests.model import test_transformer

@@ -125,13 +125,13 @@ def build_tokenizer(layout: Layout):
     """A small byte-level vocabulary with the family's split and special tokens."""
     from tokenizers import AddedToken
 
-    from data.tokens import byte_level
-    from tests.data.test_byte_level import byte_vocab
+    from data.tokens.gguf_tokenizer import byte_level
+    from tests.data.test_gguf_tokenizer import byte_vocab
 
     vocab, merges = byte_vocab()
     vocab |= {token: len(vocab) + i for i, token in enumerate(layout.special)}
     added = [AddedToken(token, special=True, normalized=False) for token in layout.special]
-    return byte_level.build(vocab, merges, layout.split, added)
+    return byte_level(vocab, merges, layout.split, added)
 
 
 def write_frozen(folder: Path, name: str) -> list[float]:

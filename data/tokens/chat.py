@@ -11,16 +11,14 @@ import numpy as np
 
 from data.errors import BadInput
 from data.tokens.chat_template import ChatTemplate
-from data.tokens.pretrained import Pretrained
 from data.tokens.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant")
 
 Message = Mapping[str, str]
-AnyTokenizer = Tokenizer | Pretrained
 
 
-def render(tokenizer: AnyTokenizer, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
+def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
     """Renders a conversation with the mask of what the assistant is to learn.
 
     Args:
@@ -50,7 +48,7 @@ def render(tokenizer: AnyTokenizer, messages: Sequence[Message]) -> tuple[np.nda
     return np.array(ids, np.int32), np.array(mask, np.uint8)
 
 
-def render_prompt(tokenizer: AnyTokenizer, messages: Sequence[Message]) -> np.ndarray:
+def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> np.ndarray:
     """Renders a conversation that waits for the assistant.
 
     In our own format it is, token for token, the beginning of `render` of the same messages with
@@ -78,7 +76,7 @@ def render_prompt(tokenizer: AnyTokenizer, messages: Sequence[Message]) -> np.nd
     return np.append(render(tokenizer, messages)[0], np.int32(tokenizer.assistant_id))
 
 
-def render_answer(tokenizer: AnyTokenizer, messages: Sequence[Message], text: str) -> np.ndarray:
+def render_answer(tokenizer: Tokenizer, messages: Sequence[Message], text: str) -> np.ndarray:
     """Ids of an answer to `messages`, as the model is to write them after `render_prompt`.
 
     Args:
@@ -104,14 +102,14 @@ def render_answer(tokenizer: AnyTokenizer, messages: Sequence[Message], text: st
     return ids[start:stop]
 
 
-def read_answer(tokenizer: AnyTokenizer, ids: Sequence[int]) -> str:
+def read_answer(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """Text of generated ids, without what a template writes around each answer by itself."""
     if template := _template(tokenizer):
         return template.strip(ids, tokenizer.decode)
     return tokenizer.decode(ids)
 
 
-def end_id(tokenizer: AnyTokenizer) -> int:
+def end_id(tokenizer: Tokenizer) -> int:
     """The token that ends an assistant's turn, at which generation stops.
 
     Raises:
@@ -121,7 +119,7 @@ def end_id(tokenizer: AnyTokenizer) -> int:
     return template.end_id if template else tokenizer.end_id
 
 
-def check(tokenizer: AnyTokenizer) -> None:
+def check(tokenizer: Tokenizer) -> None:
     """Tries out the chat format, before anything is paid for.
 
     Raises:
@@ -130,7 +128,7 @@ def check(tokenizer: AnyTokenizer) -> None:
     render_answer(tokenizer, [{"role": "user", "content": "Is it so?"}], "It is.")
 
 
-def _template(tokenizer: AnyTokenizer) -> ChatTemplate | None:
+def _template(tokenizer: Tokenizer) -> ChatTemplate | None:
     """The template to be used; None if the format is ours."""
     if tokenizer.assistant_id is not None:
         return None

@@ -5,7 +5,7 @@ and helpers are those of transformers' `apply_chat_template`, and so are the ids
 that does not spell a special token. One that does is encoded as with its option
 `sanitize_control_tokens`: special tokens in a message are text, only those that the template writes
 are tokens, and nobody can end their own turn. Added tokens that are not special are found in
-messages too, as in any text (pretrained.py).
+messages too, as in any text (tokenizer.py).
 
 What the template was shown for marks in the text are noncharacters that no message holds.
 """
@@ -35,7 +35,7 @@ BEGIN, END = "marks_begin_of_generation", "marks_end_of_generation"
 
 
 class Encoder(Protocol):
-    """What a template needs of pretrained.Pretrained."""
+    """What a template needs of tokenizer.Tokenizer."""
 
     def encode(self, text: str, *, special: bool) -> list[int]: ...
 

@@ -18,10 +18,11 @@ from data import ranges, storage
 from data.document import order
 from data.documents import sample
 from data.engine import SUMMARY, Engine, Task, key_of
-from data.tokens import shards, tokenizer
-from data.tokens.encode import Encoder, check
+from data.tokens import encode as bulk
+from data.tokens import shards, trainer
 
-BATCH_DOCUMENTS = 1024
+# Texts that are encoded at a time: documents are read so many at once until they are long enough.
+READ_DOCUMENTS, BATCH_CHARS = 256, 1 << 23
 # Texts on which the fast way to encode is held against the plain one, before it is taken.
 CHECKED_FILES, CHECKED_DOCUMENTS = 16, 16
 # A shard is packed in memory; at 2 bytes a token it is a file of about 50 MB.
@@ -45,37 +46,32 @@ def encode(
             begins) for each group.
         documents: a parquet file of curated documents.
         load: gives the tokenizer.
-        cached: whether encode.check has allowed to remember parts of texts.
+        cached: whether encode.check has allowed to encode like parts of texts once.
         by_language: whether languages of a domain are groups of their own.
         dtype: of the token ids.
 
     Returns:
-        {groups: {group: {domain, language, documents, bytes, tokens}}}; language is '' if all
-        share a group. Under `fertility`, [domain, language, documents, bytes, tokens] of every
-        language.
+        {counts: [domain, language, documents, bytes, tokens] of every language}.
     """
-    encoder = Encoder(load(), cached)
+    model = load()
+    cuts = model.cuts() if cached else None
     streams: dict[str, list[tuple[int, np.ndarray]]] = {}
-    groups: dict[str, dict] = {}
-    fertility: dict[tuple[str, str], list[int]] = {}
+    counts: dict[tuple[str, str], np.ndarray] = {}
     for rows in _batches(documents):
-        ids, lengths = encoder.encode([row["text"] for row in rows])
+        texts = [row["text"] for row in rows]
+        if cuts:
+            ids, lengths = bulk.encode(texts, cuts)
+        else:
+            ids, lengths = bulk.flatten(model.encode_batch(texts, num_threads=1))
         for row, tokens in zip(rows, np.split(ids, np.cumsum(lengths)[:-1]), strict=True):
-            language = row["language"] if by_language else ""
-            name = group_name(row["domain"], language)
-            found = {"documents": 1, "bytes": len(row["text"].encode()), "tokens": len(tokens)}
-            known = groups.setdefault(
-                name, {"domain": row["domain"], "language": language, **dict.fromkeys(found, 0)}
-            )
-            counts = fertility.setdefault((row["domain"], row["language"]), [0, 0, 0])
-            for place, (unit, value) in enumerate(found.items()):
-                known[unit] += value
-                counts[place] += value
+            found = (1, len(row["text"].encode()), len(tokens))
+            known = counts.setdefault((row["domain"], row["language"]), np.zeros(3, np.int64))
+            known += found
+            name = group_name(row["domain"], row["language"] if by_language else "")
             streams.setdefault(name, []).append((order(row["id"]), tokens.astype(dtype)))
     for name, stream in streams.items():
         _write_stream(out, name, stream)
-    rows = [[*key, *counts] for key, counts in sorted(fertility.items())]
-    return {"groups": groups, "fertility": rows}
+    return {"counts": [[*key, *found.tolist()] for key, found in sorted(counts.items())]}
 
 
 def group_name(domain: str, language: str) -> str:
@@ -94,11 +90,16 @@ def _first_texts(paths: Sequence[Path]) -> list[str]:
 
 
 def _batches(documents: str | Path) -> Iterator[list[dict]]:
-    columns = ["id", "domain", "language", "split", "text"]
-    for batch in pq.ParquetFile(documents).iter_batches(BATCH_DOCUMENTS, columns=columns):
-        rows = [row for row in batch.to_pylist() if row["split"] == "train"]
-        if rows:
+    columns, rows, num_chars = ["id", "domain", "language", "split", "text"], [], 0
+    for batch in pq.ParquetFile(documents).iter_batches(READ_DOCUMENTS, columns=columns):
+        new = [row for row in batch.to_pylist() if row["split"] == "train"]
+        rows += new
+        num_chars += sum(len(row["text"]) for row in new)
+        if num_chars >= BATCH_CHARS:
             yield rows
+            rows, num_chars = [], 0
+    if rows:
+        yield rows
 
 
 def _write_stream(out: Path, name: str, stream: list[tuple[int, np.ndarray]]) -> None:
@@ -151,7 +152,7 @@ def learn(
     out: Path,
     cache: Path,
     engine: Engine,
-    config: tokenizer.TokenizerConfig,
+    config: trainer.TokenizerConfig,
     log: Callable[[str], None],
 ) -> None:
     """Trains a tokenizer on a sample of the documents, or takes the one that was.
@@ -174,10 +175,10 @@ def learn(
             shards.link(path, out / path.name)
 
 
-def train(out: Path, documents: str, config: tokenizer.TokenizerConfig) -> dict:
+def train(out: Path, documents: str, config: trainer.TokenizerConfig) -> dict:
     """Trains a tokenizer; a task's body."""
     texts = sample(Path(documents), config.sample_bytes)
-    tokenizer.train(texts, config, out / tokenizer.FILES[config.kind])
+    trainer.train(texts, config, out / trainer.FILES[config.kind])
     return {}
 
 
@@ -207,21 +208,17 @@ def make_shards(
 
     Returns:
         {groups: {name: {domain, language, documents, bytes, tokens, records, shards}}, fertility:
-        as of `encode`}; tokens are of the texts, without those that mark their ends.
+        [domain, language, documents, bytes, tokens] of every language}; tokens are of the texts,
+        without those that mark their ends.
     """
     model = load()
     dtype = shards.token_dtype(model.vocab_size).name
     paths = sorted(documents.glob("*.parquet"))
-    why_not = check(model, _first_texts(paths))
+    why_not = bulk.check(model, _first_texts(paths))
     if why_not:
-        log(f"encoding without remembering parts of texts: {why_not}")
-    arguments = {
-        "load": load,
-        "cached": not why_not,
-        "by_language": by_language,
-        "dtype": dtype,
-    }
-    tasks = [
+        log(f"encoding each text whole, which is slower: {why_not}")
+    arguments = {"load": load, "cached": not why_not, "by_language": by_language, "dtype": dtype}
+    work = [
         Task(
             encode,
             key_of(encode, storage.hash_content(str(path)), tokenizer_key, by_language),
@@ -230,49 +227,47 @@ def make_shards(
         )
         for path in paths
     ]
-    encoded = engine.run(cache / "encoded", tasks, lambda line: log(f"encoding: {line}"))
-    groups = _sum_groups(encoded)
+    encoded = engine.run(cache / "encoded", work, lambda line: log(f"encoding: {line}"))
+    counts: dict[tuple[str, str], np.ndarray] = {}
+    for _, summary in encoded:
+        for domain, language, *found in summary["counts"]:
+            counts[domain, language] = counts.get((domain, language), 0) + np.array(found)
+    groups = _group(counts, by_language)
     for name, group in groups.items():
-        streams = [folder for folder, summary in encoded if name in summary["groups"]]
+        streams = [folder / name for folder, _ in encoded if (folder / f"{name}.npy").exists()]
         packed = _pack_group(name, streams, group["tokens"], cache, engine, seq_len, model, dtype)
         shards.publish(packed, out / name, seq_len, dtype)
         group |= {"records": sum(count for _, count in packed), "shards": len(packed)}
         log(f"{name}: {group['tokens']} tokens in {group['records']} rows")
-    return {"groups": groups, "fertility": _add_up(encoded)}
+    fertility = [[*key, *found.tolist()] for key, found in sorted(counts.items())]
+    return {"groups": groups, "fertility": fertility}
 
 
-def _sum_groups(encoded: list[tuple[Path, Mapping]]) -> dict[str, dict]:
+def _group(counts: Mapping[tuple[str, str], np.ndarray], by_language: bool) -> dict[str, dict]:
+    """The groups, by name, that have any tokens."""
     groups: dict[str, dict] = {}
-    for _, summary in encoded:
-        for name, found in summary["groups"].items():
-            known = groups.setdefault(name, {**found, "documents": 0, "bytes": 0, "tokens": 0})
-            for unit in ("documents", "bytes", "tokens"):
-                known[unit] += found[unit]
+    for (domain, language), found in sorted(counts.items()):
+        language = language if by_language else ""
+        name = group_name(domain, language)
+        group = groups.setdefault(name, {"domain": domain, "language": language})
+        for unit, count in zip(("documents", "bytes", "tokens"), found.tolist(), strict=True):
+            group[unit] = group.get(unit, 0) + count
     return {name: groups[name] for name in sorted(groups) if groups[name]["tokens"]}
 
 
 def _pack_group(name, streams, num_tokens, cache, engine, seq_len, model, dtype):
     """Packs a group's shards; the files and the records in each."""
-    content = [name, [folder.name for folder in streams], seq_len, model.bos_id, model.eos_id]
+    content = [name, [path.parent.name for path in streams], seq_len, model.bos_id, model.eos_id]
     arguments = {
-        "streams": [str(folder / name) for folder in streams],
+        "streams": [str(path) for path in streams],
         "seq_len": seq_len,
         "bos_id": model.bos_id,
         "eos_id": model.eos_id,
         "dtype": dtype,
     }
-    tasks = [
+    work = [
         Task(pack, key_of(pack, *content, low, high), {**arguments, "low": low, "high": high}, name)
         for low, high in ranges.cut(num_tokens, SHARD_TOKENS)
     ]
-    done = engine.run(cache / "packed", tasks, lambda _: None)
+    done = engine.run(cache / "packed", work, lambda _: None)
     return [(folder / "shard", summary["num_records"]) for folder, summary in done]
-
-
-def _add_up(encoded: list[tuple[Path, Mapping]]) -> list[list]:
-    totals: dict[tuple[str, str], list[int]] = {}
-    for _, summary in encoded:
-        for domain, language, *counts in summary["fertility"]:
-            known = totals.setdefault((domain, language), [0, 0, 0])
-            totals[domain, language] = [a + b for a, b in zip(known, counts, strict=True)]
-    return [[*key, *counts] for key, counts in sorted(totals.items())]

@@ -1,25 +1,66 @@
-"""Tokenizers of our own: trained on sampled text, exact round trip of any Unicode text.
+"""Tokenizers, trained here or by others: text to ids and back.
 
-Three kinds: SentencePiece's BPE and unigram, and WordPiece over bytes. Every model file gives the
-eight control tokens the same ids, 0 to 7. They stand for nothing that can be typed: a text that
-spells '<|user|>' is encoded as those eight characters.
+A `tokenizer.json` runs through the tokenizers library exactly as it stands, a `tokenizer.model`
+through SentencePiece; of a folder the first is taken where both are there.
+
+Those trained here (trainer.py) give the eight control tokens the ids 0 to 7, and any Unicode text
+comes back exactly. Of others, on any text without special tokens the ids are those of
+transformers' `tokenizer(text, add_special_tokens=False)`, but where transformers 5 itself leaves
+what the model was trained with. Its classes of GPT-2, Qwen 2 and Llama rebuild a tokenizer.json by
+their own rules: here its own splits stand, and only `add_prefix_space` is taken from the
+configuration (imported.py). Its Llama class loses a text's first space, reads a tokenizer.model
+that stands alone without its scores, which changes runs of spaces, takes a file without
+`add_prefix_space` to have it, and one without `legacy` to have `legacy: false`, where no space is
+put after a token that a text spells; here the file decides the first, and the second is true, as in
+transformers 4.
+
+transformers takes a special token that a text spells for the token itself. That lets a document
+close its own turn, so it is done here only where `special=True` asks for it; False is what
+transformers calls `split_special_tokens`. Two things are the same either way, there as here: added
+tokens that are not special are found, and a unigram tokenizer.json, whose library does not tell
+special pieces from others, gives them for their text.
 """
 
+import copy
 import functools
-import io
+import itertools
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from tokenizers import Tokenizer as FastTokenizer
 
 from data.errors import BadInput
-from data.tokens import wordpiece
-from data.tokens.encode import Cuts, joined_in_pieces
+from data.tokens.chat_template import ChatTemplate
+from data.tokens.encode import (
+    SPACE_MARK,
+    Cuts,
+    joined_in_pieces,
+    joined_in_words,
+    refuse_surrogates,
+)
+from data.tokens.gguf_tokenizer import GPT_2, SPLITS
+from data.tokens.imported import (
+    CONFIG,
+    LLAMA,
+    MAX_VOCAB_SIZE,
+    NO_VOCABULARY,
+    RANK_LINE,
+    ROLES,
+    Description,
+    blame,
+    class_roles,
+    describe,
+    read_object,
+    set_prefix_space,
+)
 
+# Of a tokenizer trained here: its first ids, and the roles that some of them have.
 CONTROL_PIECES = (
     "<|pad|>",
     "<|bos|>",
@@ -30,309 +71,367 @@ CONTROL_PIECES = (
     "<|assistant|>",
     "<|end|>",
 )
-PAD_ID, BOS_ID, EOS_ID, UNK_ID, SYSTEM_ID, USER_ID, ASSISTANT_ID, END_ID = range(8)
+OWN_ROLES = dict(zip(("pad_token", "bos_token", "eos_token"), CONTROL_PIECES, strict=False))
+TURN_PIECES = CONTROL_PIECES[4:]
 
-# Their own pieces, since the trainer takes a line for a sentence and a tab for a boundary:
-# it never sees the one and never learns the other.
-WHITESPACE_PIECES = ("\n", "\t")
-NUM_BYTES = 256
-NUM_FIXED_PIECES = len(CONTROL_PIECES) + len(WHITESPACE_PIECES) + NUM_BYTES
-# The file that a model of each kind is written to.
-FILES = {"bpe": "tokenizer.model", "unigram": "tokenizer.model", "wordpiece": "tokenizer.json"}
-# The smallest vocabulary: WordPiece has every byte twice, and blanks among them.
-MIN_SIZES = dict.fromkeys(("bpe", "unigram"), NUM_FIXED_PIECES + 1)
-MIN_SIZES["wordpiece"] = len(CONTROL_PIECES) + 2 * NUM_BYTES + 1
-
-# SentencePiece writes a space as U+2581, so that it would decode a U+2581 of the text as a space.
-SPACE_MARK = "\u2581"
-
-# The trainer skips sentences of more than 4,192 bytes; 1,000 characters are at most 4,000.
-MAX_SENTENCE_CHARS = 1000
-# The trainers count places in 32 bits.
-MAX_SAMPLE_BYTES = 1 << 31
-
-TRAINER_OPTIONS = {
-    "byte_fallback": True,
-    "split_digits": True,
-    # The next four are what makes the round trip exact.
-    "normalization_rule_name": "identity",
-    "remove_extra_whitespaces": False,
-    "add_dummy_prefix": False,
-    "allow_whitespace_only_pieces": True,
-    "pad_id": PAD_ID,
-    "bos_id": BOS_ID,
-    "eos_id": EOS_ID,
-    "unk_id": UNK_ID,
-    "pad_piece": CONTROL_PIECES[PAD_ID],
-    "bos_piece": CONTROL_PIECES[BOS_ID],
-    "eos_piece": CONTROL_PIECES[EOS_ID],
-    "unk_piece": CONTROL_PIECES[UNK_ID],
-    "control_symbols": list(CONTROL_PIECES[SYSTEM_ID:]),
-    "user_defined_symbols": list(WHITESPACE_PIECES),
-    # Written into the file, and the sums of the unigram's trainer are divided by it, so it must
-    # not follow the machine.
-    "num_threads": 16,
-    "minloglevel": 2,
-}
-
-
-@dataclass(frozen=True)
-class TokenizerConfig:
-    """The tokenizer that is trained, or the one that is taken.
-
-    Attributes:
-        vocab_size: ids of the one that is trained, control tokens and bytes included.
-        sample_bytes: UTF-8 bytes of text to train on, below 2 GiB. The unigram's trainer needs
-            some 30 bytes of memory for each.
-        max_piece_chars: longest piece, in characters; for WordPiece longest word.
-        character_coverage: share of the characters of the sample that get an id of their own, the
-            rest are spelled in bytes; WordPiece learns from bytes and does not look at it.
-        control: of a tokenizer taken: four of its tokens to mark system, user, assistant and end.
-        kind: bpe, unigram or wordpiece.
-        path: a tokenizer to take instead of training one: what tokenizer_source.take reads,
-            or '' to train.
-    """
-
-    vocab_size: int = 32_768
-    sample_bytes: int = 100_000_000
-    max_piece_chars: int = 16
-    character_coverage: float = 0.9995
-    control: tuple[str, ...] = ()
-    kind: str = "bpe"
-    path: str = ""
-
-    def __post_init__(self):
-        if self.kind not in FILES:
-            raise ValueError(f"kind={self.kind!r}: must be one of {', '.join(FILES)}")
-        if not self.path and self.vocab_size < MIN_SIZES[self.kind]:
-            raise ValueError(
-                f"vocab_size={self.vocab_size}: must be at least {MIN_SIZES[self.kind]} for "
-                f"kind={self.kind!r} (control tokens, bytes, and something beside them)"
-            )
-        if not 1 <= self.sample_bytes < MAX_SAMPLE_BYTES:
-            raise ValueError(
-                f"sample_bytes={self.sample_bytes}: must be in [1, {MAX_SAMPLE_BYTES})"
-            )
-        if not 1 <= self.max_piece_chars <= 512:
-            raise ValueError(f"max_piece_chars={self.max_piece_chars}: must be in [1, 512]")
-        if len(self.control) not in (0, 4) or len(set(self.control)) < len(self.control):
-            raise ValueError(f"control={self.control}: must be () or four different tokens")
-        if not 0.9 <= self.character_coverage <= 1.0:
-            raise ValueError(f"character_coverage={self.character_coverage}: must be in [0.9, 1.0]")
-
-
-def train(texts: Iterable[str], config: TokenizerConfig, path: Path) -> None:
-    """Trains a model on the first `sample_bytes` of the texts and writes it to `path`.
-
-    The file is a pure function of (texts, config): the same bytes every time, on any number of
-    cores. Nothing is left at `path` if training fails.
-
-    Args:
-        texts: documents in the order in which they are to be sampled; a caller with several
-            domains interleaves them. No more is read than the sample needs.
-        config: the section `tokenizer`.
-        path: the model file to write, replaced if it exists; its folder must exist, and its name
-            end as the one in FILES does.
-
-    Raises:
-        BadInput: there is no text, or the text does not support `vocab_size`.
-
-    Source: Sennrich et al. 2016 (BPE); Kudo 2018 (unigram); Kudo and Richardson 2018
-        (SentencePiece). Digits are split and unseen characters fall back to bytes, as in Llama
-        (Touvron et al. 2023). WordPiece: data/tokens/wordpiece.py.
-    """
-    sentences = _sample_sentences(texts, config.sample_bytes)
-    if config.kind == "wordpiece":
-        content = wordpiece.train(
-            sentences, config.vocab_size, config.max_piece_chars, CONTROL_PIECES
-        ).encode()
-    else:
-        content = _train_pieces(sentences, config)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
-
-
-def _train_pieces(sentences: Iterator[str], config: TokenizerConfig) -> bytes:
-    """A SentencePiece model file."""
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=sentences,
-            model_writer=model,
-            model_type=config.kind,
-            vocab_size=config.vocab_size,
-            character_coverage=config.character_coverage,
-            max_sentencepiece_length=config.max_piece_chars,
-            **TRAINER_OPTIONS,
-        )
-    except RuntimeError as error:
-        raise _explain(error, config) from error
-    return model.getvalue()
-
-
-def _sample_sentences(texts: Iterable[str], sample_bytes: int) -> Iterator[str]:
-    left_bytes = sample_bytes
-    for text in texts:
-        for line in text.split("\n"):
-            for start in range(0, len(line), MAX_SENTENCE_CHARS):
-                sentence = line[start : start + MAX_SENTENCE_CHARS]
-                left_bytes -= len(sentence.encode())
-                if left_bytes < 0:
-                    return
-                yield sentence
-
-
-def _explain(error: RuntimeError, config: TokenizerConfig) -> Exception:
-    """Turns the trainer's message into one that names the key, or returns it as it came."""
-    message = str(error)
-    value = f"tokenizer.vocab_size={config.vocab_size}"
-    if found := re.search(r"too high \(\d+\)\. Please set it to a value <= (\d+)", message):
-        return BadInput(f"{value}: the text sampled supports at most {found[1]}")
-    if found := re.search(r"required_chars\. \d+ vs (\d+)", message):
-        return BadInput(
-            f"{value}: the characters of the text sampled need at least {found[1]} "
-            f"(or a tokenizer.character_coverage below {config.character_coverage})"
-        )
-    if "sentences_.empty()" in message:
-        return BadInput(
-            f"tokenizer.sample_bytes={config.sample_bytes}: the texts hold nothing to train on; "
-            "at least one line that fits into the sample is needed"
-        )
-    return error
+NORMAL, USER_DEFINED, UNUSED = 1, 4, 5  # kinds of SentencePiece's pieces
 
 
 class Tokenizer:
-    """A trained model: text to ids and back.
+    """Text to ids and back.
 
     Attributes:
-        pad_id, bos_id, eos_id, unk_id, system_id, user_id, assistant_id, end_id: 0 to 7.
-        vocab_size: number of ids.
-        adds_bos: whether a text that a model is to continue begins with BOS: as in training.
+        vocab_size: the highest id + 1; a model may have more rows, for padding, never fewer.
+        bos_id, eos_id, pad_id: None where the tokenizer has none.
+        adds_bos: whether a text that a model is to continue begins with BOS. Its configuration
+            says so, or its tokenizer.json; a tokenizer.model that stands alone does (Llama, Gemma).
+        chat_template: Jinja source, or None.
+        date: that a chat template which asks for the day is told; None for today's.
+        named: special tokens by the names that a chat template has for them.
+        system_id, user_id, assistant_id, end_id: tokens that mark turns in the format of
+            data/tokens/chat.py; None unless it was trained here or `load` was given some.
     """
 
-    adds_bos = True
-    pad_id, bos_id, eos_id, unk_id = PAD_ID, BOS_ID, EOS_ID, UNK_ID
-    system_id, user_id, assistant_id, end_id = SYSTEM_ID, USER_ID, ASSISTANT_ID, END_ID
+    def __init__(
+        self, backend: "_Fast | _Pieces", about: Description, path: Path, control: Sequence[str]
+    ):
+        """Takes what `load` and `load_own` have read of a file."""
+        roles = {}
+        for role in ROLES:
+            token = about.roles.get(role)
+            has = backend.vocab.get(token) if role in about.roles else backend.roles.get(role)
+            if token is not None and has is None:
+                raise BadInput(f"{path.parent / CONFIG}: {role}={token!r} is not in the vocabulary")
+            roles[role] = has
+        for token in control:
+            if token not in backend.vocab:
+                raise BadInput(f"tokenizer.control has {token!r}; {path} has no such token")
+        self._backend = backend
+        self.bos_id, self.eos_id, self.pad_id = (roles[role] for role in ROLES)
+        adds_bos = about.add_bos_token
+        if adds_bos is None:
+            adds_bos = backend.begin == self.bos_id
+        self.adds_bos = adds_bos and self.bos_id is not None
+        # A role that only the vocabulary's file tells of has a name too.
+        told = {
+            role: token for token, i in backend.vocab.items() for role in ROLES if roles[role] == i
+        }
+        self.named, self.chat_template = told | about.named, about.chat_template
+        self.date: datetime | None = None
+        marks = [backend.vocab[token] for token in control] or [None] * 4
+        self.system_id, self.user_id, self.assistant_id, self.end_id = marks
+        self.vocab_size = max(backend.vocab.values()) + 1
+        self._is_shown = np.zeros(self.vocab_size, bool)
+        self._is_shown[list(backend.vocab.values())] = True
+        self._is_shown[[*backend.special_ids, *(i for i in marks if i is not None)]] = False
 
-    def __init__(self, path: Path):
-        """Loads a model file that `train` wrote: tokenizer.json is WordPiece, others not.
+    @functools.cached_property
+    def template(self) -> ChatTemplate | None:
+        """The chat template, to be rendered; None where there is none."""
+        if self.chat_template is None:
+            return None
+        special = {*self._backend.special_ids, *(i for i in [self.eos_id] if i is not None)}
+        tokens = {token: i for token, i in self._backend.vocab.items() if i in special}
+        return ChatTemplate(self.chat_template, self.named, tokens, self, self.date)
 
-        Raises:
-            BadInput: no such file, not such a model, or one with other control tokens.
-        """
-        path = Path(path)
-        if not path.is_file():
-            raise BadInput(f"{path}: no such tokenizer model; `seedbed tokenizer` writes it")
-        is_json = path.suffix == ".json"
-        self._model = wordpiece.WordPieces(path, CONTROL_PIECES) if is_json else _Pieces(path)
-        self.vocab_size = self._model.vocab_size
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of a text, to which none is added. See `encode_batch`."""
+        return self.encode_batch([text], special=special)[0]
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, without BOS or EOS; control tokens never come out of a text.
-
-        Raises:
-            BadInput: the text has a lone surrogate, which is not Unicode text.
-        """
-        return self.encode_batch([text])[0]
-
-    def encode_batch(self, texts: Sequence[str], num_threads: int = -1) -> list[list[int]]:
-        """Ids of many texts, equal to `encode` of each; encode.Encoder is for a corpus.
+    def encode_batch(
+        self, texts: Sequence[str], num_threads: int = -1, *, special: bool = False
+    ) -> list[list[int]]:
+        """Ids of many texts, equal to `encode` of each; encode.encode is for a corpus.
 
         Args:
             texts: any Unicode text.
             num_threads: 1, or -1 for all cores.
+            special: whether special tokens spelled in a text become their ids (a rendered chat
+                template wants it, a document or a user's message never does).
 
         Raises:
-            BadInput: a text has a lone surrogate; the message gives its index.
+            BadInput: a text has a lone surrogate (the message gives its index), or a character
+                for which the tokenizer has neither an id nor an unknown token.
         """
         try:
-            return self._model.encode_batch(texts, num_threads)
-        except (RuntimeError, TypeError, ValueError):  # which of them depends on the release
-            _check_unicode(texts)
+            with blame("this tokenizer cannot encode the text"):
+                return self._backend.encode_batch(list(texts), special, num_threads)
+        except BadInput:
+            refuse_surrogates(texts)
             raise
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; control tokens are dropped, bytes that are not UTF-8 become U+FFFD.
+        """Text of ids; special tokens and ids without a token (padding rows) are dropped.
 
         Args:
-            ids: integers, a list or a one-dimensional array; those of rows that the model has
-                beyond this vocabulary are dropped.
+            ids: integers, a list or a one-dimensional array.
         """
-        known = range(len(CONTROL_PIECES), self.vocab_size)
-        return self._model.decode([i for i in np.asarray(ids, np.int64).tolist() if i in known])
+        ids = np.asarray(ids, np.int64)
+        ids = ids[(ids >= 0) & (ids < self.vocab_size)]
+        return self._backend.decode(ids[self._is_shown[ids]].tolist())
 
     def cuts(self) -> Cuts:
-        """Where encode.Encoder may cut texts.
+        """Where encode.encode may cut texts.
 
         Raises:
-            BadInput: a unigram model: SentencePiece adds its scores up over a whole text in 32
-                bits, so that a part may be cut otherwise where two ways are all but equal.
+            BadInput: nowhere; the message says why.
         """
-        return self._model.cuts()
+        return self._backend.cuts()
 
 
-def load(folder: Path) -> Tokenizer:
-    """The tokenizer that was trained into a folder, of whatever kind.
+class _Fast:
+    """A tokenizer of the tokenizers library.
 
-    Raises:
-        BadInput: there is none.
+    Attributes:
+        vocab: token to id. special_ids: of tokens that no text gives. roles: ids that the file
+        itself gives to some of ROLES. begin: the token that the file puts before a text, or None.
     """
-    names = dict.fromkeys(FILES.values())
-    found = [Path(folder) / name for name in names if (Path(folder) / name).is_file()]
-    if not found:
-        raise BadInput(f"{folder}: holds no tokenizer of our own; needed is {' or '.join(names)}")
-    return Tokenizer(found[0])
+
+    def __init__(self, path: Path, about: Description):
+        content = read_object(path)
+        vocab = content["model"]["vocab"]
+        if isinstance(vocab, list) and len(dict(vocab)) < len(vocab):
+            raise ValueError("a token is in the vocabulary twice")
+        added = content.get("added_tokens") or []
+        added = [token for token in added if token["id"] < about.max_rows or not token["special"]]
+        set_prefix_space(content, about)
+        tokenizer = FastTokenizer.from_str(json.dumps(content | {"added_tokens": added}))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.begin = next(iter(tokenizer.encode("").ids), None)
+        tokenizer.encode_special_tokens = True  # as the text that they are
+        for token in added:
+            _check_id(token["content"], token["id"], tokenizer.token_to_id(token["content"]))
+        for i, token in about.added:
+            if tokenizer.token_to_id(token.content) is None:
+                tokenizer.add_tokens([token])
+            _check_id(token.content, i, tokenizer.token_to_id(token.content))
+        self.vocab = tokenizer.get_vocab()
+        tokenizer.add_special_tokens(sorted(about.special & self.vocab.keys()))
+        known = tokenizer.get_added_tokens_decoder()
+        self.special_ids = {i for i, token in known.items() if token.special}
+        self.roles = {
+            role: self.vocab.get(token) for role, token in class_roles(content, about).items()
+        }
+        self._tokenizer = tokenizer
+
+    @functools.cached_property
+    def _parsing(self) -> FastTokenizer:
+        """A copy, since the library's switch is the tokenizer's, not the call's."""
+        parsing = copy.deepcopy(self._tokenizer)
+        parsing.encode_special_tokens = False
+        return parsing
+
+    def encode_batch(self, texts: list[str], special: bool, num_threads: int) -> list[list[int]]:
+        tokenizer = self._parsing if special else self._tokenizer
+        if num_threads == 1:
+            return [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+        encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def cuts(self) -> Cuts:
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        if any((token.lstrip or token.rstrip) and not token.special for token in added):
+            raise BadInput("a token was added to its vocabulary that takes the blanks beside it")
+        told = (token for token, i in self.vocab.items() if i not in self.special_ids)
+        encode = functools.partial(self.encode_batch, special=False, num_threads=1)
+        return Cuts(joined_in_words(told, is_known=self._is_split_known()), encode)
+
+    def _is_split_known(self) -> bool:
+        """Whether texts are split by the patterns of SPLITS, and by nothing else."""
+        steps = json.loads(self._tokenizer.to_str())["pre_tokenizer"] or {"type": "none"}
+        *cuts, last = steps.get("pretokenizers", [steps])
+        if last["type"] != "ByteLevel" or last["add_prefix_space"]:
+            return False
+        patterns = [cut.get("pattern", {}).get("Regex", "") for cut in cuts]
+        patterns += [GPT_2] if last["use_regex"] else []
+        # Some files hold the line ends themselves.
+        spelled = tuple(text.replace("\r", r"\r").replace("\n", r"\n") for text in patterns)
+        return spelled in {split.patterns for split in SPLITS.values()}
 
 
 class _Pieces:
-    """A SentencePiece model."""
+    """A SentencePiece model, and the tokens that were added beside it. Attributes as of _Fast."""
 
-    def __init__(self, path: Path):
-        self._path = path
-        self._processor = sentencepiece.SentencePieceProcessor()
-        try:
-            self._processor.load_from_serialized_proto(path.read_bytes())
-        except RuntimeError as error:
-            raise BadInput(f"{path}: not a SentencePiece model ({error})") from error
-        self.vocab_size = self._processor.vocab_size()
-        num_pieces = min(self.vocab_size, len(CONTROL_PIECES))
-        pieces = tuple(self._processor.id_to_piece(i) for i in range(num_pieces))
-        if pieces != CONTROL_PIECES:
-            raise BadInput(f"{path}: its first pieces are {pieces}, must be {CONTROL_PIECES}")
-        mark_bytes = SPACE_MARK.encode()
-        self._mark_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in mark_bytes]
+    def __init__(self, path: Path, about: Description):
+        content = path.read_bytes()
+        if RANK_LINE.match(content):
+            raise ValueError(f"holds the ranks of tiktoken, and not how it splits; {NO_VOCABULARY}")
+        self._model = model = ModelProto.FromString(content)
+        if about.tokenizer_class in (LLAMA, "") and about.add_prefix_space is not None:
+            model.normalizer_spec.add_dummy_prefix = about.add_prefix_space
+        self._processor = _processor(model)
+        # What encodes the text after a token that was found in it.
+        self._later = self._processor if about.legacy else _without_prefix(model)
+        num_pieces = self._processor.vocab_size()
+        ids = list(range(num_pieces))
+        self.vocab = dict(zip(self._processor.id_to_piece(ids), ids, strict=True))
+        roles = {role: getattr(self._processor, role.replace("token", "id"))() for role in ROLES}
+        self.roles = {role: i for role, i in roles.items() if i >= 0}
+        self.begin = self.roles.get("bos_token")
+        controls, unknown = self._processor.is_control(ids), self._processor.is_unknown(ids)
+        self.special_ids = {i for i in ids if controls[i] or unknown[i]}
+        for i, token in about.added:
+            _check_id(token.content, i, self.vocab.setdefault(token.content, i))
+            self.special_ids |= {i} if token.special else set()
+        self.special_ids |= {self.vocab[token] for token in about.special & self.vocab.keys()}
+        self._beside = {i: token for token, i in self.vocab.items() if i >= num_pieces}
+        special = {token for token, i in self.vocab.items() if i in self.special_ids}
+        # Found in a text before it is encoded: without special tokens, and with them.
+        plain = set(self._beside.values()) - special
+        self._found = {token: [self.vocab[token]] for token in plain | special}
+        if about.is_own:  # SentencePiece would take it for a space
+            self._found[SPACE_MARK] = [self.vocab.get(f"<0x{i:02X}>") for i in SPACE_MARK.encode()]
+            plain = {SPACE_MARK}
+        self._cuts = (_compile_cut(plain), _compile_cut(plain | special))
+        self._is_cuttable = about.is_own or not plain
 
-    def encode_batch(self, texts: Sequence[str], num_threads: int) -> list[list[int]]:
-        parts = [part for text in texts for part in text.split(SPACE_MARK)]
-        encoded = iter(self._processor.encode(parts, out_type=int, num_threads=num_threads))
-        if len(parts) == len(texts):
-            return list(encoded)
-        rows = []
-        for text in texts:
-            row = next(encoded)
-            for _ in range(text.count(SPACE_MARK)):
-                row += self._mark_ids
+    def encode_batch(self, texts: list[str], special: bool, num_threads: int) -> list[list[int]]:
+        # Text at even places, a token at odd ones; each stretch of text is encoded by itself.
+        cuts = [self._cuts[special].split(text) for text in texts]
+        first, later = [cut[0] for cut in cuts], [part for cut in cuts for part in cut[2::2]]
+        rows = self._processor.encode(first, out_type=int, num_threads=num_threads)
+        encoded = iter(self._later.encode(later, out_type=int, num_threads=num_threads))
+        for row, cut in zip(rows, cuts, strict=True):
+            for token in cut[1::2]:
+                row += self._found[token]
                 row += next(encoded)
-            rows.append(row)
         return rows
 
     def decode(self, ids: list[int]) -> str:
-        return self._processor.decode(ids)
+        parts = []
+        for is_beside, run in itertools.groupby(ids, self._beside.__contains__):
+            if is_beside:
+                parts += (self._beside[i] for i in run)
+            else:
+                processor = self._later if parts else self._processor
+                parts.append(processor.decode(list(run)))
+        return "".join(parts)
 
     def cuts(self) -> Cuts:
-        model = ModelProto.FromString(self._path.read_bytes())
-        encode = functools.partial(self.encode_batch, num_threads=1)
-        return Cuts(joined_in_pieces(model), encode)
+        trainer, normalizer = self._model.trainer_spec, self._model.normalizer_spec
+        pieces = self._model.pieces
+        faults = {
+            "tokens that are not special were added beside its pieces": not self._is_cuttable,
+            "its sums over a whole text are rounded, as those over parts are not": (
+                trainer.model_type != trainer.BPE
+            ),
+            "unknown characters that stand together are one token": not trainer.byte_fallback,
+            "the text is normalized": normalizer.precompiled_charsmap
+            or normalizer.remove_extra_whitespaces
+            or not normalizer.escape_whitespaces,
+            "a space is put at its end": trainer.treat_whitespace_as_suffix
+            and normalizer.add_dummy_prefix,
+            "some pieces are unused": any(piece.type == UNUSED for piece in pieces),
+        }
+        for fault, is_so in faults.items():
+            if is_so:
+                raise BadInput(fault)
+        joined = joined_in_pieces(
+            piece.piece for piece in pieces if piece.type in (NORMAL, USER_DEFINED)
+        )
+        if not normalizer.add_dummy_prefix:
+            return Cuts(joined, functools.partial(self.encode_batch, special=False, num_threads=1))
+        encode = functools.partial(_without_prefix(self._model).encode, out_type=int)
+        return Cuts(joined, encode, " ")
 
 
-def _check_unicode(texts: Sequence[str]) -> None:
-    for index, text in enumerate(texts):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise BadInput(
-                f"text {index}: lone surrogate {text[error.start]!r} at character "
-                f"{error.start}; must be valid Unicode"
-            ) from error
+def _without_prefix(model: ModelProto) -> sentencepiece.SentencePieceProcessor:
+    """What encodes as the model does, but puts no space before a text."""
+    plain = ModelProto.FromString(model.SerializeToString())
+    plain.normalizer_spec.add_dummy_prefix = False
+    return _processor(plain)
+
+
+def _processor(model: ModelProto) -> sentencepiece.SentencePieceProcessor:
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.load_from_serialized_proto(model.SerializeToString())
+    return processor
+
+
+def _compile_cut(tokens: Collection[str]) -> re.Pattern:
+    """The pattern that cuts a text at tokens, the longest first; it may match nowhere."""
+    longest = sorted(tokens, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest))})" if longest else "(?!)")
+
+
+def _check_id(token: str, told: int, has: int | None) -> None:
+    if told != has:
+        raise ValueError(f"added token {token!r} is said to have id {told}, but has {has}")
+
+
+# In the order in which they are preferred.
+READERS: dict[str, Callable[[Path, Description], _Fast | _Pieces]] = {
+    "tokenizer.json": _Fast,
+    "tokenizer.model": _Pieces,
+}
+
+
+def load(folder: Path, vocab_size: int | None = None, control: Sequence[str] = ()) -> Tokenizer:
+    """Reads the tokenizer of a folder as others have made it.
+
+    Args:
+        folder: holds some of imported.FILES.
+        vocab_size: rows of the model's embedding. Special tokens with ids beyond it are left out,
+            so that their text is text (Gemma 3 publishes one that its text models lack).
+        control: four tokens, unused so far, to mark system, user, assistant and end of a turn.
+
+    Raises:
+        BadInput: no tokenizer there, a damaged one, or ids that the model has no rows for.
+    """
+    folder = Path(folder)
+    path = next((folder / name for name in READERS if (folder / name).is_file()), None)
+    if path is None:
+        raise BadInput(f"{folder}: holds no tokenizer; {NO_VOCABULARY}")
+    about = describe(folder, MAX_VOCAB_SIZE if vocab_size is None else vocab_size)
+    with blame(path):
+        backend = READERS[path.name](path, about)
+        ids = backend.vocab.values()
+        if len(set(ids)) < len(ids):
+            raise ValueError("gives one id to several tokens")
+        for i in (min(ids), max(ids)):
+            if not 0 <= i < about.max_rows:
+                whose = "" if vocab_size is None else ", the rows of the model"
+                raise ValueError(f"has the id {i}; must be below {about.max_rows}{whose}")
+    return Tokenizer(backend, about, path, control)
+
+
+def load_for_training(folder: Path, vocab_size: int, control: Sequence[str]) -> Tokenizer:
+    """Reads a tokenizer with every role that training needs: the end of a text fills in.
+
+    Args: as of `load`.
+
+    Raises:
+        BadInput: as `load`, or it names no end of a text.
+    """
+    tokenizer = load(folder, vocab_size, control)
+    if tokenizer.eos_id is None:
+        raise BadInput(f"{folder}: this tokenizer names no eos_token; training needs one")
+    for role in ("bos_id", "pad_id"):
+        if getattr(tokenizer, role) is None:
+            setattr(tokenizer, role, tokenizer.eos_id)
+    return tokenizer
+
+
+def load_own(folder: Path) -> Tokenizer:
+    """Reads the tokenizer that was trained into a folder, of whatever kind.
+
+    Raises:
+        BadInput: there is none, or one with other control tokens.
+    """
+    # An export has a tokenizer.json beside the model that was trained.
+    paths = [Path(folder) / name for name in reversed(READERS)]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        names = " or ".join(READERS)
+        raise BadInput(f"{folder}: holds no tokenizer that was trained here; needed is {names}")
+    about = Description(OWN_ROLES, special=set(CONTROL_PIECES), add_bos_token=True, is_own=True)
+    with blame(path):
+        backend = READERS[path.name](path, about)
+        first = tuple(sorted(backend.vocab, key=backend.vocab.get)[: len(CONTROL_PIECES)])
+        if first != CONTROL_PIECES:
+            raise ValueError(f"its first pieces are {first}, must be {CONTROL_PIECES}")
+    return Tokenizer(backend, about, path, TURN_PIECES)

@@ -3,12 +3,12 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from alignment import sft
 from data import engine
 from data.errors import BadInput
-from data.tokens import chat, packing, pretrained, tokenizer, tokenizer_source
+from data.tokens import chat, imported, packing, tokenizer
+from data.tokens.gguf_tokenizer import from_gguf
 from launch import load, own_sets, shard_plan
 from launch.job import Job
 from launch.settings import Settings
@@ -83,17 +83,17 @@ def take_tokenizer(chosen: Settings, folder: Path) -> None:
     if chosen.start:
         start = load.find_start(chosen.start)
         source = start.run.stage("tokenizer")
-        tokenizer_source.take(source, folder, _read_gguf)
+        imported.take(source, folder, _write_gguf)
         if start.stage == load.IMPORTED:
             described = start.run.read_config()
             write_json(folder / ORIGIN, {key: described[key] for key in ORIGIN_KEYS})
         elif (source / ORIGIN).exists():
             write_json(folder / ORIGIN, read_json(source / ORIGIN))
     else:
-        tokenizer_source.take(Path(config.path), folder, _read_gguf)
+        imported.take(Path(config.path), folder, _write_gguf)
     if not load.is_own(folder):
-        pretrained.load_for_training(folder, rows, config.control)
-    elif (num_ids := tokenizer.load(folder).vocab_size) > rows:
+        tokenizer.load_for_training(folder, rows, config.control)
+    elif (num_ids := tokenizer.load_own(folder).vocab_size) > rows:
         raise BadInput(f"{folder}: the tokenizer has {num_ids} ids, and the model {rows} rows")
 
 
@@ -128,5 +128,5 @@ def check_chat(chosen: Settings) -> None:
         raise BadInput(f"stages has {chatting[0]!r}: {error}") from error
 
 
-def _read_gguf(path: Path) -> dict[str, Any]:
-    return gguf.open_gguf(path)[1]
+def _write_gguf(path: Path, out: Path) -> None:
+    from_gguf(path, gguf.open_gguf(path)[1], out)

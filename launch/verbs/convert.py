@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from data.errors import BadInput
-from data.tokens import chat, pretrained, tokenizer, tokenizer_files
+from data.tokens import chat, imported, tokenizer
 from data.tokens.gguf_tokenizer import from_gguf
 from launch import load
 from launch.console import Progress
@@ -77,11 +77,11 @@ def run_import(source_hf: str, source_gguf: str, out: Path, progress: Progress) 
         described |= {"model_type": source.name, "source": str(place.absolute())}
         folder = run.stage("tokenizer")
         if source_hf:
-            tokenizer_files.copy_tokenizer(place, folder)
+            imported.copy_tokenizer(place, folder)
         else:
             from_gguf(place, source.metadata, folder)
         try:
-            num_tokens = pretrained.load(folder, source.config.vocab_size).vocab_size
+            num_tokens = tokenizer.load(folder, source.config.vocab_size).vocab_size
         except BadInput as error:
             raise BadInput(str(error).replace(str(folder), str(place))) from error
         settings = {"model": to_dict(source.config), **described}
@@ -280,7 +280,7 @@ def _describe_tokenizer(run: RunDir, described: dict, stage: str) -> tuple[str, 
     """
     folder = run.stage("tokenizer")
     if load.is_own(folder) and stage != load.IMPORTED:  # tuned from an import of ours, too
-        return "own", _trained_ids(tokenizer.load(folder), stage)
+        return "own", _trained_ids(tokenizer.load_own(folder), stage)
     if "format" in described:
         ids = described["token_ids"]
         if stage in CHATS:

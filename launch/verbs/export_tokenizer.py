@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import processors
 
 from data.errors import BadInput
-from data.tokens import chat, fast_tokenizer, pretrained, tokenizer, tokenizer_files
+from data.tokens import chat, fast_tokenizer, imported, tokenizer
 from launch.store.rundir import write_json
 
 # The format of data/tokens/chat.py, for a BOS and the tokens of roles and of a turn's end, as JSON.
@@ -20,7 +22,7 @@ CHAT_TEMPLATE = (
 # a special token, needs the blank in the template.
 CONTENTS = ("message['content']", "' ' + message['content']")
 # Of our own tokenizers.
-BOS, CONTROL = tokenizer.CONTROL_PIECES[1], tokenizer.CONTROL_PIECES[4:8]
+BOS, CONTROL = tokenizer.CONTROL_PIECES[1], tokenizer.TURN_PIECES
 # Encoded both ways before a converted tokenizer is exported.
 SAMPLES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -40,43 +42,48 @@ def write(folder: Path, kind: str, stage: str, out: Path) -> str:
     Returns:
       Which file is to be used, and how it was checked.
     """
-    tokenizer_files.copy_tokenizer(folder, out)
-    model = out / "tokenizer.model"
-    if kind == "own" and not model.exists():
-        model = out / "tokenizer.json"  # WordPiece
-    if kind == "hf" or not model.exists():
+    imported.copy_tokenizer(folder, out)
+    model = next(out / name for name in reversed(tokenizer.READERS) if (out / name).exists())
+    if kind == "hf" or (kind == "gguf" and model.suffix == ".json"):
         return "as it was imported"
-    config = tokenizer_files.read_object(out / tokenizer_files.CONFIG)
+    config = imported.read_object(out / imported.CONFIG)
     if kind == "own":
         roles = ("pad_token", "bos_token", "eos_token", "unk_token")
         config = dict(zip(roles, tokenizer.CONTROL_PIECES, strict=False))
         config |= {"add_bos_token": True}
         if stage != "pretrain":
             config["chat_template"] = _chat_template(BOS, CONTROL, CONTENTS[0])
-    bos = config["bos_token"] if config.get("add_bos_token") else None
-    plain = _plain_encoder(model, kind)
+        encode = tokenizer.load_own(folder).encode_batch
+    else:
+        encode = SentencePieceProcessor(model_file=str(model)).encode
     try:
-        fast = fast_tokenizer.to_fast(model, bos)
+        fast = _read_fast(model)
     except BadInput as error:
         return f"as it was imported; {error}"
+    if config.get("add_bos_token"):
+        bos = config["bos_token"]
+        fast.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A",
+            pair=f"{bos} $A {bos} $B",
+            special_tokens=[(bos, fast.token_to_id(bos))],
+        )
     fast.save(str(out / "tokenizer.json"))
     # Llama's class of transformers 5 would rebuild what is in tokenizer.json.
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    write_json(out / tokenizer_files.CONFIG, config)
-    ids = plain(list(SAMPLES))
+    write_json(out / imported.CONFIG, config)
+    ids = encode(list(SAMPLES))
     found = [fast.encode(text, add_special_tokens=False).ids for text in SAMPLES]
     same = sum(a == b for a, b in zip(ids, found, strict=True))
     return f"tokenizer.json made of {model.name}, same ids for {same} of {len(ids)} samples"
 
 
-def _plain_encoder(model: Path, kind: str) -> Callable[[list[str]], list[list[int]]]:
-    """What encodes texts as the run itself does."""
-    if kind == "own":
-        return tokenizer.Tokenizer(model).encode_batch
-    return SentencePieceProcessor(model_file=str(model)).encode
+def _read_fast(model: Path) -> FastTokenizer:
+    if model.suffix == ".json":
+        return FastTokenizer.from_file(str(model))
+    return fast_tokenizer.from_pieces(model)
 
 
-def write_control(model: pretrained.Pretrained, control: Sequence[str], out: Path) -> str:
+def write_control(model: tokenizer.Tokenizer, control: Sequence[str], out: Path) -> str:
     """Writes the chat template of `tokenizer.control`, and lists its tokens as special.
 
     It replaces a template that was imported, which training did not use. transformers prefers the
@@ -91,23 +98,23 @@ def write_control(model: pretrained.Pretrained, control: Sequence[str], out: Pat
     Returns:
       How the template was checked.
     """
-    config = tokenizer_files.read_object(out / tokenizer_files.CONFIG)
+    config = imported.read_object(out / imported.CONFIG)
     listed, place = config.pop("additional_special_tokens", None) or [], "additional_special_tokens"
     if isinstance(config.get("extra_special_tokens"), list):
         listed, place = listed + config["extra_special_tokens"], "extra_special_tokens"
     config[place] = listed + [token for token in control if token not in listed]
-    write_json(out / tokenizer_files.CONFIG, config)
+    write_json(out / imported.CONFIG, config)
     talks = [[{"role": "user", "content": text}] for text in SAMPLES if text]
     wanted = [_render(lambda talk: chat.render_prompt(model, talk), talk) for talk in talks]
     bos, counts = model.named.get("bos_token", model.named["eos_token"]), {}
     for content in CONTENTS:
         template = _chat_template(bos, control, content)
-        (out / tokenizer_files.TEMPLATE).write_text(template, encoding="utf-8")
-        render = pretrained.load(out).template.render_prompt
+        (out / imported.TEMPLATE).write_text(template, encoding="utf-8")
+        render = tokenizer.load(out).template.render_prompt
         found = [_render(render, talk) for talk in talks]
         counts[template] = sum(a is not None and a == b for a, b in zip(found, wanted, strict=True))
     best = max(counts, key=counts.get)
-    (out / tokenizer_files.TEMPLATE).write_text(best, encoding="utf-8")
+    (out / imported.TEMPLATE).write_text(best, encoding="utf-8")
     return f"chat template as trained, same ids for {counts[best]} of {len(talks)} messages"
 
 

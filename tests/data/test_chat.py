@@ -7,7 +7,8 @@ import pytest
 
 from data.errors import BadInput
 from data.tokens.chat import render, render_prompt
-from data.tokens.tokenizer import CONTROL_PIECES, Tokenizer, TokenizerConfig, train
+from data.tokens.tokenizer import CONTROL_PIECES, load_own
+from data.tokens.trainer import TokenizerConfig, train
 
 TEXT = "what does it do? it returns the list. no: it does not, at line 3\n"
 CONTENTS = (
@@ -26,7 +27,7 @@ CONTENTS = (
 def tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("chat") / "tokenizer.model"
     train([TEXT] * 20, TokenizerConfig(300, 100_000, 16, 1.0), path)
-    return Tokenizer(path)
+    return load_own(path.parent)
 
 
 def say(role, content="it does"):

@@ -9,7 +9,9 @@ import pytest
 from tokenizers import Tokenizer as FastTokenizer
 
 from data.errors import BadInput
-from data.tokens import chat, chat_template, pretrained
+from data.tokens import chat, chat_template
+from data.tokens.tokenizer import load as load_tokenizer
+from data.tokens.tokenizer import load_for_training
 from tests import chat_oracle
 from tests.chat_oracle import CONVERSATIONS, TOKENS, asked, forged, say, talk
 
@@ -53,8 +55,8 @@ def load(folders, name, source=None):
         folders.mkdir(exist_ok=True)
         chat_oracle.write_folder(folders, name)
         (folders / "chat_template.jinja").write_text(source, encoding="utf-8")
-        return pretrained.load(folders)
-    return pretrained.load(folders / name)
+        return load_tokenizer(folders)
+    return load_tokenizer(folders / name)
 
 
 def ids_of(tokenizer, messages):
@@ -218,12 +220,12 @@ def test_models_whose_templates_cannot_be_trained_with(folders, name, why):
 def test_no_template_at_all(folders, tmp_path):
     chat_oracle.write_folder(tmp_path / "plain", "qwen2.5")
     (tmp_path / "plain" / "chat_template.jinja").unlink()
-    tokenizer = pretrained.load(tmp_path / "plain")
+    tokenizer = load_tokenizer(tmp_path / "plain")
     for call in (chat.check, chat.end_id, lambda t: chat.render_prompt(t, [ASKED])):
         with pytest.raises(BadInput, match=r"no chat template; to chat, tokenizer\.control must"):
             call(tokenizer)
     marks = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "a")
-    control = pretrained.load_for_training(folders / "qwen2.5", 1000, marks)
+    control = load_for_training(folders / "qwen2.5", 1000, marks)
     ids, _ = chat.render(control, [ASKED, ANSWERED])
     assert ids[1] == control.user_id and ids[-1] == control.end_id, "control is what was asked for"
 

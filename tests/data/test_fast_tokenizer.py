@@ -10,8 +10,9 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import Tokenizer as FastTokenizer
 
 from data.errors import BadInput
-from data.tokens.fast_tokenizer import to_fast
-from data.tokens.tokenizer import FILES, Tokenizer, TokenizerConfig, train
+from data.tokens.fast_tokenizer import from_pieces
+from data.tokens.tokenizer import load_own
+from data.tokens.trainer import FILES, TokenizerConfig, train
 
 WORDS = [
     f"{stem}{end}" for stem in ("walk", "talk", "über", "数", "x1") for end in ("", "s", "ing")
@@ -71,7 +72,7 @@ def random_texts(count):
 )
 def test_ids_and_texts_are_those_of_the_model(tmp_path, options):
     model = write_model(tmp_path / "tokenizer.model", **options)
-    fast = to_fast(tmp_path / "tokenizer.model", None)
+    fast = from_pieces(tmp_path / "tokenizer.model")
     texts = [*TEXTS, *random_texts(500)]
     ids = model.encode(texts)
     found = [fast.encode(text).ids for text in texts]
@@ -94,33 +95,28 @@ def test_pieces_may_stand_in_any_order(tmp_path):
     del proto.pieces[:]
     proto.pieces.extend(pieces)
     path.write_bytes(proto.SerializeToString())
-    model, fast = sentencepiece.SentencePieceProcessor(str(path)), to_fast(path, None)
+    model, fast = sentencepiece.SentencePieceProcessor(str(path)), from_pieces(path)
     for text in random_texts(300):
         assert fast.encode(text).ids == model.encode(text)
 
 
-@pytest.mark.parametrize(
-    ("kind", "vocab_size"), [("bpe", 330), ("unigram", 330), ("wordpiece", 600)]
-)
-def test_a_model_of_our_own_keeps_every_text(tmp_path, kind, vocab_size):
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_model_of_our_own_keeps_every_text(tmp_path, kind):
     texts, path = random_texts(400), tmp_path / FILES[kind]
-    train(texts, TokenizerConfig(vocab_size, 10**6, 16, 0.9995, kind=kind), path)
-    model = Tokenizer(path)
-    to_fast(path, "<|bos|>").save(str(tmp_path / "fast.json"))
+    train(texts, TokenizerConfig(330, 10**6, 16, 0.9995, kind=kind), path)
+    model = load_own(tmp_path)
+    from_pieces(path).save(str(tmp_path / "fast.json"))
     fast = FastTokenizer.from_file(str(tmp_path / "fast.json"))
     for text in (*TEXTS, *texts, "<0x41> < 0x0A>"):
         ids = fast.encode(text).ids
-        assert ids[0] == 1
-        assert kind == "unigram" or ids[1:] == model.encode(text)
+        assert kind == "unigram" or ids == model.encode(text)
         assert fast.decode(ids) == text
     if kind == "unigram":
         pieces = sentencepiece.SentencePieceProcessor(str(path))
-        ids = [fast.encode(text, add_special_tokens=False).ids for text in texts]
+        ids = [fast.encode(text).ids for text in texts]
         check_ways_are_as_good(pieces, ids, model.encode_batch(texts))
-    assert fast.encode("<|user|>").ids == [1, 5], "as transformers has it"
-    assert (
-        fast.decode([1, 5, 7]) == "" and fast.decode([5], skip_special_tokens=False) == "<|user|>"
-    )
+    assert fast.encode("<|user|>").ids == [5], "as transformers has it"
+    assert fast.decode([5, 7]) == "" and fast.decode([5], skip_special_tokens=False) == "<|user|>"
 
 
 @pytest.mark.parametrize(
@@ -139,4 +135,4 @@ def test_a_model_of_our_own_keeps_every_text(tmp_path, kind, vocab_size):
 def test_a_model_that_cannot_be_turned_over_is_refused(tmp_path, options, words):
     write_model(tmp_path / "tokenizer.model", **options)
     with pytest.raises(BadInput, match=f"tokenizer.model: {words}; no tokenizer.json is made"):
-        to_fast(tmp_path / "tokenizer.model", None)
+        from_pieces(tmp_path / "tokenizer.model")

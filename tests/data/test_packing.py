@@ -12,7 +12,7 @@ import pytest
 from data.engine import Runner, start
 from data.errors import BadInput
 from data.tokens import packing, shards
-from data.tokens.tokenizer import TokenizerConfig
+from data.tokens.trainer import TokenizerConfig
 
 SEQ_LEN = 16
 TINY = {

@@ -5,10 +5,19 @@ import json
 import pytest
 from tokenizers import AddedToken
 
-from data.tokens import byte_level, pretrained
-from data.tokens.gguf_tokenizer import PREFIX, from_gguf
-from tests.data.test_byte_level import byte_vocab, write_gpt2, write_json, write_llama3
-from tests.data.test_gguf_tokenizer import llama_metadata, model_proto, pieces, write_llama
+from data.tokens.gguf_tokenizer import PREFIX, byte_level, from_gguf
+from data.tokens.tokenizer import load as load_tokenizer
+from data.tokens.tokenizer import load_for_training
+from tests.data.test_gguf_tokenizer import (
+    byte_vocab,
+    llama_metadata,
+    model_proto,
+    pieces,
+    write_gpt2,
+    write_json,
+    write_llama,
+    write_llama3,
+)
 
 END = "<|endoftext|>"
 # Of each layout: the split, or None for SentencePiece; special tokens, numbered after the
@@ -120,7 +129,7 @@ def write_layout(folder, name):
     else:
         vocab, special, merges = byte_tokens(special)
         added = [AddedToken(token, special=True, normalized=False) for token in special]
-        byte_level.build(vocab, merges, split, added).save(str(folder / "tokenizer.json"))
+        byte_level(vocab, merges, split, added).save(str(folder / "tokenizer.json"))
     if config:
         write_json(folder, "tokenizer_config.json", config)
 
@@ -140,9 +149,9 @@ def roles(tokenizer):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_roles_are_those_of_transformers_and_training_fills_in_the_end(tmp_path, name):
     write_layout(tmp_path / "a", name)
-    assert roles(pretrained.load(tmp_path / "a")) == FROZEN[name][:3]
-    size = pretrained.load(tmp_path / "a").vocab_size
-    assert roles(pretrained.load_for_training(tmp_path / "a", size, ())) == FROZEN[name][3:]
+    assert roles(load_tokenizer(tmp_path / "a")) == FROZEN[name][:3]
+    size = load_tokenizer(tmp_path / "a").vocab_size
+    assert roles(load_for_training(tmp_path / "a", size, ())) == FROZEN[name][3:]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -162,7 +171,7 @@ def test_a_gguf_gives_the_same_roles(tmp_path, name):
         found |= {"merges": list(map(" ".join, merges))}
         metadata = {PREFIX + key: value for key, value in found.items() if value is not None}
     from_gguf(tmp_path / "m.gguf", metadata, tmp_path / "a")
-    assert roles(pretrained.load(tmp_path / "a")) == FROZEN[name][:3]
+    assert roles(load_tokenizer(tmp_path / "a")) == FROZEN[name][:3]
 
 
 @pytest.mark.slow
@@ -172,7 +181,7 @@ def test_transformers_gives_the_same_roles(tmp_path):
         write_layout(tmp_path / name, name)
         theirs = auto.from_pretrained(tmp_path / name)
         found = theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id
-        assert found == roles(pretrained.load(tmp_path / name)), name
+        assert found == roles(load_tokenizer(tmp_path / name)), name
 
 
 @pytest.mark.parametrize(
@@ -186,12 +195,12 @@ def test_transformers_gives_the_same_roles(tmp_path):
 )
 def test_bos_stands_before_a_text_where_transformers_puts_it(tmp_path, writer, config, wanted):
     writer(tmp_path, **config)
-    assert pretrained.load(tmp_path).adds_bos is wanted
+    assert load_tokenizer(tmp_path).adds_bos is wanted
 
 
 def test_a_tokenizer_json_says_itself_whether_bos_stands_before_a_text(tmp_path):
     write_llama3(tmp_path)
-    assert pretrained.load(tmp_path).adds_bos
+    assert load_tokenizer(tmp_path).adds_bos
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     write_json(tmp_path, "tokenizer.json", content | {"post_processor": None})
-    assert not pretrained.load(tmp_path).adds_bos
+    assert not load_tokenizer(tmp_path).adds_bos

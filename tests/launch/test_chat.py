@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from data.errors import BadInput
-from data.tokens import tokenizer
+from data.tokens import tokenizer, trainer
 from launch.verbs import chat
 from model.config import TransformerConfig
 from model.transformer import init
@@ -18,11 +18,11 @@ def parts(tmp_path_factory):
     """(config, params, tokenizer) of an untrained model."""
     path = tmp_path_factory.mktemp("chat") / "tokenizer.model"
     texts = [f"word{number} and more words" for number in range(99)]
-    tokenizer.train(texts, tokenizer.TokenizerConfig(288, 10**6, 16, 0.9995), path)
+    trainer.train(texts, trainer.TokenizerConfig(288, 10**6, 16, 0.9995), path)
     sizes = dict(num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=32)
     # Rows beyond the tokenizer's ids, which an untrained model gives too.
     config = TransformerConfig(vocab_size=400, **sizes)
-    return config, init(config, jax.random.key(0)), tokenizer.load(path.parent)
+    return config, init(config, jax.random.key(0)), tokenizer.load_own(path.parent)
 
 
 def converse(parts):

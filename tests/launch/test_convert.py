@@ -18,8 +18,10 @@ from jax.sharding import NamedSharding
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models
 
-from data.tokens import chat, pretrained
-from data.tokens.tokenizer import CONTROL_PIECES, Tokenizer, TokenizerConfig, train
+from data.tokens import chat
+from data.tokens.tokenizer import CONTROL_PIECES, load_own
+from data.tokens.tokenizer import load as load_tokenizer
+from data.tokens.trainer import TokenizerConfig, train
 from launch.cli import run_command
 from launch.load import load_model
 from launch.schema import to_dict
@@ -322,7 +324,7 @@ def test_a_scale_that_no_family_has_goes_into_the_embedding(tmp_path):
 def test_its_tokenizer_gives_the_same_ids_to_others(own, tmp_path):
     run, _ = own
     seedbed("export", f"--run={run.path}", f"--hf={tmp_path}/hf")
-    ours = Tokenizer(run.stage("tokenizer") / MODEL)
+    ours = load_own(run.stage("tokenizer"))
     theirs = FastTokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
     for text in (*TEXTS, *export_tokenizer.SAMPLES):
         ids = ours.encode(text)
@@ -344,7 +346,7 @@ def test_its_tokenizer_gives_the_same_ids_to_others(own, tmp_path):
     shown = render(messages=messages, add_generation_prompt=True)
     expected = chat.render_prompt(ours, messages).tolist()
     assert theirs.encode(shown, add_special_tokens=False).ids == expected
-    assert pretrained.load(tmp_path / "hf").encode(TEXTS[0]) == ours.encode(TEXTS[0])
+    assert load_tokenizer(tmp_path / "hf").encode(TEXTS[0]) == ours.encode(TEXTS[0])
 
 
 def test_what_was_exported_can_be_imported(own, tmp_path):

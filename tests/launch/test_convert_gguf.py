@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer as FastTokenizer
 
-from data.tokens import pretrained
+from data.tokens.tokenizer import load as load_tokenizer
 from launch.load import load_model
 from launch.store.rundir import RunDir
 from launch.verbs import export_tokenizer
@@ -88,7 +88,7 @@ def test_a_gguf_file_is_imported_and_exported(tmp_path):
     code, out, err = seedbed("export", f"--run={run.path}", f"--hf={tmp_path}/hf")
     assert code == 0 and "same ids for 8 of 8 samples" in out, err
     assert_same(huggingface.load(tmp_path / "hf")[1], params)
-    ours = pretrained.load(run.stage("tokenizer"))
+    ours = load_tokenizer(run.stage("tokenizer"))
     theirs = FastTokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
     for text in export_tokenizer.SAMPLES:
         assert theirs.encode(text, add_special_tokens=False).ids == ours.encode(text)

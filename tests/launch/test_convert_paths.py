@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from data.errors import BadInput
-from data.tokens import pretrained
+from data.tokens.tokenizer import load as load_tokenizer
 from launch.load import load_model
 from launch.store.rundir import RunDir, write_json
 from model.interop import huggingface
@@ -48,7 +48,7 @@ def test_a_snapshot_of_the_hubs_cache_is_imported(tmp_path, shard_bytes):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     assert_same(load_model(RunDir(tmp_path / "run"), "import", mesh)[1], params)
     assert not any(path.is_symlink() for path in (tmp_path / "run").rglob("*"))
-    assert pretrained.load(tmp_path / "run" / "tokenizer").vocab_size == 3
+    assert load_tokenizer(tmp_path / "run" / "tokenizer").vocab_size == 3
 
 
 def test_a_place_that_cannot_be_made_is_named(tmp_path):

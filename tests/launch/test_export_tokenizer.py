@@ -5,7 +5,9 @@ import json
 import pytest
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from data.tokens import chat, pretrained
+from data.tokens import chat
+from data.tokens.tokenizer import load as load_tokenizer
+from data.tokens.tokenizer import load_for_training
 from launch.verbs.export_tokenizer import SAMPLES, write_control
 from tests import chat_oracle
 from tests.test_token_layouts import BYTE_LEVEL, CONTROL, PIECES, write_byte_level, write_pieces
@@ -40,11 +42,11 @@ def write(folder, family, **keys):
 )
 def test_a_message_has_the_ids_of_training(tmp_path, family, keys):
     write(tmp_path, family, **keys)
-    model = pretrained.load_for_training(tmp_path, 2000, CONTROL)
+    model = load_for_training(tmp_path, 2000, CONTROL)
     num = len([text for text in SAMPLES if text])
     checked = write_control(model, CONTROL, tmp_path)
     assert checked == f"chat template as trained, same ids for {num} of {num} messages"
-    found = pretrained.load(tmp_path)
+    found = load_tokenizer(tmp_path)
     assert found.assistant_id is None, "it talks by the template"
     for talk in TALKS:
         expected = chat.render_prompt(model, talk)

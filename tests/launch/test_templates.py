@@ -10,7 +10,8 @@ import pytest
 
 from configs import tune as tune_config
 from data.quickstart import instruct
-from data.tokens import chat, pretrained
+from data.tokens import chat
+from data.tokens.tokenizer import load as load_tokenizer
 from launch import load as loading
 from launch import own_sets, schema, settings
 from launch.identity import describe_inputs
@@ -77,7 +78,7 @@ def test_every_stage_speaks_by_the_template(tmp_path, stages):
     code, out, err = tune(tmp_path, stages, **{"sft.data.mine.path": own})
     assert code == 0, err
     summary = json.loads(out)["stages"]
-    tokenizer = pretrained.load(imported / "tokenizer")
+    tokenizer = load_tokenizer(imported / "tokenizer")
     run = RunDir(tmp_path / "run")
     config = schema.to_dataclass(instruct.InstructConfig, run.read_config()["instruct"], "instruct")
     examples = instruct.build(config)["train"]
@@ -207,12 +208,12 @@ def trained(folder, control, **fields):
 @pytest.mark.parametrize("control", [[], ["<|im_start|>", "er", "in", "at"]])
 def test_an_export_stops_where_its_model_was_taught_to(tmp_path, control):
     """A base model's files name the end of a text alone."""
-    base = pretrained.load(bring_in(tmp_path, "qwen2.5") / "tokenizer").eos_id - 1
+    base = load_tokenizer(bring_in(tmp_path, "qwen2.5") / "tokenizer").eos_id - 1
     generation = {"eos_token_id": [base], "temperature": 0.6}
     run = trained(tmp_path, control, token_ids={"eos_token_id": base}, generation=generation)
     code, _, err = seedbed("export", f"--run={run.path}", f"--hf={tmp_path}/out", "--stage=sft")
     assert code == 0, err
-    tokenizer, out = loading.load_tokenizer(run), pretrained.load(tmp_path / "out")
+    tokenizer, out = loading.load_tokenizer(run), load_tokenizer(tmp_path / "out")
     for name in ("config.json", "generation_config.json"):
         fields = json.loads((tmp_path / "out" / name).read_text())
         assert fields["eos_token_id"] == [chat.end_id(tokenizer), base]

@@ -1,35 +1,52 @@
-"""The files of an imported tokenizer: their names, what stands beside the vocabulary, copying."""
+"""The files of a tokenizer that others have made: which are taken, and what they say of it.
+
+What transformers decides by a tokenizer's class, where its files leave it open, is here too: which
+tokens have which roles, and `add_prefix_space`.
+"""
 
 import contextlib
 import json
 import operator
+import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
 
+from data import storage
 from data.errors import BadInput
 
 CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
 ADDED_TOKENS = "added_tokens.json"
 TEMPLATE = "chat_template.jinja"
-FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    CONFIG,
-    SPECIAL_TOKENS,
-    ADDED_TOKENS,
-    TEMPLATE,
+# What may stand beside a vocabulary and says which token has which role.
+BESIDE = (CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, TEMPLATE)
+FILES = ("tokenizer.json", "tokenizer.model", *BESIDE)
+NO_VOCABULARY = (
+    "needed is tokenizer.json or tokenizer.model (of vocab.json with merges.txt, or of tiktoken's "
+    "ranks, transformers makes one: AutoTokenizer.from_pretrained(IN).save_pretrained(OUT))"
 )
+RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")  # of tiktoken
+# No published vocabulary has a tenth of it; what decoding looks up is as long as the highest id.
+MAX_VOCAB_SIZE = 1 << 23
+
 ROLES = ("bos_token", "eos_token", "pad_token")
 SPECIAL_KEYS = (*ROLES, "unk_token", "sep_token", "cls_token", "mask_token")
 SPECIAL_LISTS = ("additional_special_tokens", "extra_special_tokens")
+GPT_2, QWEN_2, LLAMA, GEMMA = "GPT2Tokenizer", "Qwen2Tokenizer", "LlamaTokenizer", "GemmaTokenizer"
+END_OF_TEXT = "<|endoftext|>"
+# Unless the configuration says otherwise.
+CLASS_ROLES = {
+    GPT_2: {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT},
+    QWEN_2: {"eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT},
+    LLAMA: {"bos_token": "<s>", "eos_token": "</s>"},
+    GEMMA: {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"},
+}
+Step = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -47,18 +64,20 @@ class Description:
         add_prefix_space: the key of that name, None where it is absent or null.
         legacy: the key of that name, True where it is absent or null.
         add_bos_token: the key of that name, None where it is absent or null.
+        is_own: whether it was trained here, so that a U+2581 of a text comes back as one.
     """
 
-    roles: dict[str, str | None]
-    named: dict[str, str]
-    special: set[str]
-    max_rows: int
-    added: list[tuple[int, AddedToken]]
-    chat_template: str | None
-    tokenizer_class: str
-    add_prefix_space: bool | None
-    legacy: bool
-    add_bos_token: bool | None
+    roles: Mapping[str, str | None]
+    named: dict[str, str] = field(default_factory=dict)
+    special: set[str] = field(default_factory=set)
+    max_rows: int = MAX_VOCAB_SIZE
+    added: list[tuple[int, AddedToken]] = field(default_factory=list)
+    chat_template: str | None = None
+    tokenizer_class: str = ""
+    add_prefix_space: bool | None = None
+    legacy: bool = True
+    add_bos_token: bool | None = None
+    is_own: bool = False
 
 
 def describe(folder: Path, max_rows: int) -> Description:
@@ -130,6 +149,95 @@ def _read_added(token: dict[str, Any]) -> AddedToken:
     return AddedToken(**{key: value for key, value in token.items() if key != "__type"})
 
 
+def class_roles(content: Step, about: Description) -> dict[str, str]:
+    """Tokens of the roles that a tokenizer.json or its class fills, if its vocabulary has them."""
+    name, padding = about.tokenizer_class, content.get("padding")
+    splits = [step["type"] for step in _steps(content, "pre_tokenizer")]
+    if not name and not about.roles and splits == ["ByteLevel"]:
+        name = GPT_2  # GPT-2 itself was published without class and roles
+    return CLASS_ROLES.get(name, {}) | ({"pad_token": padding["pad_token"]} if padding else {})
+
+
+def set_prefix_space(content: Step, about: Description) -> None:
+    """Applies `add_prefix_space`: whether a space is put before a text that begins with none.
+
+    Without the key, the classes of GPT-2 and Qwen 2 put none, whatever the file does. Of Llama's
+    class, whose default in transformers 5 is another than the models were trained with, the file
+    decides.
+
+    Args:
+        content: a tokenizer.json, changed in place.
+        about: the files beside it.
+
+    Raises:
+        ValueError: the key contradicts a file of Llama's class, which transformers would rebuild.
+    """
+    wanted, steps = about.add_prefix_space, _steps(content, "pre_tokenizer")
+    if about.tokenizer_class in (GPT_2, QWEN_2):
+        for step in steps:
+            step |= {"add_prefix_space": bool(wanted)} if step["type"] == "ByteLevel" else {}
+        return
+    steps += _steps(content, "normalizer")
+    is_bytes = any(step["type"] == "ByteLevel" for step in steps)
+    has = any(
+        step["type"] == "Prepend"
+        or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
+        for step in steps
+    )
+    if about.tokenizer_class == LLAMA and not is_bytes and wanted not in (None, has):
+        puts = "puts a space before a text" if has else "puts no space before a text"
+        raise ValueError(
+            f"{puts}, and {CONFIG} has add_prefix_space={wanted}; save it anew with transformers "
+            "(AutoTokenizer.from_pretrained(IN).save_pretrained(OUT)), or take the key out"
+        )
+
+
+def _steps(content: Step, part: str) -> list[Step]:
+    """The steps of the normalizer or pre_tokenizer: one alone, or those of a sequence."""
+    whole = content.get(part)
+    if whole is None:
+        return []
+    if whole["type"] == "Sequence":
+        return list(whole.get("normalizers") or whole["pretokenizers"])
+    return [whole]
+
+
+def take(path: Path, out: Path, write_gguf: Callable[[Path, Path], None]) -> None:
+    """Copies a tokenizer's files, byte for byte, as tokenizer.load reads them.
+
+    Args:
+        path: a folder with some of FILES, or one file, known by its content: a tokenizer.json, a
+            SentencePiece model, or a GGUF, whose tokenizer is written as such files. What stands
+            beside a file and names roles is taken with it.
+        out: the folder to write to, made if it is not there.
+        write_gguf: writes the tokenizer of a GGUF file to `out`.
+
+    Raises:
+        BadInput: nothing there, nothing of these kinds, or damaged.
+    """
+    path, out = Path(path), Path(out)
+    if path.is_dir():
+        copy_tokenizer(path, out)
+        return
+    if not path.is_file():
+        raise BadInput(f"tokenizer.path={path}: must be a folder or file of a tokenizer")
+    head = _read_head(path)
+    if head.startswith(b"GGUF"):
+        write_gguf(path, out)
+        return
+    content, name = path.read_bytes(), "tokenizer.model"
+    if head.lstrip().startswith(b"{"):
+        name = "tokenizer.json"
+        with blame(path):
+            if "model" not in json.loads(content):
+                raise ValueError(f"a vocabulary alone; {NO_VOCABULARY}")
+    out.mkdir(parents=True, exist_ok=True)
+    write(out / name, content)
+    for name in BESIDE:
+        if path.with_name(name).is_file():
+            write(out / name, path.with_name(name).read_bytes())
+
+
 def copy_tokenizer(source: Path, out: Path) -> None:
     """Copies the tokenizer files of a folder, byte for byte, and no other file.
 
@@ -139,14 +247,40 @@ def copy_tokenizer(source: Path, out: Path) -> None:
     source, out = Path(source), Path(out)
     paths = [source / name for name in FILES]
     paths = [path for path in paths if path.exists() or path.is_symlink()]
-    if not paths:
-        raise BadInput(f"{source}: holds no tokenizer; its files would be {', '.join(FILES)}")
+    if not {path.name for path in paths} - set(BESIDE):
+        raise BadInput(f"{source}: holds no tokenizer; {NO_VOCABULARY}")
     for path in paths:
         if not path.is_file():
             raise BadInput(f"{path}: must be a file, or a link to one that is there")
     out.mkdir(parents=True, exist_ok=True)
     for path in paths:
         write(out / path.name, path.read_bytes())
+
+
+def fingerprint(key: str, path: Path) -> dict[str, str]:
+    """Hash of every file that `take` reads at a path, by name.
+
+    Args:
+        key: the setting that `path` is of, for messages.
+        path: as `take` has it.
+
+    Raises:
+        BadInput: nothing is there.
+    """
+    path = Path(path)
+    folder, names = (path, FILES) if path.is_dir() else (path.parent, (path.name,))
+    if path.is_file() and not _read_head(path).startswith(b"GGUF"):
+        names += BESIDE
+    found = {name for name in names if (folder / name).is_file()}
+    if not found:
+        raise BadInput(f"{key}={path}: must be a folder or file of a tokenizer")
+    with blame(path):
+        return {name: storage.hash_content(str(folder / name)) for name in sorted(found)}
+
+
+def _read_head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1 << 12)
 
 
 def write(path: Path, content: bytes) -> None:

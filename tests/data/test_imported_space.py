@@ -2,17 +2,14 @@
 
 import json
 
-import numpy as np
 import pytest
 from sentencepiece import SentencePieceProcessor
-from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+from tokenizers import pre_tokenizers
 
 from data.errors import BadInput
-from data.tokens import byte_level, fast_tokenizer, pretrained
-from data.tokens.encode import Encoder, check
-from tests.data.test_byte_level import END, byte_vocab, write_gpt2, write_json
-from tests.data.test_gguf_tokenizer import model_proto
-from tests.data.test_pretrained import random_texts
+from data.tokens import fast_tokenizer
+from data.tokens.tokenizer import load
+from tests.data.test_gguf_tokenizer import END, model_proto, write_gpt2, write_json
 
 KEYS = {"absent": {}, "null": {"add_prefix_space": None}} | {
     str(value): {"add_prefix_space": value} for value in (True, False)
@@ -57,19 +54,12 @@ FROZEN = {
 }
 
 
-def write_byte_level(folder, split, source, has_space, config):
-    """A tokenizer as vocab.json with merges.txt, or as a tokenizer.json with a space or without."""
-    if source == "vocab.json":
-        write_gpt2(folder, tokenizer_class=CLASSES[split], **config)
-        return
-    vocab, merges = byte_vocab()
-    end = [AddedToken(END, special=True)]
-    tokenizer = byte_level.build({**vocab, END: len(vocab)}, merges, split, end)
-    content = json.loads(tokenizer.to_str())
+def write_byte_level(folder, split, has_space, config):
+    """A tokenizer.json with a space before each text, or without."""
+    write_gpt2(folder, split, **{"tokenizer_class": CLASSES[split], "eos_token": END} | config)
+    content = json.loads((folder / "tokenizer.json").read_text())
     content["pre_tokenizer"]["pretokenizers"][-1]["add_prefix_space"] = has_space
     write_json(folder, "tokenizer.json", content)
-    config = {"tokenizer_class": CLASSES[split], "eos_token": END} | config
-    write_json(folder, "tokenizer_config.json", config)
 
 
 def write_llama(folder, source, config):
@@ -81,7 +71,7 @@ def write_llama(folder, source, config):
     write_json(folder, "tokenizer_config.json", config)
     if source == "tokenizer.model":
         return
-    tokenizer = fast_tokenizer.to_fast(folder / "tokenizer.model", None)
+    tokenizer = fast_tokenizer.from_pieces(folder / "tokenizer.model")
     (folder / "tokenizer.model").unlink()
     content = json.loads(tokenizer.to_str())
     if source != "prepend":
@@ -89,12 +79,11 @@ def write_llama(folder, source, config):
         content |= {"normalizer": None, "pre_tokenizer": json.loads(metaspace.__getstate__())}
     if source == "never":
         content["decoder"]["decoders"].pop()  # which strips the space
-    Tokenizer.from_str(json.dumps(content))
     write_json(folder, "tokenizer.json", content)
 
 
 def encode(folder, texts):
-    return pretrained.load(folder).encode_batch(texts, special=True)
+    return load(folder).encode_batch(texts, special=True)
 
 
 def frozen(family, outcome):
@@ -102,46 +91,40 @@ def frozen(family, outcome):
     return rows[: len(PLAIN)], rows[len(PLAIN) :]
 
 
-def byte_level_cases():
-    """(split, source, whether that source puts a space, key) of every layout."""
-    sources = (("vocab.json", False), ("tokenizer.json", False), ("tokenizer.json", True))
-    return [(split, *source, key) for split in CLASSES for source in sources for key in KEYS]
-
-
-def llama_outcome(source, key, legacy):
-    """Where a space is put: what the key says, then what the file does; 'always' by default."""
-    if key == "False" or (source == "never" and key != "True"):
-        return "never"
-    if source in ("first", "always"):
-        return source
-    return "first" if legacy == "false" and source != "prepend" else "always"
-
-
 SOURCES = ("tokenizer.model", "prepend", "first", "always", "never")
+CASES = [
+    (split, has_space, key) for split in CLASSES for has_space in (False, True) for key in KEYS
+]
 
 
-@pytest.mark.parametrize(("split", "source", "has_space", "key"), byte_level_cases())
-def test_byte_level_classes_take_the_key_and_else_put_no_space(
-    tmp_path, split, source, has_space, key
-):
-    write_byte_level(tmp_path / "a", split, source, has_space, KEYS[key])
+@pytest.mark.parametrize(("split", "has_space", "key"), CASES)
+def test_byte_level_classes_take_the_key_and_else_put_no_space(tmp_path, split, has_space, key):
+    write_byte_level(tmp_path, split, has_space, KEYS[key])
     plain, spelled = frozen(split, key == "True")
-    assert encode(tmp_path / "a", PLAIN) == plain
-    assert encode(tmp_path / "a", SPELLED) == spelled
+    assert encode(tmp_path, PLAIN) == plain
+    assert encode(tmp_path, SPELLED) == spelled
 
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("legacy", LEGACY)
-def test_llama_takes_the_keys_and_else_its_file(tmp_path, source, key, legacy):
-    write_llama(tmp_path / "a", source, KEYS[key] | LEGACY[legacy])
-    outcome = llama_outcome(source, key, legacy)
+def test_llama_takes_the_keys_or_its_file_and_refuses_what_contradicts_it(
+    tmp_path, source, key, legacy
+):
+    write_llama(tmp_path, source, KEYS[key] | LEGACY[legacy])
+    wanted = {"True": True, "False": False}.get(key, source != "never")
+    if source != "tokenizer.model" and wanted != (source != "never"):
+        with pytest.raises(BadInput, match=f"json: puts .*has add_prefix_space={wanted}; save it"):
+            load(tmp_path)
+        return
+    outcome = source if source in ("first", "always", "never") else "always"
+    if source == "tokenizer.model":
+        outcome = "never" if not wanted else "first" if legacy == "false" else "always"
     plain, spelled = frozen("llama", outcome)
-    assert encode(tmp_path / "a", PLAIN) == plain
-    assert encode(tmp_path / "a", SPELLED) == spelled
-    tokenizer = pretrained.load(tmp_path / "a")
-    loses = outcome != "never" and source not in ("tokenizer.model", "prepend")  # Metaspace does
-    spaces = () if loses else (" the dog", "  a")
+    assert encode(tmp_path, PLAIN) == plain
+    assert encode(tmp_path, SPELLED) == spelled
+    tokenizer = load(tmp_path)
+    spaces = () if source in ("first", "always") else (" the dog", "  a")  # Metaspace loses one
     for text in ("the dog", "\n a", *spaces):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -153,43 +136,26 @@ def test_sentencepiece_is_the_reference_of_spaces_at_the_start(tmp_path, key, pr
     model.normalizer_spec.add_dummy_prefix = prefix
     reference = SentencePieceProcessor(model_proto=model.SerializeToString())
     texts = [" ", " the dog", "  the", "the  dog", ""]
-    for source in ("tokenizer.model", "prepend"):
+    for source in ("tokenizer.model", "prepend") if prefix else ("tokenizer.model",):
         write_llama(tmp_path / source, source, KEYS[key])
         assert encode(tmp_path / source, texts) == reference.encode(texts)
 
 
 @pytest.mark.parametrize("split", CLASSES)
 def test_a_file_of_another_class_is_used_as_it_stands(tmp_path, split):
-    for has_space in (True, False):
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": not has_space}
-        write_byte_level(tmp_path / "a", split, "tokenizer.json", has_space, config)
-        assert encode(tmp_path / "a", PLAIN) == frozen(split, has_space)[0]
-        # Llama 3 and DeepSeek V3 were published under Llama's class.
-        config["tokenizer_class"] = "LlamaTokenizerFast"
-        write_byte_level(tmp_path / "a", split, "tokenizer.json", has_space, config)
-        assert encode(tmp_path / "a", PLAIN) == frozen(split, has_space)[0]
-
-
-@pytest.mark.parametrize("write", [write_byte_level, write_llama])
-@pytest.mark.parametrize("key", ["True", "False"])
-def test_texts_encoded_in_bulk_have_the_same_ids(tmp_path, write, key):
-    arguments = (
-        ("gpt-2", "vocab.json", False) if write == write_byte_level else ("tokenizer.model",)
-    )
-    write(tmp_path / "a", *arguments, KEYS[key] | {"legacy": False})
-    tokenizer = pretrained.load(tmp_path / "a")
-    texts = [*PLAIN, *SPELLED, " the dog", "  the", "", *random_texts(300)]
-    assert check(tokenizer, texts) == ""
-    ids, lengths = Encoder(tokenizer, cached=True).encode(texts)
-    rows = [part.tolist() for part in np.split(ids, np.cumsum(lengths))[:-1]]
-    assert rows == tokenizer.encode_batch(texts)
+    # Llama 3 and DeepSeek V3 were published under Llama's class.
+    for name in ("PreTrainedTokenizerFast", "LlamaTokenizerFast"):
+        for has_space in (True, False):
+            config = {"tokenizer_class": name, "add_prefix_space": not has_space}
+            write_byte_level(tmp_path, split, has_space, config)
+            assert encode(tmp_path, PLAIN) == frozen(split, has_space)[0]
 
 
 @pytest.mark.parametrize("key", ["add_prefix_space", "legacy"])
 def test_a_key_of_another_type_is_refused(tmp_path, key):
     write_llama(tmp_path / "a", "tokenizer.model", {key: "yes"})
     with pytest.raises(BadInput, match=f"tokenizer_config.json: {key}='yes': must be true, false"):
-        pretrained.load(tmp_path / "a")
+        load(tmp_path / "a")
 
 
 @pytest.mark.slow
@@ -199,20 +165,17 @@ def test_transformers_gives_the_same_ids(tmp_path):
     def theirs(folder, texts):
         return auto.from_pretrained(folder)(list(texts), add_special_tokens=False)["input_ids"]
 
-    for number, case in enumerate(byte_level_cases()):
+    for number, case in enumerate(CASES):
         folder = tmp_path / str(number)
-        write_byte_level(folder, *case[:3], KEYS[case[3]])
-        if case[::3] == ("gpt-2", "null"):
+        write_byte_level(folder, *case[:2], KEYS[case[2]])
+        if case[::2] == ("gpt-2", "null"):
             continue  # a TypeError of theirs
         assert theirs(folder, PLAIN + SPELLED) == encode(folder, PLAIN + SPELLED), case
-    for source in SOURCES:
-        for key in KEYS:
-            for legacy in LEGACY:
-                folder = tmp_path / f"{source} {key} {legacy}"
-                write_llama(folder, source, KEYS[key] | LEGACY[legacy])
-                if source == "never" and key not in ("True", "False"):
-                    continue  # theirs puts a space that this file does not
-                assert theirs(folder, PLAIN) == encode(folder, PLAIN), folder
-                # Theirs takes legacy to be false where it is absent, and overrides the file.
-                if source == "tokenizer.model" and legacy != "absent":
-                    assert theirs(folder, SPELLED) == encode(folder, SPELLED), folder
+    for key in KEYS:
+        for legacy in LEGACY:
+            folder = tmp_path / f"{key} {legacy}"
+            write_llama(folder, "tokenizer.model", KEYS[key] | LEGACY[legacy])
+            assert theirs(folder, PLAIN) == encode(folder, PLAIN), folder
+            # Theirs takes legacy to be false where it is absent.
+            if legacy != "absent":
+                assert theirs(folder, SPELLED) == encode(folder, SPELLED), folder

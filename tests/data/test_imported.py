@@ -1,4 +1,4 @@
-"""The files of an imported tokenizer: what stands beside the vocabulary, damage, copying."""
+"""The files of an imported tokenizer: what they say, damage, copying, taking."""
 
 import json
 import os
@@ -8,20 +8,21 @@ import shutil
 import pytest
 
 from data.errors import BadInput
-from data.tokens import pretrained
-from data.tokens.tokenizer_files import FILES, blame, copy_tokenizer
-from tests.data.test_byte_level import (
+from data.tokens.gguf_tokenizer import from_gguf
+from data.tokens.imported import FILES, blame, copy_tokenizer, fingerprint, take
+from data.tokens.tokenizer import load as load_tokenizer
+from tests.data.test_gguf_tokenizer import (
     BEGIN,
     END,
     TEMPLATE,
     THINK,
     TURN,
-    write_gpt2,
+    byte_metadata,
     write_json,
+    write_llama,
     write_llama3,
 )
-from tests.data.test_gguf_tokenizer import write_llama
-from tests.data.test_pretrained import write_unigram
+from tests.data.test_tokenizer import write_unigram
 
 CONFIG = "tokenizer_config.json"
 
@@ -41,82 +42,80 @@ def llama3(tmp_path):
 
 def test_the_first_of_the_vocabularies_is_taken(llama3):
     write_llama(llama3)
-    write_gpt2(llama3)
     (llama3 / CONFIG).unlink()
     sizes = []
-    for name in ("tokenizer.json", "tokenizer.model", "vocab.json"):
-        sizes.append(pretrained.load(llama3).vocab_size)
+    for name in ("tokenizer.json", "tokenizer.model"):
+        sizes.append(load_tokenizer(llama3).vocab_size)
         (llama3 / name).unlink()
-    assert sizes == [389, 469, 385]
-    with pytest.raises(
-        BadInput, match="llama3: holds no tokenizer; needed is one of tokenizer.json"
-    ):
-        pretrained.load(llama3)
+    assert sizes == [389, 469]
+    (llama3 / "vocab.json").write_text("{}")
+    with pytest.raises(BadInput, match="llama3: holds no tokenizer; needed is .*save_pretrained"):
+        load_tokenizer(llama3)
 
 
 def test_older_files_say_the_same(llama3):
     """special_tokens_map.json and added_tokens.json, from before the configuration held it all."""
     (llama3 / CONFIG).unlink()
-    plain = pretrained.load(llama3)
+    plain = load_tokenizer(llama3)
     assert (plain.bos_id, plain.eos_id, plain.pad_id) == (None, None, 386)
     write_json(llama3, "special_tokens_map.json", {"bos_token": BEGIN, "eos_token": "<|new|>"})
     write_json(llama3, "added_tokens.json", {"<|new|>": 389})
-    tokenizer = pretrained.load(llama3)
+    tokenizer = load_tokenizer(llama3)
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size) == (385, 389, 390)
     assert tokenizer.encode("<|new|>", special=True) == [389]
     assert 389 not in tokenizer.encode("<|new|>")
     write_json(llama3, "special_tokens_map.json", {"additional_special_tokens": ["<|new|>"]})
-    assert pretrained.load(llama3, 389).vocab_size == 389
+    assert load_tokenizer(llama3, 389).vocab_size == 389
     added = {389: {"content": "<|new|>", "special": False}}
     write_json(llama3, CONFIG, {"added_tokens_decoder": added, "pad_token": None})
-    tokenizer = pretrained.load(llama3)
+    tokenizer = load_tokenizer(llama3)
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (None, None, None)
     assert tokenizer.encode("<|new|>") == [389] and tokenizer.decode([389]) == "<|new|>"
 
 
 def test_the_configuration_makes_a_token_special(llama3):
-    assert pretrained.load(llama3).encode(THINK) == [388]
+    assert load_tokenizer(llama3).encode(THINK) == [388]
     extra = {"extra_special_tokens": {"thought": THINK}}
     write_json(llama3, CONFIG, read(llama3 / CONFIG) | extra)
-    tokenizer = pretrained.load(llama3)
+    tokenizer = load_tokenizer(llama3)
     assert 388 not in tokenizer.encode(THINK) and tokenizer.encode(THINK, special=True) == [388]
 
 
 def test_the_longest_token_beside_a_model_is_found(tmp_path):
     added = {"469": {"content": "<a>"}, "470": {"content": "<a><b>"}}
     write_llama(tmp_path, added_tokens_decoder=added)
-    assert pretrained.load(tmp_path).encode("<a><b><a>") == [470, 469]
+    assert load_tokenizer(tmp_path).encode("<a><b><a>") == [470, 469]
 
 
 def test_chat_template(llama3):
-    assert pretrained.load(llama3).chat_template == TEMPLATE
+    assert load_tokenizer(llama3).chat_template == TEMPLATE
     config = read(llama3 / CONFIG)
     named = [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]
     write_json(llama3, CONFIG, config | {"chat_template": named})
-    assert pretrained.load(llama3).chat_template == "b"
+    assert load_tokenizer(llama3).chat_template == "b"
     (llama3 / "chat_template.jinja").write_text("\u00fc", encoding="utf-8")
-    assert pretrained.load(llama3).chat_template == "\u00fc"
+    assert load_tokenizer(llama3).chat_template == "\u00fc"
     del config["chat_template"]
     write_json(llama3, CONFIG, config)
     (llama3 / "chat_template.jinja").unlink()
-    assert pretrained.load(llama3).chat_template is None
+    assert load_tokenizer(llama3).chat_template is None
 
 
 def test_a_model_with_fewer_rows(llama3, tmp_path):
     """Other tokens than special ones must have a row; more rows are padding."""
-    assert pretrained.load(llama3, 512).vocab_size == 389
+    assert load_tokenizer(llama3, 512).vocab_size == 389
     with pytest.raises(
         BadInput, match="tokenizer.json: has the id 388; must be below 388, the rows"
     ):
-        pretrained.load(llama3, 388)
+        load_tokenizer(llama3, 388)
     write_llama(tmp_path / "llama")
     with pytest.raises(
         BadInput, match="tokenizer.model: has the id 470; must be below 470, the rows"
     ):
-        pretrained.load(tmp_path / "llama", 470)
+        load_tokenizer(tmp_path / "llama", 470)
     added = {"469": {"content": TURN, "special": True}}
     write_llama(tmp_path / "llama", added_tokens_decoder=added)
-    assert pretrained.load(tmp_path / "llama", 469).vocab_size == 469
+    assert load_tokenizer(tmp_path / "llama", 469).vocab_size == 469
 
 
 def test_a_special_token_beyond_the_rows_is_left_out(llama3):
@@ -124,8 +123,8 @@ def test_a_special_token_beyond_the_rows_is_left_out(llama3):
     beyond = {**content["added_tokens"][0], "id": 389, "content": "<|image|>"}
     content["added_tokens"].append(beyond)
     write_json(llama3, "tokenizer.json", content)
-    assert pretrained.load(llama3).encode("<|image|>", special=True) == [389]
-    fitted = pretrained.load(llama3, 389)
+    assert load_tokenizer(llama3).encode("<|image|>", special=True) == [389]
+    fitted = load_tokenizer(llama3, 389)
     assert fitted.vocab_size == 389
     assert fitted.encode("<|image|>", special=True) == fitted.encode("<|image|>")
     assert fitted.encode(TURN, special=True) == [387]
@@ -135,11 +134,11 @@ def test_what_cannot_be_encoded(llama3, tmp_path):
     write_llama(tmp_path / "llama")
     for folder in (llama3, tmp_path / "llama"):
         with pytest.raises(BadInput, match=r"text 1: lone surrogate '\\ud800' at character 2"):
-            pretrained.load(folder).encode_batch(["fine", "ab\ud800c"])
+            load_tokenizer(folder).encode_batch(["fine", "ab\ud800c"])
     write_unigram(tmp_path / "unigram")
     change("tokenizer.json", ("model", "unk_id"), None)(tmp_path / "unigram")
     with pytest.raises(BadInput, match="cannot encode the text"):
-        pretrained.load(tmp_path / "unigram").encode("\u4e00")
+        load_tokenizer(tmp_path / "unigram").encode("\u4e00")
 
 
 # ------------------------------------------------------------ damage
@@ -210,7 +209,7 @@ BROKEN = [
 def test_a_damaged_file_is_one_error(llama3, damage, message):
     damage(llama3)
     with pytest.raises(BadInput, match=message) as caught:
-        pretrained.load(llama3)
+        load_tokenizer(llama3)
     assert str(caught.value).startswith(str(llama3)) and "\n" not in str(caught.value)
 
 
@@ -227,14 +226,14 @@ def test_a_unigram_token_twice(tmp_path):
     write_unigram(tmp_path)
     change("tokenizer.json", ("model", "vocab", 9), ["a", -1.0])(tmp_path)
     with pytest.raises(BadInput, match="tokenizer.json: a token is in the vocabulary twice"):
-        pretrained.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("config", "content", "message"),
     [
         ({}, b"", "tokenizer.model: "),
-        ({}, b"IQ== 0\nIg== 1\n", "tokenizer.model: RuntimeError"),
+        ({}, b"IQ== 0\nIg== 1\n", "tokenizer.model: holds the ranks of tiktoken.*save_pretrained"),
         (
             {"added_tokens_decoder": {"3": {"content": "zz"}}},
             None,
@@ -262,28 +261,7 @@ def test_a_damaged_sentencepiece_model(tmp_path, config, content, message):
     if content is not None:
         (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(BadInput, match=message):
-        pretrained.load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda folder: (folder / "merges.txt").unlink(), "merges.txt: FileNotFoundError"),
-        (put("merges.txt", b"#version: 0.2\nh e\nhe\n"), "vocab.json: "),
-        (put("merges.txt", b"h qq\n"), "vocab.json: "),
-        (put("vocab.json", b'{"a": 0, "a": 1}'), "vocab.json: 'a' is there twice"),
-        (put("vocab.json", b'{"a": "b"}'), "vocab.json: "),
-        (
-            change(CONFIG, ("tokenizer_class",), "RobertaTokenizerFast"),
-            "=RobertaTokenizer is not read",
-        ),
-    ],
-)
-def test_damaged_vocab_and_merges(tmp_path, damage, message):
-    write_gpt2(tmp_path)
-    damage(tmp_path)
-    with pytest.raises(BadInput, match=message):
-        pretrained.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("write", [write_llama3, write_llama, write_unigram])
@@ -301,7 +279,7 @@ def test_random_damage_is_found_or_harmless(tmp_path, write):
             broken[place : place + 1] = bytes([rng.randrange(256)])
         (tmp_path / name).write_bytes(bytes(broken))
         try:
-            tokenizer = pretrained.load(tmp_path)
+            tokenizer = load_tokenizer(tmp_path)
             ids = tokenizer.encode("The \u00fcber-dog's 12 <s>" + END)
             assert all(0 <= i < tokenizer.vocab_size for i in ids)
             tokenizer.decode(ids)
@@ -331,7 +309,7 @@ def test_only_tokenizer_files_are_copied(llama3, tmp_path):
 def test_a_copy_reads_the_same(llama3, tmp_path):
     copy_tokenizer(llama3, tmp_path / "out")
     text = f"{BEGIN}The dog{TURN}"
-    ids = [pretrained.load(path).encode(text, special=True) for path in (llama3, tmp_path / "out")]
+    ids = [load_tokenizer(path).encode(text, special=True) for path in (llama3, tmp_path / "out")]
     assert ids[0] == ids[1] and ids[0][0] == 385
 
 
@@ -355,7 +333,70 @@ def test_links_are_followed_in_the_source_alone(llama3, tmp_path):
     assert (tmp_path / "out" / CONFIG).read_bytes() == (llama3 / CONFIG).read_bytes()
     shutil.rmtree(llama3)
     llama3.mkdir()
-    with pytest.raises(
-        BadInput, match="llama3: holds no tokenizer; its files would be tokenizer.json"
-    ):
+    with pytest.raises(BadInput, match="llama3: holds no tokenizer; needed is tokenizer.json"):
         copy_tokenizer(llama3, tmp_path / "out")
+
+
+# ------------------------------------------------------------ taking
+
+TAKEN = ("Hello wörld, 12345 times!", "  a\n\n  b\tc ", "the dog's  end", "漢字 🙂")
+
+
+def no_gguf(path, out):
+    raise AssertionError(f"{path} is no GGUF")
+
+
+@pytest.mark.parametrize(
+    ("write", "name"), [(write_llama3, "tokenizer.json"), (write_llama, "tokenizer.model")]
+)
+def test_a_folder_and_its_file_of_any_name_give_the_same(tmp_path, write, name):
+    write(tmp_path / "there")
+    shutil.copytree(tmp_path / "there", tmp_path / "renamed")
+    (tmp_path / "renamed" / name).rename(tmp_path / "renamed" / "any name")
+    wanted = load_tokenizer(tmp_path / "there")
+    for place in (tmp_path / "there", tmp_path / "there" / name, tmp_path / "renamed" / "any name"):
+        take(place, tmp_path / f"from_{place.name}", no_gguf)
+        found = load_tokenizer(tmp_path / f"from_{place.name}")
+        assert found.encode_batch(TAKEN) == wanted.encode_batch(TAKEN)
+        roles = [(t.bos_id, t.eos_id, t.pad_id, t.vocab_size) for t in (found, wanted)]
+        assert roles[0] == roles[1]
+
+
+def test_a_gguf_is_read_by_the_function_given(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF and so on")
+    take(tmp_path / "m.gguf", tmp_path, lambda path, out: from_gguf(path, byte_metadata(), out))
+    found = load_tokenizer(tmp_path)
+    assert [found.decode(ids) for ids in found.encode_batch(TAKEN)] == list(TAKEN)
+
+
+@pytest.mark.parametrize("name", ["", "tokenizer.json"])
+def test_all_that_is_taken_is_in_the_fingerprint_and_nothing_else(llama3, name):
+    place = llama3 / name if name else llama3
+    before = fingerprint("start", place)
+    (llama3 / "notes.txt").write_text("of no use")
+    assert fingerprint("start", place) == before
+    for read in ("tokenizer.json", "tokenizer_config.json"):
+        kept = (llama3 / read).read_bytes()
+        (llama3 / read).write_bytes(kept + b" ")
+        assert fingerprint("start", place) != before, read
+        (llama3 / read).write_bytes(kept)
+    (llama3 / "chat_template.jinja").write_text("{{ messages }}")
+    assert fingerprint("start", place) != before
+    (llama3 / "a.gguf").write_bytes(b"GGUF and more")
+    assert fingerprint("start", llama3 / "a.gguf").keys() == {"a.gguf"}, "it stands alone"
+    with pytest.raises(BadInput, match="^start=.*: must be a folder or file of a tokenizer"):
+        fingerprint("start", llama3 / "absent.json")
+
+
+def test_what_cannot_be_taken_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "vocab.json").write_text('{"a": 0}')
+    (tmp_path / "half.json").write_text('{"model": ')
+    for name, words in {
+        "absent": "tokenizer.path=.*absent: must be a folder or file",
+        "empty": "empty: holds no tokenizer",
+        "vocab.json": "vocab.json: a vocabulary alone; needed is tokenizer.json .*save_pretrained",
+        "half.json": "half.json: ",
+    }.items():
+        with pytest.raises(BadInput, match=words):
+            take(tmp_path / name, tmp_path / "out", no_gguf)
