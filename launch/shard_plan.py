@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.errors import BadInput
-from data.mixture import plan
+from data.mixture import plan as mixtures
 from data.mixture.plan import PlannedStage
 from data.tokens import shards
 from launch.settings import Settings
@@ -41,7 +41,7 @@ class Plan:
         Raises:
           BadInput: caps or budget leave less than `num_rows`, and the run would exceed them.
         """
-        rows = plan.count_rows(self.stages, seq_len)
+        rows = mixtures.count_rows(self.stages, seq_len)
         if sum(rows) < num_rows:
             raise BadInput(
                 f"mixture: max_epochs and budget_tokens leave {sum(rows)} rows of the {num_rows} "
@@ -54,14 +54,14 @@ class Plan:
         found = [
             {_key(self.groups[name]): rows for name, rows in stage.items()} for stage in realised
         ]
-        return plan.tabulate(self.stages, _sizes(self.groups), found)
+        return mixtures.tabulate(self.stages, _sizes(self.groups), found)
 
 
-def _key(group: Mapping[str, Any]) -> plan.Group:
+def _key(group: Mapping[str, Any]) -> mixtures.Group:
     return group["domain"], group["language"]
 
 
-def _sizes(groups: Mapping[str, Mapping[str, Any]]) -> dict[plan.Group, int]:
+def _sizes(groups: Mapping[str, Mapping[str, Any]]) -> dict[mixtures.Group, int]:
     return {_key(group): group["tokens"] for group in groups.values()}
 
 
@@ -74,7 +74,7 @@ def plan(
     """Plans what is read of each group; says where caps leave a stage short of its budget."""
     domains = {group["domain"] for group in groups.values()}
     weights = source_weights(settings) or dict.fromkeys(domains, 1.0)
-    stages = plan.plan(settings.mixture, weights, _sizes(groups), budget_tokens)
+    stages = mixtures.plan(settings.mixture, weights, _sizes(groups), budget_tokens)
     for stage in stages:
         if short := stage.short_tokens():
             note(f"mixture: stage {stage.name!r} is {short:,.0f} tokens short, by max_epochs")
