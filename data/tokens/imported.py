@@ -203,55 +203,34 @@ def _steps(content: Step, part: str) -> list[Step]:
 
 
 def take(path: Path, out: Path, write_gguf: Callable[[Path, Path], None]) -> None:
-    """Copies a tokenizer's files, byte for byte, as tokenizer.load reads them.
+    """Copies a tokenizer's files, byte for byte and no others, as tokenizer.load reads them.
 
     Args:
-        path: a folder with some of FILES, or one file, known by its content: a tokenizer.json, a
-            SentencePiece model, or a GGUF, whose tokenizer is written as such files. What stands
-            beside a file and names roles is taken with it.
+        path: a folder with some of FILES, or one file: a tokenizer.json, a SentencePiece model, or
+            a GGUF, whose tokenizer is written as such files. What stands beside a file and names
+            roles is taken with it.
         out: the folder to write to, made if it is not there.
         write_gguf: writes the tokenizer of a GGUF file to `out`.
 
     Raises:
-        BadInput: nothing there, nothing of these kinds, or damaged.
+        BadInput: no tokenizer is there, or a file of it is neither a file nor a link to one.
     """
     path, out = Path(path), Path(out)
-    if path.is_dir():
-        copy_tokenizer(path, out)
-        return
-    if not path.is_file():
-        raise BadInput(f"tokenizer.path={path}: must be a folder or file of a tokenizer")
-    head = _read_head(path)
-    if head.startswith(b"GGUF"):
+    paths = _find("tokenizer.path", path)
+    if _is_gguf(paths[0]):
         write_gguf(path, out)
         return
-    content, name = path.read_bytes(), "tokenizer.model"
-    if head.lstrip().startswith(b"{"):
-        name = "tokenizer.json"
-        with blame(path):
-            if "model" not in json.loads(content):
-                raise ValueError(f"a vocabulary alone; {NO_VOCABULARY}")
     out.mkdir(parents=True, exist_ok=True)
-    write(out / name, content)
-    for name in BESIDE:
-        if path.with_name(name).is_file():
-            write(out / name, path.with_name(name).read_bytes())
+    for found in paths:
+        name = found.name
+        if found == path:
+            name = "tokenizer.json" if path.suffix == ".json" else "tokenizer.model"
+        write(out / name, found.read_bytes())
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:
-    """Copies the tokenizer files of a folder, byte for byte, and no other file.
-
-    Raises:
-        BadInput: `source` has none of them, or one that is neither a file nor a link to one.
-    """
-    source, out = Path(source), Path(out)
-    paths = [source / name for name in FILES]
-    paths = [path for path in paths if path.exists() or path.is_symlink()]
-    if not {path.name for path in paths} - set(BESIDE):
-        raise BadInput(f"{source}: holds no tokenizer; {NO_VOCABULARY}")
-    for path in paths:
-        if not path.is_file():
-            raise BadInput(f"{path}: must be a file, or a link to one that is there")
+    """As `take` of a folder."""
+    paths = _find("tokenizer", Path(source))
     out.mkdir(parents=True, exist_ok=True)
     for path in paths:
         write(out / path.name, path.read_bytes())
@@ -262,25 +241,35 @@ def fingerprint(key: str, path: Path) -> dict[str, str]:
 
     Args:
         key: the setting that `path` is of, for messages.
-        path: as `take` has it.
+        path: as of `take`.
 
     Raises:
-        BadInput: nothing is there.
+        BadInput: as of `take`.
     """
-    path = Path(path)
-    folder, names = (path, FILES) if path.is_dir() else (path.parent, (path.name,))
-    if path.is_file() and not _read_head(path).startswith(b"GGUF"):
-        names += BESIDE
-    found = {name for name in names if (folder / name).is_file()}
-    if not found:
-        raise BadInput(f"{key}={path}: must be a folder or file of a tokenizer")
     with blame(path):
-        return {name: storage.hash_content(str(folder / name)) for name in sorted(found)}
+        return {found.name: storage.hash_content(str(found)) for found in _find(key, Path(path))}
 
 
-def _read_head(path: Path) -> bytes:
+def _find(key: str, path: Path) -> list[Path]:
+    """The files of a tokenizer, the vocabulary's first."""
+    if path.is_dir():
+        paths = [path / name for name in FILES]
+    else:
+        alone = path.is_file() and _is_gguf(path)
+        paths = [path, *(path.with_name(name) for name in BESIDE if not alone)]
+    paths = [found for found in paths if found.exists() or found.is_symlink()]
+    if not paths or paths[0].name in BESIDE:
+        what = f"holds no tokenizer; {NO_VOCABULARY}" if path.is_dir() else "no such file"
+        raise BadInput(f"{key}={path}: {what}")
+    for found in paths:
+        if not found.is_file():
+            raise BadInput(f"{found}: must be a file, or a link to one that is there")
+    return paths
+
+
+def _is_gguf(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(1 << 12)
+        return file.read(4) == b"GGUF"
 
 
 def write(path: Path, content: bytes) -> None:

@@ -189,6 +189,8 @@ class _Fast:
 
     def __init__(self, path: Path, about: Description):
         content = read_object(path)
+        if "model" not in content:
+            raise ValueError(f"lacks 'model', as a vocab.json does; {NO_VOCABULARY}")
         vocab = content["model"]["vocab"]
         if isinstance(vocab, list) and len(dict(vocab)) < len(vocab):
             raise ValueError("a token is in the vocabulary twice")
