@@ -108,7 +108,10 @@ def digests(folder):
     }
 
 
-def test_every_training_document_is_there_once_and_shuffled(tmp_path):
+@pytest.mark.parametrize("batch_chars", [1, 99, 1 << 23])
+def test_every_training_document_is_there_once_and_shuffled(tmp_path, monkeypatch, batch_chars):
+    monkeypatch.setattr(packing, "READ_DOCUMENTS", 7)
+    monkeypatch.setattr(packing, "BATCH_CHARS", batch_chars)
     rows = rows_of(200)
     made = make(tmp_path, rows)
     for name, domain in (("web", "web"), ("books", "Books")):
