@@ -86,7 +86,7 @@ def joined_in_words(tokens: Iterable[str], *, is_known: bool) -> np.ndarray:
     Args:
         tokens: those that a text can give, spelled plainly, with U+2581 for a space, or in
             GPT-2's alphabet.
-        is_known: whether texts are split as gguf_tokenizer.SPLITS has it.
+        is_known: whether texts are split as gguf_tokenizer.SPLITS or trainer.py has it.
     """
     joined = np.ones((256, 256), bool)
     joined[WORD_ENDS, SPACE] = False

@@ -215,7 +215,7 @@ class _Fast:
         self.roles = {
             role: self.vocab.get(token) for role, token in class_roles(content, about).items()
         }
-        self._tokenizer = tokenizer
+        self._tokenizer, self._is_own = tokenizer, about.is_own
 
     @functools.cached_property
     def _parsing(self) -> FastTokenizer:
@@ -240,7 +240,8 @@ class _Fast:
             raise BadInput("a token was added to its vocabulary that takes the blanks beside it")
         told = (token for token, i in self.vocab.items() if i not in self.special_ids)
         encode = functools.partial(self.encode_batch, special=False, num_threads=1)
-        return Cuts(joined_in_words(told, is_known=self._is_split_known()), encode)
+        is_known = self._is_own or self._is_split_known()
+        return Cuts(joined_in_words(told, is_known=is_known), encode)
 
     def _is_split_known(self) -> bool:
         """Whether texts are split by the patterns of SPLITS, and by nothing else."""
