@@ -302,7 +302,7 @@ def corpus(tmp_path_factory):
     rng = np.random.default_rng(0)
     docs = [rng.integers(10, 5000, size).tolist() for size in rng.integers(0, 30, 60)]
     directory = tmp_path_factory.mktemp("loader") / "shards"
-    write_shards(pack_documents(docs, SEQ_LEN, BOS, EOS), directory, "docs", SEQ_LEN, np.uint16, 30)
+    write_shards(pack_documents(docs, SEQ_LEN, BOS, EOS), directory, SEQ_LEN, np.uint16, 30)
     return docs, Shards(directory)
 
 
