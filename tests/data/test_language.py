@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import zlib
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from data.gates import language
-from data.gates.alphabets import ALPHABETS, SCRIPTS
+from data.gates.alphabets import ALPHABETS, SCRIPTS, TELLING_WORDS
 
 DATA = Path("../shared/data/multilingual")
 SENTENCES = {
@@ -37,6 +38,36 @@ SENTENCES = {
 }
 
 
+# Each of more than 300 characters, without a letter that its relative has not.
+RELATIVES = {
+    "no": "Vi har nå hatt den nye ordningen i snart to år, og jeg mener at vi må spørre oss selv "
+    "hva vi egentlig har fått igjen for den. Noen av kommunene sier at de har fått mye mer "
+    "å gjøre uten at det har kommet flere folk, og at de ikke vet hvordan de skal få "
+    "hjulpet alle dem som står i kø. Det er ikke godt nok, og etter min mening må "
+    "regjeringen nå legge fram en plan for dette.",
+    "ms": "Saya rasa kita perlu membeli kereta baharu tahun depan kerana kereta lama itu selalu "
+    "rosak dan kosnya semakin tinggi. Isteri saya pula berkata bahawa wang itu lebih baik "
+    "disimpan untuk pelajaran anak-anak kami di universiti. Esok kami akan pergi ke pejabat "
+    "bank untuk berbincang dengan pegawai di sana, dan selepas itu barulah kami boleh "
+    "membuat keputusan yang terbaik.",
+    "ceb": "Sa miaging adlaw miadto kami sa merkado aron mopalit og isda ug mga utanon alang sa "
+    "among panihapon. Daghan kaayo ang mga tawo didto ug mahal na ang tanan, busa gamay "
+    "lamang ang among napalit. Miingon ang akong inahan nga dili na siya mobalik didto kay "
+    "kapoy kaayo ang paglakaw gikan sa among balay, ug wala pa gyuy sakyanan nga moagi "
+    "karong mga adlawa.",
+    "arz": "انا كنت عايز اقولك ان الموضوع ده مش سهل زي ما انت فاكر، علشان احنا حاولنا قبل كده "
+    "ومفيش حاجة اتغيرت. كل الناس اللي هنا عارفين ان الشغل بتاع السنة دي اصعب من اللي فات، "
+    "وبرضه لسه مش عارفين هنعمل ايه بكرة. قلت لصاحبي تعالى نروح دلوقتي نشوف المدير ونسأله "
+    "ليه محدش رد علينا، بس هو قال لي استنى شوية لحد ما نفهم ازاي نكلمه كويس من غير ما يزعل "
+    "مننا.",
+    "bs": "Niko nije znao šta se tačno desilo te sedmice, ali je svako u gradu imao svoju priču. "
+    "Djeca su uvijek pitala ko je prvi vidio dim, a stariji su govorili da je historija "
+    "takva i da se to ovdje dešavalo i prije hiljadu godina. Poslije kahve bi neko pustio "
+    "muziku, pa bi se na trenutak zaboravilo vrijeme i sve ono lijepo i ružno što je u "
+    "Evropi prošlo pored njih.",
+}
+
+
 def detect(text):
     (code,), (score,) = language.detect([text])
     return code, score
@@ -57,10 +88,27 @@ def test_addresses_numbers_and_capitals_do_not_sway(code):
     assert detect(text.upper()) == (code, pytest.approx(detect(text.lower())[1], abs=0.01))
 
 
-def test_only_the_first_thousand_characters_count():
-    long = (SENTENCES["en"] + " ") * 20
-    assert detect(long) == detect(long + SENTENCES["ru"] * 50)
-    assert detect("1234567890 " * 50 + SENTENCES["ru"]) == detect(SENTENCES["ru"])
+def test_what_stands_anywhere_in_a_long_text_counts():
+    """An English answer that begins with a German quotation of a thousand characters is English."""
+    long = (SENTENCES["en"] + " ") * 40
+    assert detect(SENTENCES["de"] * 12 + "\n" + long)[0] == "en"
+    assert detect(long + "\n" + SENTENCES["de"] * 12)[0] == "en"
+    assert detect(SENTENCES["de"] + "\n" + long[:600])[0] == "en"
+    assert detect(SENTENCES["zh"] * 20 + SENTENCES["ja"] * 60)[0] == "ja"
+    assert detect("1234567890 " * 5000 + SENTENCES["ru"]) == detect(SENTENCES["ru"])
+
+
+@pytest.mark.parametrize("code", RELATIVES)
+def test_texts_that_lid_176_takes_for_a_larger_relative(code):
+    assert detect(RELATIVES[code])[0] == code
+
+
+def test_telling_words_are_lower_case_and_no_list_repeats_one():
+    lists = re.findall(r"(\w+):([^:]+)(?=\s\w+:|\Z)", TELLING_WORDS)
+    for code, words in lists:
+        assert code in language.languages()
+        assert len(set(words.split())) == len(words.split()), code
+        assert words == words.lower(), code
 
 
 @pytest.mark.parametrize("text", ["", " \n\t", "12 + 30 = 42", "😀 :-)", "http://example.com"])
@@ -143,8 +191,6 @@ def test_iso_codes():
     pairs = {"deu": "de", "cmn": "zh", "pes": "fa", "als": "sq", "nob": "no", "nno": "nn"}
     pairs |= {"arz": "arz", "yue": "yue", "en": "en", "srp": "sr", "khk": "mn", "xyz": "xyz"}
     assert {code: language.to_iso639_1(code) for code in pairs} == pairs
-    two = {code for code in map(language.to_iso639_1, language._iso_codes()) if len(code) == 2}
-    assert len(two) == 182, "ISO 639-1 has 183 languages; Bokmål is counted as Norwegian here"
 
 
 def rows(name):
@@ -169,7 +215,7 @@ def test_accuracy_on_short_sentences():
     kept = [(known(row["lang"]), row["text"]) for row in kept if known(row["lang"])]
     codes, _ = language.detect([text for _, text in kept])
     right = [code == gold for code, (gold, _) in zip(codes, kept, strict=True)]
-    assert np.mean(right) > 0.81
+    assert np.mean(right) > 0.87
 
 
 @pytest.mark.real
@@ -180,4 +226,4 @@ def test_accuracy_on_declarations():
     texts = [(code, text) for code, text in texts if code]
     codes, _ = language.detect([text for _, text in texts])
     right = [code == gold for code, (gold, _) in zip(codes, texts, strict=True)]
-    assert np.mean(right) > 0.8, "fastText's own answers reach 0.72"
+    assert np.mean(right) > 0.9, "fastText's own answers reach 0.72"
