@@ -127,8 +127,7 @@ def _sign(out: Path, path: str, config: dedup.DedupConfig) -> dict:
     """Keys of one file: words, bands, sorted."""
     texts = pq.read_table(path, columns=["text"]).column(0).combine_chunks()
     _, offsets, data = texts.cast("large_string").buffers()
-    words = split_words(np.frombuffer(data, np.uint8), np.frombuffer(offsets, np.int64))
-    keys = tasks.near_keys(words, config)
+    keys = tasks.near_keys(np.frombuffer(data, np.uint8), np.frombuffer(offsets, np.int64), config)
     dedup.write_keys(out / "keys.npy", keys)
     return {"documents": len(texts), "keys": len(keys)}
 

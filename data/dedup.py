@@ -47,6 +47,8 @@ class DedupConfig:
         num_bands: bands of a MinHash signature; more find more (14, with 8 rows: half at s = 0.68).
         band_rows: permutations in a band; more demand more similarity.
         ngram_words: words in an n-gram; in scripts without blanks each character is a word.
+        equal_digits: whether numbers of as many digits are one word of an n-gram, so that texts
+            which differ in numbers alone are copies.
         urls: whether of the documents with one URL only the newest stays.
         paragraph_chars: a paragraph of at least so many characters that was seen before is taken
             out; 0 leaves all.
@@ -58,6 +60,7 @@ class DedupConfig:
     num_bands: int = 16
     band_rows: int = 8
     ngram_words: int = 5
+    equal_digits: bool = False
     urls: bool = True
     paragraph_chars: int = 0
     min_left: float = 0.5

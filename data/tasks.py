@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from data import dedup, minhash, sources
 from data.document import SCHEMA, place
 from data.gates import chain, urls
-from data.words import Words
+from data.words import split_words
 
 # Read, judged and written at once.
 BATCH_BYTES = 4 << 20
@@ -185,7 +185,7 @@ def _keys(batch: chain.Batch, config: dedup.DedupConfig) -> dict[str, np.ndarray
     rows = np.array(alive, np.int64)
     keys = {
         dedup.EXACT: exact_keys(view),
-        dedup.NEAR: near_keys(view.words, config),
+        dedup.NEAR: near_keys(view.data, view.offsets, config),
         dedup.URL: np.empty(0, dedup.KEY),
         dedup.PARAGRAPHS: np.empty(0, dedup.KEY),
     }
@@ -207,8 +207,9 @@ def exact_keys(view: chain.View) -> np.ndarray:
     return _key_array(hashes, np.arange(len(hashes)))
 
 
-def near_keys(words: Words, config: dedup.DedupConfig) -> np.ndarray:
+def near_keys(data: np.ndarray, offsets: np.ndarray, config: dedup.DedupConfig) -> np.ndarray:
     """A key of data.dedup for each band of each text that has words; texts are rows."""
+    words = split_words(data, offsets, config.equal_digits)
     bands, has_words = minhash.bands(
         words, config.num_bands, config.band_rows, config.ngram_words, PERMUTATIONS
     )

@@ -11,6 +11,7 @@ every constant that touches a hash is np.uint64, for uint64 with int64 would bec
 import functools
 import hashlib
 import unicodedata
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,7 +81,8 @@ class Words(NamedTuple):
     underscore), but each such character of the scripts in BLANKLESS is a word of its own.
 
     Attributes:
-        hashes: of each word in simple lower case with every decimal digit as 0; uint64 [words].
+        hashes: of each word in simple lower case, letters and digits of other forms (full-width,
+            mathematical) as their common ones; uint64 [words].
         chars: its length in code points; int32 [words].
         starts: its first byte in `data`; int64 [words].
         offsets: the first word of each text, and the end; int64 [texts + 1].
@@ -93,8 +95,11 @@ class Words(NamedTuple):
 
 
 @functools.cache
-def char_table() -> np.ndarray:
+def char_table(equal_digits: bool = False) -> np.ndarray:
     """Says what each character is: its folded code point, and the flags WORD to DIGIT.
+
+    Args:
+        equal_digits: whether every decimal digit is folded to 0; else each to its value.
 
     Returns:
         uint32 [NUM_CODE_POINTS], read-only; of unassigned characters the code point alone.
@@ -105,12 +110,13 @@ def char_table() -> np.ndarray:
         part = entries[points.start : points.stop]
         category = np.frombuffer("".join(map(unicodedata.category, chars)).encode(), "S2")
         major = category.view("S1")[::2]
-        lower = list(map(str.lower, chars))
+        lower = list(map(_fold, chars))
         single = np.fromiter(map(len, lower), np.int8, len(lower)) == 1
         single &= major != b"C"
         part[single] = np.fromiter(map(ord, (c[0] for c in lower)), np.uint32)[single]
         digit = category == b"Nd"
-        part[digit] = ord("0")
+        values = [0 if equal_digits else unicodedata.decimal(c) for c in compress(chars, digit)]
+        part[digit] = np.array(values, np.uint32) + ord("0")
         part[np.isin(major, (b"L", b"M", b"N"))] |= WORD
         part[major == b"L"] |= ALPHABETIC
         part[digit] |= DIGIT
@@ -123,27 +129,35 @@ def char_table() -> np.ndarray:
     return entries
 
 
-def split_words(data: np.ndarray, offsets: np.ndarray) -> Words:
+def _fold(char: str) -> str:
+    """Lower case of the common form (NFKC) of a letter; of another character, of itself."""
+    common = unicodedata.normalize("NFKC", char)
+    return (common if len(common) == 1 and char.isalpha() else char).lower()
+
+
+def split_words(data: np.ndarray, offsets: np.ndarray, equal_digits: bool = False) -> Words:
     """Finds and hashes the words of a batch of texts.
 
     Args:
         data: valid UTF-8, uint8 [bytes].
         offsets: first byte of each text, and the end; int64 [texts + 1].
+        equal_digits: whether numbers of as many digits are one word.
 
     Returns:
         The words; the same on every machine.
     """
     data, offsets = frozen(data, np.uint8), frozen(offsets, np.int64)
     firsts = np.zeros(len(offsets), np.int64)
+    table = char_table(equal_digits)
     # Enough for most languages; where it is not, there is a second turn with enough for any.
     room = int(offsets[-1] - offsets[0]) // 5 + most_words(int(np.diff(offsets).max(initial=0)))
     hashes, chars, starts = (np.empty(room, kind) for kind in (np.uint64, np.int32, np.int64))
-    done = _fill(data, offsets, 0, char_table(), hashes, chars, starts, firsts)
+    done = _fill(data, offsets, 0, table, hashes, chars, starts, firsts)
     while done < len(offsets) - 1:
         rest = offsets[done:]
         room = firsts[done] + most_words(int(rest[-1] - rest[0]) + len(rest))
         hashes, chars, starts = (np.resize(part, room) for part in (hashes, chars, starts))
-        done = _fill(data, offsets, done, char_table(), hashes, chars, starts, firsts)
+        done = _fill(data, offsets, done, table, hashes, chars, starts, firsts)
     count = firsts[-1]
     return Words(hashes[:count], chars[:count], starts[:count], firsts)
 

@@ -22,7 +22,8 @@ def texts(path: str, note: Callable[[str], None]) -> Iterator[tuple[str, str]]:
 
     Yields:
       (set, text): the set is the folder below `path`, or the file's first name where there is
-      none; a text is one string of a row, however deep.
+      none; a text is one string of a row, however deep, or all strings of a row, as a question and
+      its options.
 
     Raises:
       BadInput: nothing of these kinds there, or a file that is not what its name says.
@@ -42,9 +43,11 @@ def texts(path: str, note: Callable[[str], None]) -> Iterator[tuple[str, str]]:
         folder, slash, name = file.name.partition("/")
         label = folder if slash else name.partition(".")[0] or folder.partition(".")[0]
         for row in rows("eval.sets", file):
-            for text in _strings(row):
-                is_empty = False
-                yield label, text
+            for unit in _units(row) if unpacked_name(file.name).endswith(".json") else (row,):
+                strings = [text for text in _strings(unit) if text]
+                is_empty = is_empty and not strings
+                whole = ["\n".join(strings)] if len(strings) > 1 else []
+                yield from ((label, text) for text in strings + whole)
     if is_empty:
         raise BadInput(f"eval.sets: {path}: not one text in {len(found)} file(s)")
 
@@ -80,6 +83,18 @@ def rows(key: str, file: storage.File) -> Iterator[Any]:
                 )
     except (OSError, EOFError, ValueError, csv.Error) as error:
         raise BadInput(f"{key}: {file.path}: cannot be read: {error}") from error
+
+
+def _units(value: Any) -> Iterator[Any]:
+    """The rows of a JSON file: the items of its list, or of the lists of objects in its object."""
+    inside = value.values() if isinstance(value, dict) else [value]
+    lists = [item for item in inside if isinstance(item, list)]
+    tables = [rows for rows in lists if any(isinstance(row, dict | list) for row in rows)]
+    yield from (row for table in tables for row in table)
+    if isinstance(value, dict):
+        yield {key: item for key, item in value.items() if item not in tables}
+    elif not tables:
+        yield value
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -31,7 +31,7 @@ def texts(settings: Settings, note: Callable[[str], None]) -> Iterator[tuple[str
             yield from (("instruct", message["content"]) for message in example.messages)
     for name in settings.eval.tasks:
         for example in task.load(name, settings.eval.data).examples:
-            yield from ((name, text) for text in example.texts)
+            yield from ((name, text) for text in (*example.texts, "\n".join(example.texts)))
     yield from sets.texts(settings.eval.sets, note)
 
 

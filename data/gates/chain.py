@@ -99,7 +99,7 @@ class GateConfig:
         gopher, c4, fineweb: the rules named after these papers.
         toxicity: `toxic_words` and `toxicity`.
         quality: `quality`.
-        contamination_words: `contamination`, words of an n-gram that no evaluation set may share.
+        contamination_words: `contamination`, words in a row that no evaluation set may share.
         pii: `pii`, kinds of pii.KINDS to replace.
     """
 

@@ -72,8 +72,9 @@ def measure_duplicates(documents: Documents, config: dedup.DedupConfig) -> dict:
     for share in SHARES:
         found, similar, merged = [], [], set()
         for seed in SEEDS:
-            both = _seen(texts + _replace_words(texts, others, share, seed)).words
-            found += _look(tasks.near_keys(both, config), len(texts), merged)
+            view = _seen(texts + _replace_words(texts, others, share, seed))
+            found += _look(tasks.near_keys(view.data, view.offsets, config), len(texts), merged)
+            both = view.words
             similar += [_similarity(both, i, len(texts) + i, config) for i in range(len(texts))]
         expected = 1 - (1 - np.array(similar) ** config.band_rows) ** config.num_bands
         row = {"share": share, "expected": _mean(expected), "similarity": _mean(similar)}
@@ -190,10 +191,9 @@ def measure_contamination(
         config: of the gates.
 
     Returns:
-        {sets, texts (of at least contamination.MIN_WORDS words, the shorter ones are not
-        looked for), planted, recall: {form of the text: share found}, missed: the first SHOWN,
-        [form, set], unplanted (documents before planting), hits: what was found in these,
-        {id, set, shared}, which may be true}.
+        {sets, texts (of at least contamination.MIN_WORDS words), planted, recall: {form of the
+        text: share found}, missed: the first SHOWN, [form, set], unplanted (documents before
+        planting), hits: what was found in these, {id, set, shared}, which may be true}.
     """
     evaluation = [(name, text.encode("utf-8", "ignore").decode()) for name, text in evaluation]
     with tempfile.TemporaryDirectory() as name:

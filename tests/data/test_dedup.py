@@ -44,7 +44,7 @@ def view(texts):
 
 
 def near_keys(texts):
-    return tasks.near_keys(view(texts).words, CONFIG)
+    return tasks.near_keys(view(texts).data, view(texts).offsets, CONFIG)
 
 
 def exact_keys(texts):

@@ -104,7 +104,7 @@ def test_planted_evaluation_texts_are_found():
     assert counts == {"sets": 3, "texts": 90, "planted": 59, "unplanted": 60}
     (hit,) = found["hits"]
     assert hit["id"] == "d11" and hit["shared"] in shared
-    assert len(hit["shared"].split()) == CONFIG.gates.contamination_words
+    assert len(hit["shared"].split()) >= CONFIG.gates.contamination_words
 
 
 def test_what_is_not_planted_is_not_found(monkeypatch):

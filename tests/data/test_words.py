@@ -73,8 +73,15 @@ def split(text):
 
 
 def fold(word):
-    chars = ("0" if unicodedata.category(char) == "Nd" else char for char in word)
-    return "".join(char.lower() if len(char.lower()) == 1 else char for char in chars)
+    folded = ""
+    for char in word:
+        common = unicodedata.normalize("NFKC", char)
+        if unicodedata.category(char) == "Nd":
+            char = str(unicodedata.decimal(char))
+        elif char.isalpha() and len(common) == 1:
+            char = common
+        folded += char.lower() if len(char.lower()) == 1 else char
+    return folded
 
 
 def finish(h):
@@ -149,11 +156,14 @@ def test_a_word_is_what_python_takes_for_one():
         assert bool(entries[point] & DIGIT) == char.isdecimal(), hex(point)
 
 
-def test_case_and_digits_do_not_count_and_letters_do():
-    data, offsets = batch(["Size 2024 size 1\u0663\u0664\u0665 sizes \u0441ize"])
-    hashes = split_words(data, offsets).hashes.tolist()
+def test_case_and_form_do_not_count_and_letters_do_and_digits_where_wanted():
+    texts = ["Size 1345 \uff33ize 1\u0663\u0664\uff15 2024 sizes \u0441ize"]
+    hashes = split_words(*batch(texts)).hashes.tolist()
     assert hashes[:2] == hashes[2:4]
-    assert len(set(hashes)) == 4
+    assert len(set(hashes)) == 5
+    equal = split_words(*batch(texts), equal_digits=True).hashes.tolist()
+    assert equal[1] == equal[3] == equal[4] != hashes[1]
+    assert len(set(equal)) == 4
 
 
 def test_hashes_never_change():

@@ -22,15 +22,15 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_every_string_of_every_row_is_given_under_its_set(folder):
+def test_every_string_and_the_whole_of_every_row_is_given_under_its_set(folder):
     notes = []
     assert sorted(sets.texts(str(folder), notes.append)) == [
-        ("gsm", "How many?"),
-        ("gsm", "Two."),
-        *(("packed", text) for text in ("I", "Who", "a", "q")),
+        *(("gsm", text) for text in ("How many?", "How many?\nTwo.", "Two.")),
+        *(("packed", text) for text in ("I", "Who", "Who\nI", "a", "q", "q\na")),
         ("quiz", "One"),
         ("quiz", "Two"),
-        *(("table", text) for text in ("Because", "Why, then?", "a", "q")),
+        *(("table", text) for text in ("Because", "Why, then?", "Why, then?\nBecause")),
+        *(("table", text) for text in ("a", "q", "q\na")),
     ]
     assert notes == []
 
