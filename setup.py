@@ -38,6 +38,7 @@ setup(
         "numba>=0.62",  # compiles the loops over text of data/words.py and its neighbours
         "pyarrow>=20",
         "scipy",
+        "scikit-learn>=1.5",  # fits the classifiers of quality and toxicity
         "zstandard",
         # Inputs anywhere: hf, http and what else has a package; Arrow opens s3, gs and hdfs.
         "fsspec>=2024.6",

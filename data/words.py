@@ -81,8 +81,9 @@ class Words(NamedTuple):
     underscore), but each such character of the scripts in BLANKLESS is a word of its own.
 
     Attributes:
-        hashes: of each word in simple lower case, letters and digits of other forms (full-width,
-            mathematical) as their common ones; uint64 [words].
+        hashes: of each word in simple lower case, letters of other forms (full-width,
+            mathematical) as their common ones, and digits as 0 where they count as equal;
+            uint64 [words].
         chars: its length in code points; int32 [words].
         starts: its first byte in `data`; int64 [words].
         offsets: the first word of each text, and the end; int64 [texts + 1].
@@ -95,7 +96,7 @@ class Words(NamedTuple):
 
 
 @functools.cache
-def char_table(equal_digits: bool = False) -> np.ndarray:
+def char_table(equal_digits: bool = True) -> np.ndarray:
     """Says what each character is: its folded code point, and the flags WORD to DIGIT.
 
     Args:
@@ -135,7 +136,7 @@ def _fold(char: str) -> str:
     return (common if len(common) == 1 and char.isalpha() else char).lower()
 
 
-def split_words(data: np.ndarray, offsets: np.ndarray, equal_digits: bool = False) -> Words:
+def split_words(data: np.ndarray, offsets: np.ndarray, equal_digits: bool = True) -> Words:
     """Finds and hashes the words of a batch of texts.
 
     Args:

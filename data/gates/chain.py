@@ -67,13 +67,16 @@ class QualityConfig:
     """The quality classifier.
 
     Attributes:
-        model: what `--fit-quality` wrote; '' for none, and no score.
+        model: what `--fit-quality` wrote, or a classifier of fastText (.bin, .ftz); '' for none,
+            and no score.
+        label: of a classifier of fastText, the one whose probability is the score.
         good, bad: what it is fitted from: paths of texts as in a source; '' for none.
         min_score: a text scored below it is dropped, from 0 to 1.
         train: how it is fitted.
     """
 
     model: str = ""
+    label: str = ""
     good: str = ""
     bad: str = ""
     min_score: float = 0.0
@@ -213,7 +216,9 @@ class Gates:
         self._hashes = any(map(urls.is_hash, self._opt_out))
         self._toxicity = toxicity.Toxicity(config.toxicity)
         self._quality = (
-            classifier.load(Path(config.quality.model), "data.gates.quality.model")
+            classifier.load(
+                Path(config.quality.model), "data.gates.quality.model", config.quality.label
+            )
             if config.quality.model
             else None
         )
@@ -246,7 +251,7 @@ class Gates:
             gate(batch, view)
         if "contamination" in self._names and self._evaluation:
             for index, hit in zip(
-                view.indices, self._evaluation.find(view.data, view.words), strict=True
+                view.indices, self._evaluation.find(view.data, view.offsets), strict=True
             ):
                 if hit and not batch.why[index]:
                     batch.drop(index, "contamination", hit.name, hit.shared)

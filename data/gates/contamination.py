@@ -74,18 +74,17 @@ class Index:
         texts = np.repeat(np.arange(len(self._sets), dtype=np.int32), np.diff(arrays["firsts"]))
         self._compiled += (texts, slots, begins, arrays["places"])
 
-    def find(self, data: np.ndarray, words: Words) -> list[Hit | None]:
+    def find(self, data: np.ndarray, offsets: np.ndarray) -> list[Hit | None]:
         """Looks for evaluation texts in each text of a batch.
 
         Args:
-            data: the texts, uint8 [bytes].
-            words: theirs.
+            data, offsets: the texts, as of data.words.
 
         Returns:
             The first hit of each text, or None.
         """
-        mine, lettered = _compared(data, words)
-        found = np.full((len(words.offsets) - 1, 3), -1, np.int64)
+        mine, lettered = _compared(data, split_words(data, offsets, equal_digits=False))
+        found = np.full((len(offsets) - 1, 3), -1, np.int64)
         _find(mine.hashes, mine.offsets, lettered, *self._compiled, found)
         return [
             Hit(self.names[self._sets[text]], _shown(data, mine, first, last))
@@ -123,7 +122,7 @@ def build(texts: Iterable[tuple[str, str]], stretch_words: int) -> Index:
     listed = dict.fromkeys((name, repair.repair(text)) for name, text in texts)
     names = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in listed))}
     data, offsets = _packed([text for _, text in listed])
-    all_words = split_words(data, offsets)
+    all_words = split_words(data, offsets, equal_digits=False)
     num_words = np.diff(all_words.offsets)
     words, lettered = _compared(data, all_words)
     questions = np.array([text.rstrip().endswith(("?", "\uff1f")) for _, text in listed], bool)

@@ -269,7 +269,9 @@ def _score_quality(root: Path, config: chain.GateConfig) -> dict:
     rows = list(_rows(root, VOTES, ".jsonl", ("text", "label", "all_annotators_agree")))
     if config.quality.model:
         model, how = (
-            classifier.load(Path(config.quality.model), "data.gates.quality.model"),
+            classifier.load(
+                Path(config.quality.model), "data.gates.quality.model", config.quality.label
+            ),
             CONFIGURED,
         )
     else:

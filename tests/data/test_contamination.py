@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from data.gates import contamination, repair
-from data.words import split_words
 
 QUESTION = (
     "Whose national flag shows a single red maple leaf between two broad bars on white ground?"
@@ -36,7 +35,7 @@ SETS = [
 def hits(index, texts):
     encoded = [repair.repair(text).encode() for text in texts]
     data = np.frombuffer(b"".join(encoded), np.uint8)
-    return index.find(data, split_words(data, np.cumsum([0, *map(len, encoded)])))
+    return index.find(data, np.cumsum([0, *map(len, encoded)]))
 
 
 @pytest.fixture(scope="module")

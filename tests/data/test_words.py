@@ -77,7 +77,7 @@ def fold(word):
     for char in word:
         common = unicodedata.normalize("NFKC", char)
         if unicodedata.category(char) == "Nd":
-            char = str(unicodedata.decimal(char))
+            char = "0"
         elif char.isalpha() and len(common) == 1:
             char = common
         folded += char.lower() if len(char.lower()) == 1 else char
@@ -158,10 +158,10 @@ def test_a_word_is_what_python_takes_for_one():
 
 def test_case_and_form_do_not_count_and_letters_do_and_digits_where_wanted():
     texts = ["Size 1345 \uff33ize 1\u0663\u0664\uff15 2024 sizes \u0441ize"]
-    hashes = split_words(*batch(texts)).hashes.tolist()
+    hashes = split_words(*batch(texts), equal_digits=False).hashes.tolist()
     assert hashes[:2] == hashes[2:4]
     assert len(set(hashes)) == 5
-    equal = split_words(*batch(texts), equal_digits=True).hashes.tolist()
+    equal = split_words(*batch(texts)).hashes.tolist()
     assert equal[1] == equal[3] == equal[4] != hashes[1]
     assert len(set(equal)) == 4
 
