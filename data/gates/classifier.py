@@ -38,7 +38,7 @@ HELD_OUT = 5  # every fifth example of a class is kept for the probabilities
 MIN_EXAMPLES = 2 * HELD_OUT  # of each class
 MAX_STEPS, BIAS_SCALE = 1000, 10.0  # of the optimiser
 HALF_LOGIT = np.float64(35.0)  # beyond it a probability is 0 or 1 in float32
-PRIOR_OF_SLOPE = 1e-3  # keeps the slope finite where held-out examples are told apart wholly
+FREE = 1e6  # a penalty that does not count
 CHAR_START = np.uint64(0xD56B1FBB9CEBA9E8)  # finish(8): no n-gram of words begins so
 SPACE = np.uint32(32)
 BINARY_SUFFIXES = (".bin", ".ftz")  # of fastText's models
@@ -210,7 +210,7 @@ def train(
     Raises:
         BadInput: fewer than MIN_EXAMPLES examples of a class.
 
-    Source: Platt 1999 for the probabilities, without the smoothing of its targets.
+    Source: Platt 1999 for the probabilities.
     """
     positive = np.asarray(labels, bool)
     for name, count in (("positive", positive.sum()), ("negative", (~positive).sum())):
@@ -230,9 +230,7 @@ def train(
     penalty = 1 / max(config.l2, 1e-9)
     weights, bias = _fit(rows[~held_out], positive[~held_out], costs[~held_out], penalty)
     logits = rows[held_out] @ weights + bias
-    slope, shift = _fit(
-        csr_array(logits[:, None]), positive[held_out], costs[held_out], 1 / PRIOR_OF_SLOPE
-    )
+    slope, shift = _calibrate(logits, positive[held_out], costs[held_out])
     weights, bias = _fit(rows, positive, costs, penalty)
     digest = hashlib.sha256(data.tobytes() + offsets.tobytes() + cells.astype("<i8").tobytes())
     counts = int(positive.sum()), int((~positive).sum())
@@ -240,7 +238,7 @@ def train(
         config,
         weights.astype(np.float32),
         bias,
-        float(slope[0]),
+        slope,
         shift,
         digest.hexdigest(),
         *counts,
@@ -300,6 +298,19 @@ def _fit(
     weights = np.zeros(rows.shape[1])
     weights[used] = model.coef_[0]
     return weights, float(model.intercept_[0])
+
+
+def _calibrate(logits: np.ndarray, positive: np.ndarray, costs: np.ndarray) -> tuple[float, float]:
+    """Slope and shift that make logits probabilities, examples counting as much as their costs.
+
+    Source: Platt 1999, with the targets of its equation 7: each example is of both classes.
+    """
+    num_positive, num_negative = positive.sum(), (~positive).sum()
+    targets = np.where(positive, (num_positive + 1) / (num_positive + 2), 1 / (num_negative + 2))
+    both = csr_array(np.tile(logits, 2)[:, None])
+    halves = np.concatenate((costs * targets, costs * (1 - targets)))
+    slope, shift = _fit(both, np.repeat([True, False], len(logits)), halves, FREE)
+    return float(slope[0]), shift
 
 
 @numba.njit(cache=True, nogil=True)

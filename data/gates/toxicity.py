@@ -6,9 +6,6 @@ language than English also against the longer English entries, for short ones ar
 somewhere: in Latin, Tagalog, Swedish and German texts nearly all that such entries found was so.
 """
 
-import csv
-import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +14,10 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from data import storage
 from data.errors import BadInput
 from data.gates import classifier, language, repair
+from data.readers import tables
+from data.readers.fields import Fields
 from data.words import Words, build_set, finish, frozen, ngrams, probe, roll, split_words
 
 ENGLISH = "en"
@@ -34,7 +32,7 @@ class ExamplesConfig:
     """Labelled texts to learn from.
 
     Attributes:
-        path: CSV with a header, or JSON Lines, packed or not.
+        path: CSV with a header, parquet or JSON lines, packed or not.
         text: the column or key of the text.
         label: that of the label.
         toxic: the labels, as strings, that mean toxic; every other means not.
@@ -70,7 +68,7 @@ class ToxicityConfig:
     max_score: float = 0.9
     max_score_by_language: Mapping[str, float] = field(default_factory=dict)
     examples: Mapping[str, ExamplesConfig] = field(default_factory=dict)
-    train: classifier.ClassifierConfig = classifier.ClassifierConfig(l2=0.05)
+    train: classifier.ClassifierConfig = classifier.ClassifierConfig(l2=0.1)
 
     def __post_init__(self):
         limits = {"max_hits_per_word": self.max_hits_per_word, "max_score": self.max_score} | {
@@ -266,21 +264,21 @@ def fit(config: ToxicityConfig) -> classifier.Model:
 
 
 def _read_examples(name: str, config: ExamplesConfig) -> Iterator[tuple[str, str]]:
-    key = f"data.gates.toxicity.examples.{name}"
+    where = f"data.gates.toxicity.examples.{name}: {config.path}"
+    read = tables.read_json
+    for reader, suffixes in (
+        (tables.read_csv, (".csv", ".tsv")),
+        (tables.read_parquet, (".parquet",)),
+    ):
+        if any(suffix in suffixes for suffix in Path(config.path).suffixes):
+            read = reader
     try:
-        with storage.open_plain(config.path) as stream:
-            content = stream.read().decode("utf-8-sig")
-        if content.lstrip().startswith("{"):
-            rows = [json.loads(line) for line in content.split("\n") if line.strip()]
-        else:
-            rows = list(csv.DictReader(io.StringIO(content)))
-    except (OSError, EOFError, ValueError, csv.Error) as error:
-        raise BadInput(f"{key}: {config.path}: {error}; allowed: CSV, JSON Lines") from error
-    for number, row in enumerate(rows, start=1):
-        found = row if isinstance(row, dict) else {}
-        if found.get(config.text) is None or found.get(config.label) is None:
-            raise BadInput(
-                f"{key}: {config.path}: row {number} has no {config.text!r} and {config.label!r}, "
-                f"but {', '.join(map(repr, found)) or 'no keys'}"
-            )
-        yield str(row[config.text]), str(row[config.label])
+        for record in read(config.path, Fields(config.text, "", "", "")):
+            if not record.why and config.label not in record.meta:
+                found = ", ".join(map(repr, record.meta)) or "nothing"
+                record = record._replace(why=f"no {config.label!r}, but {found}")
+            if record.why:
+                raise BadInput(f"{where}: row {record.number}: {record.why}")
+            yield record.text, str(record.meta[config.label])
+    except OSError as error:
+        raise BadInput(f"{where}: {error}") from error

@@ -191,19 +191,19 @@ def test_bad_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "word"),
+    ("name", "content", "word"),
     [
-        (b"say,other\nx,y\n", "row 1 has no 'say' and 'is', but 'say', 'other'"),
-        (b'{"say": "x", "is": "y"}\n[1]\n', "row 2 has no 'say' and 'is', but no keys"),
-        (b'{"say": "x", "is": "y"}\n{"say"\n', r"broken\.csv: .* CSV, JSON Lines"),
-        (b"\xff\xfe", r"broken\.csv: .*utf-8"),
-        (b"\x1f\x8b\x08\x00cut", r"broken\.csv: "),
-        (b"", "examples: 0 positive"),
+        ("a.csv", b"say,other\nx,y\n", r"a\.csv: row 1: no 'is', but 'other'"),
+        ("a.csv", b"text,is\nx,y\n", r"a\.csv: row 1: no field 'say'"),
+        ("a.jsonl", b'{"say": "x", "is": "y"}\n[1]\n', r"row 2: .*list"),
+        ("a.jsonl", b'{"say": "x", "is": "y"}\n{"say"\n', "row 2: malformed JSON"),
+        ("a.csv.gz", b"\x1f\x8b\x08\x00cut", r"a\.csv\.gz: "),
+        ("a.csv", b"", "row 1: no field 'say'|examples: 0 positive"),
     ],
 )
-def test_examples_that_cannot_be_read_are_named(tmp_path, content, word):
-    examples = write_examples(tmp_path / "broken.csv", "csv")
-    (tmp_path / "broken.csv").write_bytes(content)
+def test_examples_that_cannot_be_read_are_named(tmp_path, name, content, word):
+    examples = write_examples(tmp_path / name, "csv")
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(BadInput, match=word):
         toxicity.fit(config(examples={"made_up": examples}))
 
