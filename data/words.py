@@ -297,7 +297,7 @@ def _fill_ngrams(hashes, firsts, n, ngram_hashes):
 
 
 def build_set(hashes: np.ndarray, min_slots: int = 2) -> np.ndarray:
-    """Makes a set of hashes that `find_ngrams` looks n-grams up in.
+    """Makes a set of hashes that `probe` looks others up in.
 
     Args:
         hashes: of n-grams, as `ngrams` gives them, in any order, with repeats; uint64 [hashes].
@@ -335,38 +335,3 @@ def insert(slots, h):
 def _insert_all(slots, hashes):
     for h in hashes:
         insert(slots, h)
-
-
-def find_ngrams(words: Words, n: int, slots: np.ndarray) -> np.ndarray:
-    """Looks the n-grams of each text up in a set.
-
-    Args:
-        words: of a batch of texts.
-        n: words in an n-gram, at least 1.
-        slots: the set of the n-gram hashes wanted, made by `build_set`.
-
-    Returns:
-        For each text the number of the word, from 0 at the text's first, where the first n-gram
-        begins that is in the set, or -1 if there is none; int64 [texts].
-    """
-    found = np.empty(len(words.offsets) - 1, np.int64)
-    hashes, firsts = frozen(words.hashes, np.uint64), frozen(words.offsets, np.int64)
-    _find(hashes, firsts, n, frozen(slots, np.uint64), found)
-    return found
-
-
-@numba.njit(cache=True, nogil=True)
-def _find(hashes, firsts, n, slots, found):
-    oldest = power(n - 1)
-    for text in range(len(firsts) - 1):
-        first, last = firsts[text], firsts[text + 1] - n
-        total = roll(hashes, first, n) if first <= last else np.uint64(0)
-        found[text] = -1
-        for i in range(first, last + 1):
-            h = finish(total)
-            h = h if h != EMPTY_SLOT else START
-            if slots[probe(slots, h)] == h:
-                found[text] = i - first
-                break
-            if i < last:
-                total = (total - hashes[i] * oldest) * BASE + hashes[i + n]

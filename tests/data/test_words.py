@@ -19,7 +19,6 @@ from data.words import (
     __file__,
     build_set,
     char_table,
-    find_ngrams,
     ngrams,
     split_words,
 )
@@ -201,27 +200,6 @@ def test_ngrams_follow_their_definition(n):
         own = words.hashes[slice(*words.offsets[number : number + 2])].tolist()
         wanted = [hash_ngram(own[i : i + n]) for i in range(len(own) - n + 1)]
         assert hashes[firsts[number] : firsts[number + 1]].tolist() == wanted
-
-
-@pytest.mark.parametrize("n", [1, 3])
-def test_find_ngrams_finds_the_first_and_nothing_else(n):
-    words = split_words(*batch(random_texts(5, 300)))
-    hashes, firsts = ngrams(words, n)
-    chosen = set(random.Random(6).sample(hashes.tolist(), 40))
-    found = find_ngrams(words, n, build_set(np.array(sorted(chosen), np.uint64)))
-    assert found.dtype == np.int64
-    for number in range(len(firsts) - 1):
-        own = hashes[firsts[number] : firsts[number + 1]].tolist()
-        wanted = next((i for i, h in enumerate(own) if h in chosen), -1)
-        assert found[number] == wanted
-
-
-def test_find_ngrams_in_an_empty_set_and_of_empty_texts():
-    words = split_words(*batch(["a b", "", "c"]))
-    empty = build_set(np.zeros(0, np.uint64))
-    assert find_ngrams(words, 1, empty).tolist() == [-1, -1, -1]
-    full = build_set(ngrams(words, 1)[0])
-    assert find_ngrams(words, 1, full).tolist() == [0, -1, 0]
 
 
 def test_a_set_holds_many_hashes_and_those_that_crowd():
