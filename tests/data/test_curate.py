@@ -257,7 +257,7 @@ def test_evaluation_sets_are_kept_out_and_named(tmp_path):
         "quiz",
     )
     found = row["detail"].lower().replace(".", "").split()
-    assert found == question.replace(".", "").split()[:13]
+    assert found == question.replace(".", "").split()
     assert funnel["dropped"]["contamination"]["reasons"] == {"quiz": 1}
 
 
