@@ -118,7 +118,7 @@ def load_tokenizer(run: RunDir) -> Tokenizer | Pretrained:
         rows = described.value("model.vocab_size", int)
         return pretrained.load(run.stage("tokenizer"), rows)
     loaded = tokenizer_loader(run)()
-    if isinstance(loaded, Pretrained):
+    if isinstance(loaded, Pretrained) and "instruct" in described:  # only of stages that chat
         loaded.date = datetime.datetime.fromisoformat(described.value("instruct.date", str))
     return loaded
 

@@ -90,7 +90,8 @@ def run_stages(
             # What other stages, or another process, have left until now.
             inputs, done = survey(run, described, names, discarded[place:])
             job = Job(settings, run, progress, runner, name, inputs[name])
-            results[name] = _bring(job, bodies or find_body, done.get(name), fresh, store)
+            with run.replacing(name):
+                results[name] = _bring(job, bodies or find_body, done.get(name), fresh, store)
     return results
 
 

@@ -33,7 +33,7 @@ class ExamplesConfig:
     """Labelled texts to learn from.
 
     Attributes:
-        path: CSV with a header, or JSON Lines, packed or not.
+        path: CSV with a header, or JSON Lines, compressed or not.
         text: the column or key of the text.
         label: that of the label.
         toxic: the labels, as strings, that mean toxic; every other means not.

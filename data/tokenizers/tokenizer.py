@@ -87,10 +87,10 @@ class TokenizerConfig:
         max_piece_chars: longest piece, in characters; for WordPiece longest word.
         character_coverage: share of the characters of the sample that get an id of their own, the
             rest are spelled in bytes; WordPiece learns from bytes and does not look at it.
-        control: of a tokenizer taken: four of its tokens to mark system, user, assistant and end.
+        control: four tokens of an imported tokenizer that mark system, user, assistant and end.
         kind: bpe, unigram or wordpiece.
-        path: a tokenizer to take instead of training one: what tokenizer_source.take reads,
-            or '' to train.
+        path: a tokenizer to import instead of training one: a Hugging Face directory, or a file
+            tokenizer.json, .model or .gguf; '' to train.
     """
 
     vocab_size: int = 32_768

@@ -97,7 +97,7 @@ class RunDir:
         path = self.path / "config.json"
         described = read_json(path, ("config",))
         if described is None:
-            raise BadInput(f"{self.path}: no such run; {path}: no such file")
+            raise BadInput(f"{self.flag}={self.path}: no such run; {path}: no such file")
         if not isinstance(described["config"], dict):
             raise BadInput(f"{path}: config must be an object; restore it, or run again")
         return Described(path, described["config"])
@@ -187,25 +187,79 @@ class RunDir:
                 )
 
     def begin(self, stage: str, inputs: Mapping, code: dict, *, fresh: bool) -> None:
-        """Prepares a stage's directory: `fresh` deletes what an earlier try left.
+        """Prepares a stage's directory; what an earlier try left is kept, or set aside if `fresh`.
 
         Args:
           stage: its name.
           inputs: what its result depends on.
           code: the version of the code that computes it.
-          fresh: whether to delete it.
+          fresh: whether to start over, inside of `replacing`.
         """
-        # First of all: a half-deleted stage must not count as finished.
-        if self.stage(stage).is_dir() or not fresh:
-            remove(self.stage(stage) / "done.json")
         if fresh:
-            remove(self.checkpoints(stage))
-            remove(self.path / "tensorboard" / stage)
-            self.truncate_metrics(stage, 0)
-            remove(self.stage(stage))
+            self._set_aside(stage)
+        else:
+            remove(self.stage(stage) / "done.json")
         self.stage(stage).mkdir(parents=True, exist_ok=True)
         started = {"hash": digest(inputs), "inputs": inputs, "code": code}
         write_json(self.stage(stage) / "started.json", started)
+
+    @contextlib.contextmanager
+    def replacing(self, stage: str) -> Iterator[None]:
+        """While a stage starts over: bad input that leaves nothing new brings the old back.
+
+        Otherwise what `begin` has set aside is deleted, and so is that of a killed process.
+        """
+        aside = self.path / f".{stage}.before"
+        remove(aside)
+        try:
+            yield
+        except BadInput:
+            made = [path.name for path in self.stage(stage).glob("*")] if aside.exists() else []
+            if aside.exists() and made in ([], ["started.json"]) and not self._has_model(stage):
+                self._bring_back(stage, aside)
+            raise
+        remove(aside)
+
+    def _has_model(self, stage: str) -> bool:
+        folder = self.checkpoints(stage)
+        return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
+
+    def _places(self, stage: str) -> dict[str, Path]:
+        """Where a stage leaves what it makes, but for its lines of metrics."""
+        board = self.path / "tensorboard" / stage
+        return {"model": self.checkpoints(stage), "board": board, "stage": self.stage(stage)}
+
+    def _set_aside(self, stage: str) -> None:
+        aside, metrics = self.path / f".{stage}.before", self.path / "metrics.jsonl"
+        is_second = aside.exists()  # the first has set the old aside; this is what came since
+        aside.mkdir(parents=True, exist_ok=True)
+        if metrics.exists() and not is_second:
+            lines = [f"{line}\n" for line, row in read_metrics(metrics) if row["stage"] == stage]
+            write_text(aside / metrics.name, "".join(lines))
+        # First of all: a stage of which a part is gone must not count as finished.
+        done = self.stage(stage) / "done.json"
+        if done.is_file() and not is_second:
+            done.replace(aside / done.name)
+        for name, path in self._places(stage).items():
+            if is_second or path.is_symlink() or not path.is_dir():
+                remove(path)
+            else:
+                path.replace(aside / name)
+        self.truncate_metrics(stage, 0)
+
+    def _bring_back(self, stage: str, aside: Path) -> None:
+        for name, path in self._places(stage).items():
+            remove(path)
+            if (aside / name).exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                (aside / name).replace(path)
+        if (aside / "metrics.jsonl").exists():
+            metrics = self.path / "metrics.jsonl"
+            kept = metrics.read_text() if metrics.exists() else ""
+            write_text(metrics, kept + (aside / "metrics.jsonl").read_text())
+        if (aside / "done.json").exists():
+            (aside / "done.json").replace(self.stage(stage) / "done.json")
+        remove(aside)
 
     def truncate_metrics(self, stage: str, step: int) -> None:
         """Drops a stage's lines after `step`, which its resumed training will write again."""
