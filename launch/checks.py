@@ -1,11 +1,12 @@
 """What is checked before the first stage, so that nothing is refused after hours of training."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from alignment import sft
 from data import chat
+from data.conversations import Read
 from data.errors import BadInput
 from eval import task
 from launch import load, own_sets
@@ -32,12 +33,15 @@ def check(chosen: Settings, run: RunDir, names: Sequence[str]) -> None:
     function = chosen.reward.function if chosen.reward else ""
     if function and any("reward.function" in STAGES[name].reads for name in names):
         find_function(function)
-    for name in names:
-        own_sets.read(chosen, name, lambda _: None)
+    own = {
+        name: own_sets.read(chosen, name, lambda _: None)
+        for name in names
+        if own_sets.sets_of(chosen, name)
+    }
     if "eval" in names:
         for name in chosen.eval.tasks:
             _check_shots(task.load(name, chosen.eval.data), chosen.eval.num_shots)
-    _check_chat(chosen)
+    _check_chat(chosen, own.get("sft", {}))
 
 
 def _check_start(chosen: Settings, run: RunDir) -> None:
@@ -57,7 +61,7 @@ def _check_shots(found: task.Task, num_shots: int) -> None:
         found.prompt(example, num_shots if num_shots >= 0 else found.num_shots)
 
 
-def _check_chat(chosen: Settings) -> None:
+def _check_chat(chosen: Settings, own: Mapping[str, Read]) -> None:
     """Refuses stages that chat with a tokenizer taken from elsewhere that has no way to.
 
     Of the user's own conversations one of each order of roles is tried with its template.
@@ -65,14 +69,13 @@ def _check_chat(chosen: Settings) -> None:
     chatting = [name for name in (*CHATS, "reward") if name in chosen.stages]
     if not chatting or not (chosen.start or chosen.tokenizer.path):
         return
-    own = own_sets.read(chosen, "sft", lambda _: None).values() if "sft" in chatting else ()
     with tempfile.TemporaryDirectory() as folder:
         take_tokenizer(chosen, Path(folder))
         rows, config = chosen.model.vocab_size, chosen.tokenizer
         taken = load.make_loader(Path(folder), chosen.start, config.path, rows, config.control)()
     tried = {
         tuple(message["role"] for message in example.messages): example
-        for made in own
+        for made in own.values()
         for example in (*made.train, *made.heldout)
     }
     try:

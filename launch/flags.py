@@ -279,9 +279,9 @@ def _check_flags(verb: str, given: flags.FlagValues) -> None:
             raise BadInput(f"--{name}: {_takes(verb)}")
     for name in PLACES:
         if given[name].present and not given[name].value:
-            raise BadInput(f"--{name} is empty; it must be {FLAG_LINES[name][0]}")
+            raise BadInput(f"--{name}=: is empty; it must be {FLAG_LINES[name][0]}")
     if given["prompt"].present and not given.prompt.strip():
-        raise BadInput("--prompt is empty; give a question, or leave it out for standard input")
+        raise BadInput("--prompt=: is empty; give a question, or leave it out for standard input")
     for name in LOCAL_PLACES:
         if "://" in given[name].value:
             raise BadInput(

@@ -11,7 +11,8 @@ import pytest
 
 from data.errors import BadInput
 from launch.store import rundir
-from launch.store.rundir import MetricsWriter, RunDir
+from launch.store.metrics import MetricsWriter
+from launch.store.rundir import RunDir
 from tests.launch.test_page import DAMAGED_LINES
 
 
@@ -77,7 +78,7 @@ def read_events(directory):
 
 def test_metrics_go_to_the_file_and_to_tensorboard(run):
     run.path.mkdir()
-    writer = MetricsWriter(run, "pretrain")
+    writer = MetricsWriter(run.path, "pretrain")
     writer.truncate(0)
     writer.write({"step": 1, "loss": 2.5})
     writer.write({"step": 2, "loss": math.nan, "lr": 0.5})
@@ -93,7 +94,7 @@ def test_metrics_go_to_the_file_and_to_tensorboard(run):
 
 def test_metrics_are_on_disk_before_the_writer_closes(run):
     run.path.mkdir()
-    writer = MetricsWriter(run, "pretrain")
+    writer = MetricsWriter(run.path, "pretrain")
     writer.truncate(0)
     writer.write({"step": 1, "loss": 2.5})
     assert len(read_lines(run)) == 1
@@ -101,7 +102,7 @@ def test_metrics_are_on_disk_before_the_writer_closes(run):
 
 
 def test_a_writer_that_never_wrote_closes(run):
-    MetricsWriter(run, "pretrain").close()
+    MetricsWriter(run.path, "pretrain").close()
 
 
 def test_begin_keeps_what_an_interrupted_try_left(run):

@@ -158,7 +158,7 @@ def test_a_value_for_a_section_is_refused():
         ("data.sources.docs.weight", -1.0, "weight: -1.0 must be above 0 and below 1e+30"),
         ("data.sources.docs.weight", 1e30, "weight: 1e+30 must be above 0 and below 1e+30"),
         ("data.sources.docs.weight", 10**400, "data.sources.docs.weight is larger than any float"),
-        ("data.sources.docs.weight", math.nan, "data.sources.docs.weight is not a number"),
+        ("data.sources.docs.weight", math.nan, "data.sources.docs.weight is nan"),
         ("data.sources.docs.gates", ("length", "lenght"), "'lenght' is not one of gopher"),
         ("data.sources.docs.gates", ("length", 3), "data.sources.docs.gates[1] is 3"),
         ("data.sources", {}, "sources: empty"),
@@ -448,26 +448,3 @@ def test_embedding_has_the_tokenizers_rows_or_more(rows, path, expected):
         assert str(expected) in why
     else:
         assert settings.parse(config).model.vocab_size == expected
-
-
-@pytest.mark.parametrize(
-    ("given", "key"),
-    [
-        ({"optimizer.kind": "lion"}, "optimizer.kind is 'lion'"),
-        ({"grpo.optimizer.kind": "lion"}, "grpo.optimizer.kind is 'lion'"),
-        ({"optimizer.beta2": math.nan, "sft.optimizer.beta2": 0.9}, "optimizer.beta2 is nan"),
-        ({"optimizer.beta2": 0.9, "sft.optimizer.beta2": math.nan}, "sft.optimizer.beta2 is nan"),
-        ({"rollout.temperature": 0.0}, "rollout.temperature is 0.0"),
-    ],
-)
-def test_a_message_names_the_key_that_was_given(given, key):
-    config = quickstart.get_config().to_dict()
-    config["stages"] = ("curate", "tokenizer", "pretrain", "sft", "reward", "ppo", "grpo")
-    for path, value in given.items():
-        *parents, name = path.split(".")
-        section = config
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[name] = value
-    with pytest.raises(BadInput, match=f"^{key}"):
-        settings.parse(config)

@@ -197,15 +197,15 @@ def test_a_fresh_stage_that_is_refused_keeps_what_it_had(base):
     (base / "colours.py").write_text("def fails(example, answer):\n    return 'red'\n")
     stages = "('curate','tokenizer','pretrain','sft','grpo')"
     given = {"reward.function": "grade", "grpo.loop.num_steps": 1}
-    code, _, err = start(base, "kept", stages, **given)
+    code, _, err = start(base, "grown", stages, **given)
     assert code == 0, err
-    files = [path for path in (base / "kept/checkpoints/grpo").rglob("*") if path.is_file()]
+    files = [path for path in (base / "grown/checkpoints/grpo").rglob("*") if path.is_file()]
     before = {path: path.read_bytes() for path in files}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(base)
         given["reward.function"] = "colours:fails"
         chosen = SMALL | sources(base / "text") | {"stages": stages} | given
-        code, _, err = seedbed("grpo", CONFIG, f"--run={base}/kept", "--json", "--fresh", **chosen)
+        code, _, err = seedbed("grpo", CONFIG, f"--run={base}/grown", "--json", "--fresh", **chosen)
     assert code == 2 and "reward.function colours:fails gave 'red' for example" in err, err
     assert before and all(path.read_bytes() == content for path, content in before.items())
-    assert RunDir(base / "kept").read_done("grpo")
+    assert RunDir(base / "grown").read_done("grpo")
