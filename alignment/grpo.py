@@ -36,7 +36,8 @@ class GRPOConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     rollout: RolloutConfig = RolloutConfig()
     group_size: int = 8  # answers to each prompt
-    scale: bool = True  # advantages are divided by their group's deviation (arXiv 2503.20783: not)
+    # Whether advantages are divided by their group's standard deviation (not in arXiv 2503.20783).
+    scale: bool = True
 
     def __post_init__(self):
         require(self, group_size=(self.group_size >= 2, "at least 2"))

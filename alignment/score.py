@@ -1,6 +1,8 @@
 """Rewards of sampled answers, score(sequences, index_B) -> score_B: by a model or a function."""
 
 import functools
+import math
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 from alignment import reward
 from alignment.policy import Score
 from alignment.rollout import Sequences
+from data.errors import BadInput
 from data.quickstart.instruct import Example
 from data.tokens import chat
 from data.tokens.tokenizer import Tokenizer
@@ -51,7 +54,7 @@ def by_function(fn: RewardFn, examples: Sequence[Example], tokenizer: Tokenizer)
       tokenizer: decodes answers.
 
     Raises, when called:
-      ValueError: `fn` gave no finite number; names the example.
+      BadInput: `fn` failed, or gave no finite number; names it, the value and the example.
     """
 
     def score(sequences: Sequences, index_B: jax.Array) -> np.ndarray:
@@ -62,13 +65,28 @@ def by_function(fn: RewardFn, examples: Sequence[Example], tokenizer: Tokenizer)
         found = []
         for ids_R, mask_R, index in zip(answers_BR, mask_BR, index_B, strict=True):
             text = chat.read_answer(tokenizer, ids_R[mask_R == 1].tolist())
-            value = fn(examples[int(index)], text)
-            if not np.isfinite(value):
-                raise ValueError(
-                    f"reward.function gave {value!r} for example {examples[int(index)].id}; it "
-                    "must give a finite number"
-                )
-            found.append(value)
+            found.append(_call(fn, examples[int(index)], text))
         return np.asarray(found, np.float32)
 
     return score
+
+
+def _call(fn: RewardFn, example: Example, answer: str) -> float:
+    name = f"reward.function {fn.__module__}:{getattr(fn, '__qualname__', fn)}"
+    try:
+        value = fn(example, answer)
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise BadInput(
+            f"{name} failed for example {example.id}: {type(error).__name__}: {error} "
+            f"({last.filename}, line {last.lineno})"
+        ) from error
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, str) or not math.isfinite(number):
+        raise BadInput(
+            f"{name} gave {value!r} for example {example.id}; it must give a finite number"
+        )
+    return number

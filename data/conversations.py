@@ -1,6 +1,6 @@
 """The user's own conversations, prompts and preference pairs, in the formats that they come in.
 
-A set is a file, a folder or a glob of JSON lines, JSON arrays or parquet, packed or not. A row is
+A set is a file, folder or glob of JSON lines, JSON arrays or parquet, compressed or not. A row is
 recognised by its fields:
 
 conversation  {"messages": [{"role", "content"}]},
@@ -46,7 +46,7 @@ BATCH_ROWS = 1024
 class OwnSet:
     """A set of the user's own."""
 
-    path: str  # file, folder or glob, several with commas between
+    path: str  # file, folder or glob, several separated by commas
     weight: float = 1.0  # of its rows in training, against 1 of the built-in set and other sets'
     heldout_fraction: float = 0.05  # share of its prompts that are only measured on
 

@@ -89,7 +89,7 @@ class SourceConfig:
     """One domain's source.
 
     Attributes:
-        path: a file, folder (read recursively) or glob, several with commas between, local or on
+        path: a file, folder (read recursively) or glob, several separated by commas, local or on
             an object store; or 'python:docs' or 'python:code', the running Python's own.
         kind: what the files are, one of KINDS; 'auto' looks into each.
         markup: what their texts are written in, one of MARKUPS; 'auto' goes by the kind.

@@ -75,7 +75,7 @@ def generate(
         for index, (tokens_R, mask_R) in zip(chosen, rows, strict=False):
             found[index] = tuple(tokens_R[mask_R == 1].tolist())
         if _is_told(number, batches):
-            log(f"answered {len(found)} of {len(prompts)} prompts")
+            log(f"{len(found)} of {len(prompts)} answers")
     return [found[index] for index in range(len(prompts))]
 
 

@@ -64,7 +64,7 @@ def rows(key: str, file: storage.File) -> Iterator[Any]:
 
     Args:
       key: the setting that the file is of, for messages.
-      file: of one of SUFFIXES, packed or not.
+      file: of one of SUFFIXES, compressed or not.
 
     Raises:
       BadInput: it is not what its name says.

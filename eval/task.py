@@ -102,7 +102,10 @@ class Task:
         shots = list(itertools.islice(others, num_shots))
         if len(shots) < num_shots:
             where = f"{self.name} {example.group}".strip()
-            raise BadInput(f"eval.num_shots is {num_shots}; {where} has {len(shots)} to show")
+            raise BadInput(
+                f"eval.num_shots: {where}: {num_shots} examples are to be shown before a question, "
+                f"and {len(shots)} are there beside it; it must be at most {len(shots)}"
+            )
         return self.render(example, shots)
 
 
@@ -148,7 +151,7 @@ def read(folder: str, pattern: str, kind: str) -> Iterator[tuple[str, str, Any]]
         if match := re.fullmatch(pattern, sets.unpacked_name(file.name).rpartition("/")[2]):
             found.append((match[1] if match.groups() else "", file))
     if not found:
-        raise BadInput(f"eval.data: {folder}: no file of {kind} found; packed ones count")
+        raise BadInput(f"eval.data: {folder}: no file {kind} found, compressed or not")
     for group, file in found:
         for number, row in enumerate(sets.rows("eval.data", file), start=1):
             yield group, f"eval.data: {file.path}, row {number}", row

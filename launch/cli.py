@@ -253,15 +253,15 @@ def _run_pipeline(verb: str, given: flags.FlagValues, parsed: Any) -> dict:
     if verb in ("run", "curate") and "curate" in parsed.stages:
         sources.refuse_missing(parsed.data.sources)
         sources.refuse_around(parsed.data.sources, run.path)
+    from launch.checks import check
     from launch.pipeline import run_stages
-    from launch.stages.tokenizer import check_chat
     from launch.store.shared import Store
 
-    check_chat(parsed)
+    only = None if verb == "run" else verb
+    check(parsed, run, parsed.stages if only is None else (only,))
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     progress = Progress()
     store = Store(Path(given.store or run.path.resolve().parent / ".store"))
-    only = None if verb == "run" else verb
 
     def work() -> dict:
         outcome = run_stages(

@@ -280,6 +280,8 @@ def _check_flags(verb: str, given: flags.FlagValues) -> None:
     for name in PLACES:
         if given[name].present and not given[name].value:
             raise BadInput(f"--{name}=: is empty; it must be {FLAG_LINES[name][0]}")
+    if given["prompt"].present and not given.prompt.strip():
+        raise BadInput("--prompt=: is empty; give a question, or leave it out for standard input")
     for name in LOCAL_PLACES:
         if "://" in given[name].value:
             raise BadInput(

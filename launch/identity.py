@@ -166,6 +166,8 @@ def find_changes(
             continue
         if section == "upstream":
             found.append(f"another result of stage {stage!r} than there is now")
+        elif section.startswith("start_"):
+            found.append("another model in `start` than there is now")
         elif section == "content":
             found.append(f"other content of {stage} than there is now")
         else:

@@ -20,7 +20,8 @@ from launch.identity import describe_files, reads_start
 from launch.schema import to_dict
 from launch.settings import Settings
 from launch.stages.stage import STAGES
-from launch.store.rundir import MetricsWriter, RunDir, flatten, remove
+from launch.store.metrics import MetricsWriter
+from launch.store.rundir import RunDir, flatten, remove
 from model import flop, ring, sharding
 from model.config import TransformerConfig
 from model.transformer import Params
@@ -200,7 +201,7 @@ class Job:
         checkpointer = Checkpointer(
             self.run.checkpoints(self.stage), about, self.inputs, self.section.loop.keep_checkpoints
         )
-        writer = MetricsWriter(self.run, self.stage)
+        writer = MetricsWriter(self.run.path, self.stage)
         try:
             yield checkpointer, loop.Watch(writer.write, self.progress.log, writer.truncate)
         finally:

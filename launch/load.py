@@ -117,7 +117,7 @@ def load_tokenizer(run: RunDir) -> Tokenizer:
         rows = described.value("model.vocab_size", int)
         return tokenizer.load(run.stage("tokenizer"), rows)
     loaded = tokenizer_loader(run)()
-    if loaded.chat_template is not None:
+    if loaded.chat_template is not None and "instruct" in described:  # only of stages that chat
         loaded.date = datetime.datetime.fromisoformat(described.value("instruct.date", str))
     return loaded
 

@@ -97,7 +97,14 @@ def run_stages(
 def _bring(
     job: Job, bodies: Callable, done: dict | None, fresh: bool, store: shared.Store | None
 ) -> dict:
-    """Runs a stage, unless it is finished and whole."""
+    """Runs a stage, unless it is finished and whole; what it had stays if it is refused."""
+    with job.run.replacing(job.stage):
+        return _replace(job, bodies, done, fresh, store)
+
+
+def _replace(
+    job: Job, bodies: Callable, done: dict | None, fresh: bool, store: shared.Store | None
+) -> dict:
     stage, run, progress, inputs = STAGES[job.stage], job.run, job.progress, job.inputs
     name = stage.name
     if done and not fresh and run.is_whole(done):

@@ -118,7 +118,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise BadInput(f"{path} is {value!r}; it must be of type {hint.__name__}")
     if value != value:
-        raise BadInput(f"{path} is not a number; it must be one")
+        raise BadInput(f"{path} is {value}; it must be a number")
     return value
 
 
@@ -149,7 +149,7 @@ def about(cls: type) -> dict[str, str]:
     """What each key of a section means: the comment beside its field, or what the docstring says.
 
     A comment may also stand in lines of its own above; the docstring has `Attributes:` with a line
-    or more for a key, or for several with commas between.
+    or more for a key, or for several separated by commas.
     """
     found = _documented(inspect.getdoc(cls) or "")
     for base in cls.__bases__:

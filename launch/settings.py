@@ -52,8 +52,10 @@ class EvalConfig:
 
     batch_size: int = 64  # rows or prompts at once
     max_new_tokens: int = 48  # longest answer, tokens
-    num_comparisons: int = 400  # prompts on which a policy is compared with the one it started from
-    num_heldout: int = 8  # held out, for training: documents a domain, conversations a kind
+    # Prompts, at least, on which a policy is compared with the one it started from: every k-th.
+    num_comparisons: int = 400
+    # Held out, for the losses while training: documents of each domain, conversations of each kind.
+    num_heldout: int = 8
     sets: str = ""  # files of evaluation sets, for the gate contamination; none is evaluated
     tasks: tuple[str, ...] = ()  # benchmarks to measure each model on: files of eval/tasks
     data: str = ""  # folder with a folder of files for each of them: mmlu/, gsm8k/
@@ -147,7 +149,10 @@ def parse(config: Any, overridden: Collection[str] = ()) -> Settings:
     given = _spread_shared(given)
     if "model" in given:
         given["model"] = _with_vocabulary(given)
-    settings = to_dataclass(Settings, given, "")
+    try:
+        settings = to_dataclass(Settings, given, "")
+    except BadInput as error:
+        raise BadInput(_name_shared(str(error), config)) from error
     if settings.model:
         model = dataclasses.replace(settings.model, layout=settings.layout)
         settings = dataclasses.replace(settings, model=model)
@@ -175,6 +180,20 @@ def _spread_shared(given: Mapping) -> dict:
             if common is not None and hasattr(own, "items"):
                 section[key] = {**dict(common.items()), **dict(own.items())}
     return given
+
+
+def _name_shared(message: str, config: Mapping) -> str:
+    """A message on a stage's key as one on the key of the shared section, if that was given."""
+    stage, *rest = message.partition(" ")[0].split(".")
+    if stage not in TRAINED or len(rest) < 2:
+        return message
+    section, key = rest[:2]
+    for shared, cls in SHARED.items():
+        is_of = hint_of(Settings, f"{stage}.{section}") is cls
+        own = config.get(stage, {}).get(section, {})
+        if is_of and key in config.get(shared, {}) and key not in own:
+            return message.replace(f"{stage}.{section}.", f"{shared}.", 1)
+    return message
 
 
 def _check_read(given: Mapping, stages: Collection[str], path: str) -> None:

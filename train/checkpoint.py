@@ -99,6 +99,16 @@ class Checkpointer:
         self._manager.close()
 
 
+def read_config(directory: Path, step: int | None = None) -> dict:
+    """A checkpoint's configuration; of the newest unless a step is named.
+
+    Raises:
+      BadInput: there is no finished checkpoint, or it is damaged.
+    """
+    with _newest(directory, step) as (config, _, _):
+        return config
+
+
 def load(
     directory: Path, abstract: Callable[[dict], Any], step: int | None = None
 ) -> tuple[dict, Any]:

@@ -32,7 +32,7 @@ class ExamplesConfig:
     """Labelled texts to learn from.
 
     Attributes:
-        path: CSV with a header, parquet or JSON lines, packed or not.
+        path: CSV with a header, parquet or JSON lines, compressed or not.
         text: the column or key of the text.
         label: that of the label.
         toxic: the labels, as strings, that mean toxic; every other means not.

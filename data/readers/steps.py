@@ -38,7 +38,7 @@ def open_file(path: str) -> BinaryIO:
     """Opens a file and unpacks it; what it raises at damage, it raises behind all that was there.
 
     Args:
-        path: local path or object-store URI, packed or not.
+        path: local path or object-store URI, compressed or not.
 
     Raises:
         OSError: it cannot be opened.

@@ -46,7 +46,7 @@ def read_json(path: str, fields: Fields) -> Iterator[Record]:
     """Reads JSON: an object a line, or an array of objects, or objects that go over lines.
 
     Args:
-        path: local path or object-store URI, packed or not.
+        path: local path or object-store URI, compressed or not.
         fields: which fields are what.
 
     Yields:
@@ -84,7 +84,7 @@ def read_csv(path: str, fields: Fields) -> Iterator[Record]:
     4180: a field that breaks its rules breaks its row.
 
     Args:
-        path: local path or object-store URI, packed or not.
+        path: local path or object-store URI, compressed or not.
         fields: which columns are what.
 
     Yields:

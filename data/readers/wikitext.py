@@ -251,7 +251,7 @@ def _without_quotes(line: str) -> str:
 
 
 def read(path: str) -> Iterator[Record]:
-    """Reads the articles of a Wikipedia dump (pages-articles.xml), packed or not.
+    """Reads the articles of a Wikipedia dump (pages-articles.xml), compressed or not.
 
     Args:
         path: local or on an object store.

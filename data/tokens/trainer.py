@@ -74,10 +74,10 @@ class TokenizerConfig:
         character_coverage: share of the characters of the sample that get an id of their own, the
             rest are spelled in bytes; byte_level and wordpiece learn from bytes and do not look at
             it.
-        control: of a tokenizer taken: four of its tokens to mark system, user, assistant and end.
+        control: four tokens of an imported tokenizer that mark system, user, assistant and end.
         kind: bpe or unigram (SentencePiece), byte_level (BPE) or wordpiece.
-        path: a tokenizer to take instead of training one: what imported.take reads, or '' to
-            train.
+        path: a tokenizer to import instead of training one: a Hugging Face directory, or a file
+            tokenizer.json, .model or .gguf; '' to train.
     """
 
     vocab_size: int = 32_768

@@ -25,6 +25,7 @@ from launch.schema import to_dataclass
 from launch.settings import CostConfig
 from launch.stages.stage import STAGES, TRAINED
 from launch.store import rundir
+from launch.store.metrics import read_metrics
 from model import flop
 from model.config import TransformerConfig
 
@@ -171,7 +172,7 @@ def _made_of(*paths: Path) -> Iterator[None]:
 def _read_metrics(path: Path) -> dict[str, dict[int, dict]]:
     """Metrics by stage and step; of a metric written twice for a step, the later one counts."""
     metrics: dict[str, dict[int, dict]] = {}
-    for _, row in rundir.read_metrics(path) if path.exists() else ():
+    for _, row in read_metrics(path) if path.exists() else ():
         metrics.setdefault(row["stage"], {}).setdefault(row["step"], {}).update(row)
     return metrics
 

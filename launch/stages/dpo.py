@@ -12,6 +12,7 @@ def run(job: Job) -> dict:
     """Trains the policy on the pairs, against the model that it starts from."""
     config, seq_len, reference = job.section, job.settings.reward.seq_len, job.start_params()
     found = pairs.load(job, reference)
+    job.progress.log("log-probabilities of the pairs by the model that it starts from")
     refer = functools.partial(
         dpo.with_reference, job.model, reference, batch_size=job.settings.eval.batch_size
     )

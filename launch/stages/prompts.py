@@ -50,7 +50,7 @@ def read(job: Job) -> Prompts:
         )
     sources = {name: (rows(name, found), sets.weights[name]) for name, found in sets.train.items()}
     heldout = {
-        name.removeprefix(BUILT_IN): rows(name, few)
+        name.removeprefix(BUILT_IN): rows(f"{name}, held out", few)
         for name, found in sets.heldout.items()
         if (few := conversations.first(found, job.settings.eval.num_heldout))
     }
@@ -79,7 +79,10 @@ def find_function(name: str) -> score.RewardFn:
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise BadInput(f"reward.function is {name!r}: {error}") from error
+        raise BadInput(
+            f"reward.function is {name!r}: {error}; allowed: {GRADE}, or MODULE:NAME of a function "
+            "of (example, answer)"
+        ) from error
     if not callable(found) or len(inspect.signature(found).parameters) < 2:
         raise BadInput(f"reward.function is {name!r}; it must be a function of (example, answer)")
     return found

@@ -1,18 +1,15 @@
 """Documents to a tokenizer (or an existing one) and a folder of packed shards a group."""
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from alignment import sft
 from data import engine
 from data.errors import BadInput
-from data.tokens import chat, imported, packing, tokenizer
+from data.tokens import imported, packing, tokenizer
 from data.tokens.gguf_tokenizer import from_gguf
-from launch import load, own_sets, shard_plan
+from launch import load, shard_plan
 from launch.job import Job
 from launch.settings import Settings
-from launch.stages.stage import CHATS
 from launch.store.rundir import ORIGIN, ORIGIN_KEYS, read_json, write_json
 from model.interop import gguf
 
@@ -94,38 +91,11 @@ def take_tokenizer(chosen: Settings, folder: Path) -> None:
     if not load.is_own(folder):
         tokenizer.load_for_training(folder, rows, config.control)
     elif (num_ids := tokenizer.load_own(folder).vocab_size) > rows:
-        raise BadInput(f"{folder}: the tokenizer has {num_ids} ids, and the model {rows} rows")
-
-
-def check_chat(chosen: Settings) -> None:
-    """Refuses stages that chat with a tokenizer that has no way to, before the first stage.
-
-    Raises:
-      BadInput: as `take_tokenizer`; nothing can be trained to chat with it; or the user's own
-        conversations cannot be read, or are refused by its template (one of each order of roles is
-        tried).
-    """
-    chatting = [name for name in (*CHATS, "reward") if name in chosen.stages]
-    if not chatting:
-        return
-    own = own_sets.read(chosen, "sft", lambda _: None).values() if "sft" in chatting else ()
-    if not (chosen.start or chosen.tokenizer.path):
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        take_tokenizer(chosen, Path(folder))
-        rows, config = chosen.model.vocab_size, chosen.tokenizer
-        taken = load.make_loader(Path(folder), chosen.start, config.path, rows, config.control)()
-    tried = {
-        tuple(message["role"] for message in example.messages): example
-        for made in own
-        for example in (*made.train, *made.heldout)
-    }
-    try:
-        chat.check(taken)
-        for example in tried.values():
-            sft.render(taken, example)
-    except BadInput as error:
-        raise BadInput(f"stages has {chatting[0]!r}: {error}") from error
+        named = f"start={chosen.start}" if chosen.start else f"tokenizer.path={config.path}"
+        raise BadInput(
+            f"model.vocab_size is {rows}; it must be at least {num_ids}, the ids of the tokenizer "
+            f"of {named}"
+        )
 
 
 def _write_gguf(path: Path, out: Path) -> None:

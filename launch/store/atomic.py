@@ -68,3 +68,10 @@ def _lock(directory: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text atomically."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)

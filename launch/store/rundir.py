@@ -17,19 +17,19 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from data.errors import BadInput
+from launch.store.atomic import write_text
+from launch.store.metrics import read_metrics, truncate
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numba", "sentencepiece", "numpy")
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +40,6 @@ ORIGIN_KEYS = ("format", "model_type", "dtype", "token_ids", "generation")
 # In curate/, written long after the stage has finished: what the gates were measured to do.
 SCORE = "score.json"
 LOCK = ".lock"
-MAX_UNIX_SECS = 253_402_300_800  # the year 10000, which no date reaches
 # What flock gives where a file system has no locks, as some network mounts.
 LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -97,7 +96,7 @@ class RunDir:
         path = self.path / "config.json"
         described = read_json(path, ("config",))
         if described is None:
-            raise BadInput(f"{self.path}: no such run; {path}: no such file")
+            raise BadInput(f"{self.flag}={self.path}: no such run; {path}: no such file")
         if not isinstance(described["config"], dict):
             raise BadInput(f"{path}: config must be an object; restore it, or run again")
         return Described(path, described["config"])
@@ -187,37 +186,83 @@ class RunDir:
                 )
 
     def begin(self, stage: str, inputs: Mapping, code: dict, *, fresh: bool) -> None:
-        """Prepares a stage's directory: `fresh` deletes what an earlier try left.
+        """Prepares a stage's directory; what an earlier try left is kept, or set aside if `fresh`.
 
         Args:
           stage: its name.
           inputs: what its result depends on.
           code: the version of the code that computes it.
-          fresh: whether to delete it.
+          fresh: whether to start over, inside of `replacing`.
         """
-        # First of all: a half-deleted stage must not count as finished.
-        if self.stage(stage).is_dir() or not fresh:
-            remove(self.stage(stage) / "done.json")
         if fresh:
-            remove(self.checkpoints(stage))
-            remove(self.path / "tensorboard" / stage)
-            self.truncate_metrics(stage, 0)
-            remove(self.stage(stage))
+            self._set_aside(stage)
+        else:
+            remove(self.stage(stage) / "done.json")
         self.stage(stage).mkdir(parents=True, exist_ok=True)
         started = {"hash": digest(inputs), "inputs": inputs, "code": code}
         write_json(self.stage(stage) / "started.json", started)
 
+    @contextlib.contextmanager
+    def replacing(self, stage: str) -> Iterator[None]:
+        """While a stage starts over: bad input that leaves nothing new brings the old back.
+
+        Otherwise what `begin` has set aside is deleted, and so is that of a killed process.
+        """
+        aside = self.path / f".{stage}.before"
+        remove(aside)
+        try:
+            yield
+        except BadInput:
+            made = [path.name for path in self.stage(stage).glob("*")] if aside.exists() else []
+            if aside.exists() and made in ([], ["started.json"]) and not self._has_model(stage):
+                self._bring_back(stage, aside)
+            raise
+        remove(aside)
+
+    def _has_model(self, stage: str) -> bool:
+        folder = self.checkpoints(stage)
+        return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
+
+    def _places(self, stage: str) -> dict[str, Path]:
+        """Where a stage leaves what it makes, but for its lines of metrics."""
+        board = self.path / "tensorboard" / stage
+        return {"model": self.checkpoints(stage), "board": board, "stage": self.stage(stage)}
+
+    def _set_aside(self, stage: str) -> None:
+        aside, metrics = self.path / f".{stage}.before", self.path / "metrics.jsonl"
+        is_second = aside.exists()  # the first has set the old aside; this is what came since
+        aside.mkdir(parents=True, exist_ok=True)
+        if metrics.exists() and not is_second:
+            lines = [f"{line}\n" for line, row in read_metrics(metrics) if row["stage"] == stage]
+            write_text(aside / metrics.name, "".join(lines))
+        # First of all: a stage of which a part is gone must not count as finished.
+        done = self.stage(stage) / "done.json"
+        if done.is_file() and not is_second:
+            done.replace(aside / done.name)
+        for name, path in self._places(stage).items():
+            if is_second or path.is_symlink() or not path.is_dir():
+                remove(path)
+            else:
+                path.replace(aside / name)
+        self.truncate_metrics(stage, 0)
+
+    def _bring_back(self, stage: str, aside: Path) -> None:
+        for name, path in self._places(stage).items():
+            remove(path)
+            if (aside / name).exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                (aside / name).replace(path)
+        if (aside / "metrics.jsonl").exists():
+            metrics = self.path / "metrics.jsonl"
+            kept = metrics.read_text() if metrics.exists() else ""
+            write_text(metrics, kept + (aside / "metrics.jsonl").read_text())
+        if (aside / "done.json").exists():
+            (aside / "done.json").replace(self.stage(stage) / "done.json")
+        remove(aside)
+
     def truncate_metrics(self, stage: str, step: int) -> None:
         """Drops a stage's lines after `step`, which its resumed training will write again."""
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return
-        kept = [
-            line + "\n"
-            for line, record in read_metrics(path)
-            if record["stage"] != stage or record["step"] <= step
-        ]
-        write_text(path, "".join(kept))
+        truncate(self.path / "metrics.jsonl", stage, step)
 
     def write_config(self, settings: dict, devices: str) -> None:
         """Writes config.json."""
@@ -288,43 +333,6 @@ class RunDir:
             os.close(descriptor)  # its holder has taken it away when it was done
 
 
-class MetricsWriter:
-    """Appends a stage's metrics to metrics.jsonl and to TensorBoard events."""
-
-    def __init__(self, run: RunDir, stage: str):
-        from tensorboardX import SummaryWriter
-
-        self._run, self._stage = run, stage
-        self._file = None
-        self._events = lambda step: SummaryWriter(
-            str(run.path / "tensorboard" / stage), purge_step=step or None
-        )
-        self._writer = None
-
-    def truncate(self, step: int) -> None:
-        """Drops lines written after `step`; call once, before the first line."""
-        self._run.truncate_metrics(self._stage, step)
-        self._file = (self._run.path / "metrics.jsonl").open("a")
-        self._writer = self._events(step)
-
-    def write(self, line: dict) -> None:
-        """Writes one line; `step` is required."""
-        # Not-a-number is no JSON: null says that there was nothing to measure.
-        clean = {name: value if math.isfinite(value) else None for name, value in line.items()}
-        record = {"stage": self._stage, "time": round(time.time(), 3), **clean}
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
-        for name, value in clean.items():
-            if name != "step" and value is not None:
-                self._writer.add_scalar(name, value, line["step"])
-
-    def close(self) -> None:
-        """Closes both files."""
-        if self._file is not None:
-            self._file.close()
-            self._writer.close()
-
-
 def code_version() -> dict:
     """Commit of the checkout and whether files differ from it; None outside of git."""
     commit = _git("rev-parse", "HEAD")
@@ -375,33 +383,6 @@ def remove(path: Path) -> None:
     shutil.rmtree(trash)
 
 
-def read_metrics(path: Path) -> Iterator[tuple[str, dict]]:
-    """Yields the lines of metrics.jsonl that hold a record of a stage, and those records.
-
-    Lines that a killed process or a damaged disk has left are skipped: a few numbers are no reason
-    to lose a run. A record has a stage, a step, and finite numbers or None for the rest.
-    """
-    with path.open("rb") as lines:
-        for line in lines:
-            record = _parse_metrics(line)
-            if record is not None:
-                yield line.decode().strip(), record
-
-
-def _parse_metrics(line: bytes) -> dict | None:
-    try:
-        record = json.loads(line.decode())
-        stage, step, secs = record["stage"], record["step"], record.get("time", 0)
-        numbers = [value for name, value in record.items() if name != "stage" and value is not None]
-        is_sound = isinstance(stage, str) and type(step) is int and 0 <= step < 1 << 63
-        is_sound = is_sound and 0 <= secs < MAX_UNIX_SECS and all(map(math.isfinite, numbers))
-        is_sound = is_sound and (record.get("train_secs") is None or record["train_secs"] > 0)
-    # Not UTF-8, not JSON, nested deeper than Python goes, no object, no numbers, too large ones.
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError, OverflowError):
-        return None
-    return record if is_sound else None
-
-
 def read_json(path: Path, keys: tuple[str, ...] = ()) -> dict | None:
     """The object in a JSON file, or None where there is no file.
 
@@ -425,10 +406,3 @@ def read_json(path: Path, keys: tuple[str, ...] = ()) -> dict | None:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically."""
     write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes text atomically."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)

@@ -152,5 +152,10 @@ def _questions(path: Path, stage: str):
         line = sys.stdin.readline()
         if not line:
             return
+        try:
+            line.encode()
+        except UnicodeEncodeError:
+            print("seedbed: a line of standard input is not UTF-8", file=sys.stderr, flush=True)
+            continue
         if line.strip():
             yield line.strip()

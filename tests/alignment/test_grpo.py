@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from alignment import grpo, losses, policy, rollout, score
+from data.errors import BadInput
 from data.quickstart.instruct import Example
 from model import sharding
 from tests.alignment.test_ppo import (
@@ -144,8 +145,14 @@ def test_a_function_scores_the_text_of_each_answer_by_its_example():
         found = score.by_function(reward, examples, Words())(sequences, np.array([2, 0]))
         assert found.tolist() == [2.5, 0.5] and found.dtype == np.float32
         assert seen == [("e2", "10 7"), ("e0", "11")]
-        with pytest.raises(ValueError, match="reward.function gave nan for example e1"):
-            score.by_function(lambda *_: float("nan"), examples, Words())(sequences, [1, 1])
+        for value in (float("nan"), "x", "1", None, np.float32("inf"), [1, 2]):
+            with pytest.raises(BadInput, match=r"reward.function .*lambda> gave .* for example e1"):
+                score.by_function(lambda *_, v=value: v, examples, Words())(sequences, [1, 1])
+        with pytest.raises(
+            BadInput, match=r"failed for example e1: ZeroDivisionError: .*, line \d"
+        ):
+            score.by_function(lambda *_: 1 / 0, examples, Words())(sequences, [1, 1])
+        assert score.by_function(lambda *_: True, examples, Words())(sequences, [1, 1])[0] == 1
 
 
 def test_each_number_is_taken_in_its_range_alone():

@@ -281,7 +281,8 @@ def test_kinds_of_weight_zero_are_left_out():
 
 def test_same_in_every_process():
     program = (
-        "import hashlib; from tests.data.test_instruct import CONFIG; from data import instruct;"
+        "import hashlib; from tests.data.test_instruct import CONFIG;"
+        "from data.quickstart import instruct;"
         "print(hashlib.sha256(repr(instruct.build(CONFIG)).encode()).hexdigest())"
     )
     digests = {

@@ -102,7 +102,7 @@ def test_order_text_and_fixed_shapes(echo):
     assert [response.text for response in responses] == [text[-3:] for text in texts]
     assert all(response.finished and len(response.tokens) == 4 for response in responses)
     assert set(echo) == {(4, 32), (4, 64), (4, 96), (4, 128)}
-    assert lines[-1] == "answered 23 of 23 prompts"
+    assert lines[-1] == "23 of 23 answers"
 
 
 def test_nothing_to_answer(echo):

@@ -26,7 +26,9 @@ def test_a_prompt_is_the_first_shots_of_the_group_and_the_question():
     assert quiz.prompt(asked, 0) == "Q: how?"
     assert quiz.prompt(asked, 2) == "Q: x? x\n\nQ: y? y\n\nQ: how?"
     assert quiz.prompt(first, 1) == "Q: y? y\n\nQ: x?", "a question is not its own shot"
-    with pytest.raises(BadInput, match=r"eval\.num_shots is 3; quiz a has 2 to show"):
+    with pytest.raises(
+        BadInput, match=r"quiz a: 3 examples are to be shown before a question, and 2 are"
+    ):
         quiz.prompt(asked, 3)
 
 
@@ -63,7 +65,9 @@ def test_what_is_not_there_or_cannot_be_read_is_bad_input(tmp_path):
     with pytest.raises(BadInput, match=r"eval\.data: .*/none: no file found"):
         list(task.read(str(tmp_path / "none"), "x", "x"))
     (tmp_path / "other.csv").write_text("a")
-    with pytest.raises(BadInput, match=r"eval\.data: .*: no file of test\.jsonl found; packed"):
+    with pytest.raises(
+        BadInput, match=r"eval\.data: .*: no file test\.jsonl found, compressed or not"
+    ):
         list(task.read(str(tmp_path), r"test\.jsonl", "test.jsonl"))
     (tmp_path / "test.jsonl").write_text("{")
     with pytest.raises(BadInput, match=r"eval\.data: .*test\.jsonl: cannot be read"):

@@ -5,14 +5,14 @@ import fcntl
 import json
 import math
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
 from data.errors import BadInput
 from launch.store import rundir
-from launch.store.rundir import MetricsWriter, RunDir
+from launch.store.metrics import MetricsWriter
+from launch.store.rundir import RunDir
 from tests.launch.test_page import DAMAGED_LINES
 
 
@@ -78,7 +78,7 @@ def read_events(directory):
 
 def test_metrics_go_to_the_file_and_to_tensorboard(run):
     run.path.mkdir()
-    writer = MetricsWriter(run, "pretrain")
+    writer = MetricsWriter(run.path, "pretrain")
     writer.truncate(0)
     writer.write({"step": 1, "loss": 2.5})
     writer.write({"step": 2, "loss": math.nan, "lr": 0.5})
@@ -94,7 +94,7 @@ def test_metrics_go_to_the_file_and_to_tensorboard(run):
 
 def test_metrics_are_on_disk_before_the_writer_closes(run):
     run.path.mkdir()
-    writer = MetricsWriter(run, "pretrain")
+    writer = MetricsWriter(run.path, "pretrain")
     writer.truncate(0)
     writer.write({"step": 1, "loss": 2.5})
     assert len(read_lines(run)) == 1
@@ -102,7 +102,7 @@ def test_metrics_are_on_disk_before_the_writer_closes(run):
 
 
 def test_a_writer_that_never_wrote_closes(run):
-    MetricsWriter(run, "pretrain").close()
+    MetricsWriter(run.path, "pretrain").close()
 
 
 def test_begin_keeps_what_an_interrupted_try_left(run):
@@ -124,7 +124,8 @@ def test_begin_fresh_leaves_nothing_of_this_stage_and_all_of_the_others(run):
             folder.mkdir(parents=True)
             (folder / "file").write_text("old")
     write_lines(run, {"stage": "sft", "step": 1}, {"stage": "reward", "step": 1})
-    run.begin("reward", {"seed": 1}, {}, fresh=True)
+    with run.replacing("reward"):
+        run.begin("reward", {"seed": 1}, {}, fresh=True)
     files = sorted(p.relative_to(run.path).as_posix() for p in run.path.rglob("*") if p.is_file())
     assert files == [
         "checkpoints/sft/file",
@@ -137,28 +138,68 @@ def test_begin_fresh_leaves_nothing_of_this_stage_and_all_of_the_others(run):
     assert read_lines(run) == [{"stage": "sft", "step": 1}]
 
 
-def test_a_kill_while_deleting_leaves_nothing_that_counts_as_finished(run, monkeypatch):
-    """done.json goes first, and a checkpoint half removed no longer has a checkpoint's name."""
-    run.begin("sft", {"seed": 0}, {}, fresh=False)
-    rundir.write_json(
-        run.stage("sft") / "done.json", {"inputs": "1f", "summary": {}, "products": []}
-    )
-    (run.checkpoints("sft") / "10" / "params").mkdir(parents=True)
+@pytest.fixture
+def finished(run):
+    """A run whose reward model and SFT are finished, with a file of each kind."""
+    for stage in ("reward", "sft"):
+        run.begin(stage, {"seed": 0}, {}, fresh=False)
+        (run.stage(stage) / "pairs.jsonl").write_text("pairs")
+        for folder in (run.checkpoints(stage) / "10", run.path / "tensorboard" / stage):
+            folder.mkdir(parents=True)
+            (folder / "file").write_text("old")
+        done = {"inputs": "1f", "summary": {}, "products": [], "stage": stage}
+        rundir.write_json(run.stage(stage) / "done.json", done)
+    write_lines(run, {"stage": "sft", "step": 1}, {"stage": "reward", "step": 1})
+    return run
 
-    def killed(directory, **_):
-        if Path(directory).exists():
+
+def contents(run):
+    return {p.relative_to(run.path): p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
+
+
+def test_bad_input_that_leaves_nothing_new_brings_the_old_back(finished):
+    before = contents(finished)
+    with pytest.raises(BadInput, match="wrong"), finished.replacing("reward"):
+        finished.begin("reward", {"seed": 1}, {}, fresh=True)
+        assert finished.read_done("reward") is None and not finished.checkpoints("reward").exists()
+        finished.begin("reward", {"seed": 1}, {}, fresh=True)  # what was linked was damaged
+        finished.checkpoints("reward").mkdir(parents=True)  # its first save has not come
+        raise BadInput("wrong")
+    assert contents(finished) == before
+    assert {row["stage"] for row in read_lines(finished)} == {"sft", "reward"}
+
+
+def test_bad_input_behind_a_new_checkpoint_leaves_that(finished):
+    with pytest.raises(BadInput, match="wrong"), finished.replacing("reward"):
+        finished.begin("reward", {"seed": 1}, {}, fresh=True)
+        (finished.checkpoints("reward") / "5").mkdir(parents=True)
+        raise BadInput("wrong")
+    assert [path.name for path in finished.checkpoints("reward").iterdir()] == ["5"]
+    with finished.replacing("reward"):
+        finished.begin("reward", {"seed": 1}, {}, fresh=False)
+    assert not list(finished.path.glob(".*.before"))
+
+
+@pytest.mark.parametrize("moved", range(1, 5))
+def test_a_kill_while_setting_aside_leaves_nothing_that_counts_as_finished(
+    finished, monkeypatch, moved
+):
+    replace, count = Path.replace, iter(range(moved))
+
+    def killed(self, target):
+        if next(count, None) is None:
             raise KeyboardInterrupt
+        return replace(self, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run.begin("sft", {"seed": 0}, {}, fresh=True)
-    assert run.read_done("sft") is None
-    assert not run.checkpoints("sft").exists()
-    run.begin("sft", {"seed": 0}, {}, fresh=True)
-    (run.checkpoints("sft")).mkdir()
-    run.begin("sft", {"seed": 0}, {}, fresh=True)
-    assert not list((run.path / "checkpoints").iterdir()), "what the kill left is gone"
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt), finished.replacing("reward"):
+            finished.begin("reward", {"seed": 1}, {}, fresh=True)
+    assert moved == 1 or finished.read_done("reward") is None
+    with finished.replacing("reward"):
+        finished.begin("reward", {"seed": 1}, {}, fresh=True)
+    assert not finished.checkpoints("reward").exists(), "what the kill left is gone"
+    assert not list(finished.path.glob(".*.before"))
 
 
 def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -158,7 +158,7 @@ def test_a_value_for_a_section_is_refused():
         ("data.sources.docs.weight", -1.0, "weight: -1.0 must be above 0 and below 1e+30"),
         ("data.sources.docs.weight", 1e30, "weight: 1e+30 must be above 0 and below 1e+30"),
         ("data.sources.docs.weight", 10**400, "data.sources.docs.weight is larger than any float"),
-        ("data.sources.docs.weight", math.nan, "data.sources.docs.weight is not a number"),
+        ("data.sources.docs.weight", math.nan, "data.sources.docs.weight is nan"),
         ("data.sources.docs.gates", ("length", "lenght"), "'lenght' is not one of gopher"),
         ("data.sources.docs.gates", ("length", 3), "data.sources.docs.gates[1] is 3"),
         ("data.sources", {}, "sources: empty"),

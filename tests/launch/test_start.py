@@ -157,3 +157,55 @@ def test_a_start_that_is_not_there_or_does_not_fit_is_one_line(base, changes, wo
     stages = changes.pop("stages", BASE)
     code, _, err = start(base, "wrong", stages, **changes)
     assert code == 2 and words in err.splitlines()[-1], err
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"start": "{base}/again"}, "start={base}/again: no such run"),
+        ({"start": "{base}/base:pretrain:77"}, "no checkpoint of step 77; there are [1, 2, 3, 4]"),
+        ({"start": "{base}/base", "model.head": "untied"}, "model.head is 'untied'; it must be"),
+        ({"start": "{base}/base", "model.vocab_size": 64}, "it must be 600, as in start="),
+        ({"sft.data.mine.path": "{base}/wrong.jsonl"}, "wrong.jsonl"),
+        ({"reward.function": "colours:absent"}, "reward.function is 'colours:absent'"),
+        ({"reward.function": "nocolon"}, "allowed: grade, or MODULE:NAME"),
+        ({"eval.tasks": "('mmlu',)", "eval.data": "{base}/few"}, "2 examples are to be shown"),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_refused_before_anything_is_done(base, changes, words):
+    (base / "wrong.jsonl").write_text('{"colour": "red"}\n')
+    (base / "few/mmlu").mkdir(parents=True, exist_ok=True)
+    for split, number in (("dev", 1), ("test", 2)):
+        rows = [f"Q{i}?,a,b,c,d,A\n" for i in range(number)]
+        (base / f"few/mmlu/sums_{split}.csv").write_text("".join(rows))
+    given = {key: value.format(base=base) if isinstance(value, str) else value
+             for key, value in changes.items()}  # fmt: skip
+    stages = "('curate','tokenizer','pretrain','sft','grpo','eval')"
+    given = {"reward.function": "grade", "eval.num_shots": 2} | given
+    code, _, err = start(base, "refused", stages, **given)
+    assert code == 2 and words.format(base=base) in err and err.count("\n") == 1, err
+    assert not (base / "refused").exists()
+
+
+def test_a_run_does_not_start_from_itself(base):
+    code, _, err = start(base, "base", BASE, start=f"{base}/base")
+    assert code == 2 and "is this run itself" in err, err
+
+
+def test_a_fresh_stage_that_is_refused_keeps_what_it_had(base):
+    """A function that fails at the first answers: the reward's sums are known only then."""
+    (base / "colours.py").write_text("def fails(example, answer):\n    return 'red'\n")
+    stages = "('curate','tokenizer','pretrain','sft','grpo')"
+    given = {"reward.function": "grade", "grpo.loop.num_steps": 1}
+    code, _, err = start(base, "grown", stages, **given)
+    assert code == 0, err
+    files = [path for path in (base / "grown/checkpoints/grpo").rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(base)
+        given["reward.function"] = "colours:fails"
+        chosen = SMALL | sources(base / "text") | {"stages": stages} | given
+        code, _, err = seedbed("grpo", CONFIG, f"--run={base}/grown", "--json", "--fresh", **chosen)
+    assert code == 2 and "reward.function colours:fails gave 'red' for example" in err, err
+    assert before and all(path.read_bytes() == content for path, content in before.items())
+    assert RunDir(base / "grown").read_done("grpo")

@@ -238,3 +238,12 @@ def test_no_template_and_no_control_is_refused_first(tmp_path):
     config = f"--config={ROOT}/configs/quickstart.py"
     code, _, err = seedbed("run", config, f"--run={tmp_path}/run", "--json", **chosen)
     assert code == 2 and "this model's tokenizer has no chat template" in err
+
+
+def test_a_run_without_a_stage_that_chats_has_no_date_and_is_loaded(tmp_path):
+    """Its config.json has no section `instruct`."""
+    run = trained(tmp_path, [])
+    described = {**run.read_config()}
+    del described["instruct"]
+    run.write_config(described, "1 x cpu")
+    assert loading.load_tokenizer(run).date is None
