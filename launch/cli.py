@@ -230,10 +230,6 @@ def _curate_aside(asked: list[str], given: flags.FlagValues, parsed: Any) -> dic
     try:
         if asked == ["explain"]:
             return curation.explain(run, given.explain)
-        if asked == ["score"]:
-            found = curation.measure(parsed, Path(given.score), run, progress)
-            lines = {measure: f"{figure}  {remark}" for measure, figure, remark in found["rows"]}
-            return found if given.json else lines
         return curation.fit(asked[0].removeprefix("fit-"), parsed.data, progress)
     finally:
         progress.close()

@@ -32,7 +32,7 @@ FLAGS = {
     ),
     "curate": (
         *("config", "run", "out", "store", "fresh", "runner", "workers", "ray-address", "json"),
-        *("fit-quality", "fit-toxicity", "explain", "score"),
+        *("fit-quality", "fit-toxicity", "explain"),
     ),
     "chat": ("run", "stage", "prompt", "tokens", "json"),
     "import": ("hf", "gguf", "out", "json"),
@@ -42,11 +42,11 @@ FLAGS = {
     "config": ("config", "json"),
 }
 # What `curate` does instead of curating.
-CURATE_MODES = ("explain", "score", "fit-quality", "fit-toxicity")
+CURATE_MODES = ("explain", "fit-quality", "fit-toxicity")
 # Must not be empty: that would mean the current directory.
-PLACES = ("run", "out", "store", "hf", "gguf", "score", "explain")
+PLACES = ("run", "out", "store", "hf", "gguf", "explain")
 LOCAL_PLACES = ("run", "out", "store", "hf", "gguf")
-DATA_FLAGS = ("runner", "ray-address", "explain", "score")
+DATA_FLAGS = ("runner", "ray-address", "explain")
 # Flags without which a verb cannot start.
 NEEDED = {"chat": ("run",), "report": ("run",), "import": ("out",), "export": ("run", "hf")}
 # As given, and what it is; those that only some verbs have name them.
@@ -92,7 +92,6 @@ FLAG_LINES = {
         "--fit-toxicity",
         "curate: fit the toxicity model from data.gates.toxicity.examples",
     ),
-    "score": ("--score=DIR", "curate: measure the gates on the labelled sets in DIR"),
 }
 OVERRIDES = "--config=FILE.py[:ARG] [--config.SECTION.KEY=VALUE ...]"
 USAGE = """usage: seedbed {usage} [flags]

@@ -24,7 +24,6 @@ from launch.stages.stage import STAGES, Stage
 from launch.store.rundir import (
     ORIGIN_KEYS,
     ROOT,
-    SCORE,
     RunDir,
     code_version,
     digest,
@@ -123,8 +122,8 @@ def survey(
         outputs = {need: done[need]["output"] if need in done else UNFINISHED for need in needs}
         if name == "report":  # it shows how long they took, and every line
             outputs = {need: digest(done[need]) for need in needs if need in done}
-            shown = {"lines": run.path / "metrics.jsonl", "score": run.stage("curate") / SCORE}
-            own = own | {k: hash_file(path) if path.exists() else "" for k, path in shown.items()}
+            lines = run.path / "metrics.jsonl"
+            own = own | {"lines": hash_file(lines) if lines.exists() else ""}
         inputs[name] = {**own, "upstream": outputs}
         left = None if name in discarded else run.read_done(name)
         if left and left["inputs"] == digest(inputs[name]):

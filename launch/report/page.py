@@ -83,7 +83,7 @@ def write_report(run_dir: Path) -> Path:
 
     Args:
       run_dir: a directory with config.json and, as far as the run went, metrics.jsonl,
-        <stage>/done.json, curate/funnel.json, curate/score.json, tokenizer/shards.json and
+        <stage>/done.json, curate/funnel.json, tokenizer/shards.json and
         eval/results.json.
 
     Returns:
@@ -116,15 +116,13 @@ def _of_data(run_dir: Path, done: Mapping[str, dict]) -> dict:
     """The sections on curation, tokens and the mixture."""
     funnel_file, shards_file = run_dir / "curate/funnel.json", run_dir / "tokenizer/shards.json"
     funnel = rundir.read_json(funnel_file, FUNNEL_KEYS)
-    score = rundir.read_json(run_dir / "curate" / rundir.SCORE, ("rows",))
     shards = rundir.read_json(shards_file, ("groups", "fertility"))
     with _made_of(shards_file):
         tokens = funnel_rows.tokens(shards) if shards else None
         plan = _plan(shards, done.get("pretrain"))
     with _made_of(funnel_file):
         curation = funnel_rows.curation(funnel, shards) if funnel else None
-    rows = score["rows"] if score else None
-    return {"curation": curation, "tokens": tokens, "plan": plan, "score": rows}
+    return {"curation": curation, "tokens": tokens, "plan": plan}
 
 
 def _of_training(run_dir: Path, identity: Mapping, metrics: Mapping, done: Mapping) -> dict:

@@ -37,8 +37,6 @@ ROOT = Path(__file__).resolve().parents[2]
 # export reads. No stage's result depends on it.
 ORIGIN = "origin.json"
 ORIGIN_KEYS = ("format", "model_type", "dtype", "token_ids", "generation")
-# In curate/, written long after the stage has finished: what the gates were measured to do.
-SCORE = "score.json"
 LOCK = ".lock"
 # What flock gives where a file system has no locks, as some network mounts.
 LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -125,12 +123,12 @@ class RunDir:
         return {
             path.relative_to(self.path).as_posix(): path.stat().st_size
             for path in sorted(files)
-            if path.name not in (SCORE, "done.json")
+            if path.name != "done.json"
         }
 
     def hash_files(self, stage: str) -> dict[str, str]:
         """SHA-256 of each file that a stage made in its directory, by its name there."""
-        folder, about = self.stage(stage), ("started.json", "done.json", SCORE, ORIGIN)
+        folder, about = self.stage(stage), ("started.json", "done.json", ORIGIN)
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         return {
             path.relative_to(folder).as_posix(): hash_file(path)

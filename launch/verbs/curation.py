@@ -7,13 +7,8 @@ from data import documents, sources
 from data.curate import CurateConfig
 from data.errors import BadInput
 from data.gates import chain, classifier, repair, toxicity
-from data.scoring import score, score_table
-from eval import sets
-from launch import decontamination
 from launch.console import Progress
-from launch.schema import identity
-from launch.settings import Settings
-from launch.store.rundir import SCORE, RunDir, read_json, write_json
+from launch.store.rundir import RunDir, read_json
 
 # Fields of a document's history that are printed first.
 FIRST_FIELDS = ("fate", "why", "reason", "detail", "duplicate_of")
@@ -99,47 +94,3 @@ def _texts(key: str, path: str, max_bytes: int) -> list[str]:
         for unit in found.units
         for row in sources.read(unit, found.sources[unit.domain], max_bytes, [])
     ]
-
-
-def measure(settings: Settings, root: Path, run: RunDir, progress: Progress) -> dict:
-    """Measures the gates on labelled sets; of a finished curation its page shows the table.
-
-    Args:
-      settings: of the configuration.
-      root: a folder of labelled sets, as data.score finds them.
-      run: gets curate/score.json if it is curated.
-      progress: takes lines.
-
-    Returns:
-      {scores: by measure, rows: [measure, figure, remark]}.
-
-    Raises:
-      BadInput: there is no such folder, or none of the sets in it.
-    """
-    if not root.is_dir():
-        raise BadInput(f"--score={root}: no such folder; one of labelled sets is needed")
-    texts = list(sets.texts(settings.eval.sets, progress.note))
-    scores = score.score(root, settings.data.gates, settings.data.dedup, texts, progress.log)
-    if set(scores) == {"absent"}:
-        wanted = "; ".join(scores["absent"].values())
-        raise BadInput(f"--score={root}: none of the labelled sets is in it: {wanted}")
-    found = {"scores": scores, "rows": score_table.rows(scores)}
-    started = run.read_started("curate") if run.read_done("curate") else None
-    if started and _are_gates_of(started["inputs"], settings):
-        write_json(run.stage("curate") / SCORE, found)
-    elif started:
-        progress.note("not put on the run's page: it was curated with other gates than these")
-    return found
-
-
-def _are_gates_of(inputs: dict, settings: Settings) -> bool:
-    """Whether a curation with these inputs had the gates and the deduplication that are given.
-
-    Also the content of their lists and models, and of the sets that they keep out.
-    """
-    config, had = settings.data, inputs.get("data", {})
-    return (
-        all(had.get(key) == identity(getattr(config, key)) for key in ("gates", "dedup"))
-        and str(inputs.get("files")).endswith(f"-{chain.fingerprint(config.gates)}")
-        and inputs.get("evaluation") == decontamination.fingerprint(settings)
-    )

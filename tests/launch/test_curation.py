@@ -11,7 +11,6 @@ import pytest
 
 from launch import settings
 from launch.store.rundir import LOCK, RunDir
-from launch.verbs import curation
 from tests.launch.test_cli import ROOT, last_line, refusal, seedbed
 
 WEB = f"--config={ROOT}/configs/web.py"
@@ -125,17 +124,6 @@ def test_a_damaged_table_is_made_again_as_it_was(curated, tmp_path, table):
     assert code == 0 and "skipped: configuration and inputs unchanged" in err
 
 
-def test_sets_that_are_not_there_are_no_measurement(curated, tmp_path, monkeypatch):
-    folder, _ = curated
-    flags = (WEB, f"--config.data.sources={folder}/in", f"--score={tmp_path}")
-    line = last_line("curate", *flags)
-    assert f"--score={tmp_path}: none of the labelled sets is in it: filters/pii_presidio" in line
-    absent = {"absent": {"pii": "filters/pii_presidio: no .jsonl there"}}
-    monkeypatch.setattr(curation.score, "score", lambda *_: {"forums": {}, **absent})
-    monkeypatch.setattr(curation.score_table, "rows", lambda _: [])
-    assert seedbed("curate", *flags)[0] == 0, "one of them is enough"
-
-
 def start(*arguments, before="true"):
     """A command in a process of its own, whose shell does something `before`."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
@@ -205,8 +193,7 @@ def test_a_quality_model_is_fitted_and_used(curated, tmp_path):
         (("--fit-quality",), "data.gates.quality.model: '' is no path"),
         (("--fit-toxicity",), "data.gates.toxicity.model: '' is no path"),
         (("--fit-quality", "--config.data.gates.quality.model=m"), "quality.good: '' is no path"),
-        (("--score=nowhere",), "--score=nowhere: no such folder"),
-        (("--score=.", "--explain=x"), "one of them at a time"),
+        (("--fit-quality", "--explain=x"), "one of them at a time"),
         (("--runner=spark",), "--runner=spark: must be one of native, ray"),
         (("--ray-address=host:1",), "--ray-address=host:1: needs --runner=ray"),
         (("--config.data.sources=nowhere",), "sources: nowhere: no file found"),

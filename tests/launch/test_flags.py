@@ -60,7 +60,6 @@ def test_flags_and_overrides_come_in_any_form_and_order():
         ("--workers=-1", ": must be a whole number, 0 or more\n"),
         ("--run=", ": is empty; it must be --run=DIR\n"),
         ("--out=", ": is empty; it must be --out=DIR\n"),
-        ("--score=", ": is empty; it must be --score=DIR\n"),
         (WEB, ": given twice; give one of them\n"),
     ],
 )

@@ -262,7 +262,7 @@ def test_run_without_a_model_is_a_page(run_dir):
     page = _page(run_dir)
     for section in ("funnel", "drops", "languages", "tokens", "broken", "kept"):
         assert f'id="{section}"' in page, f"no section {section}"
-    for section in ("summary", "results", "samples", "text", "curves", "plan", "score"):
+    for section in ("summary", "results", "samples", "text", "curves", "plan"):
         assert f'id="{section}"' not in page, f"section {section} of what the run has not done"
         assert f'href="#{section}"' not in page
     assert "85" in page and "60.7% of 140" in page
@@ -284,17 +284,6 @@ def test_curation_alone_is_a_page(run_dir):
     after = _page(run_dir)
     assert "tokens left" in before and "tokens left" not in after
     assert 'id="tokens"' not in after and 'id="drops"' in after
-
-
-def test_mixture_and_scores_are_shown_where_they_are(run_dir):
-    rows = [["PII recall", 0.81234, ATTACK], ["sentences", 66822, ""], ["AUC", "0.95 to 0.97", ""]]
-    (run_dir / "curate" / "score.json").write_text(json.dumps({"rows": rows}))
-    shards = {**SHARDS, "mixture": _tabulate(ONE_STAGE)}
-    (run_dir / "tokenizer" / "shards.json").write_text(json.dumps(shards))
-    page = _page(run_dir)
-    assert "<td>0.8123</td>" in page and "<td>66,822</td>" in page and "0.95 to 0.97" in page
-    assert 'id="plan"' in page and "the whole run" in page
-    assert "<script" not in page
 
 
 def test_mixture_is_the_plan_until_pretraining_has_read(run_dir):

@@ -1,7 +1,6 @@
 """What a stage's identity holds: the results that it depends on, and the code that computes it."""
 
 import ast
-import copy
 import dataclasses
 import functools
 import sys
@@ -14,13 +13,11 @@ from configs import quickstart
 from data.errors import BadInput
 from launch import load, settings
 from launch import pipeline as launch_pipeline
-from launch.console import Progress
 from launch.identity import describe_files, describe_inputs, find_faults
 from launch.report.page import write_report
 from launch.stages.stage import STAGES, TRAINED
 from launch.store import rundir
 from launch.store.rundir import ROOT
-from launch.verbs import curation
 from tests.launch.test_pipeline import Pipeline
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -153,32 +150,6 @@ def test_checkpoints_outlive_the_loss_of_started_json(pipeline):
     (pipeline.run.stage("sft") / "started.json").unlink()
     pipeline()
     assert kept.read_text() == "precious" and pipeline.run.read_started("sft")
-
-
-def test_a_measurement_of_the_gates_reaches_the_page(pipeline):
-    pipeline()
-    (pipeline.run.stage("curate") / rundir.SCORE).write_text('{"rows": []}')
-    assert pipeline() == ["report"]
-
-
-def test_a_measurement_of_other_gates_than_it_was_curated_with_is_not_on_its_page(
-    pipeline, monkeypatch, tmp_path
-):
-    pipeline()
-    monkeypatch.setattr(curation.score, "score", lambda *_: {"pii": {}})
-    monkeypatch.setattr(curation.score_table, "rows", lambda _: [])
-    path = pipeline.run.stage("curate") / rundir.SCORE
-    config = copy.deepcopy(pipeline.config)
-    config["data"]["gates"]["pii"] = ("mail",)
-    curation.measure(settings.parse(config), tmp_path, pipeline.run, Progress())
-    for name in ("fingerprint", "evaluation"):
-        found = curation.gates if name == "fingerprint" else curation.decontamination
-        with monkeypatch.context() as patched:
-            patched.setattr(found, "fingerprint", lambda _: "of other lists or sets")
-            curation.measure(settings.parse(pipeline.config), tmp_path, pipeline.run, Progress())
-    assert not path.exists()
-    curation.measure(settings.parse(pipeline.config), tmp_path, pipeline.run, Progress())
-    assert path.exists()
 
 
 @pytest.mark.parametrize(

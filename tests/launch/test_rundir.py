@@ -342,12 +342,6 @@ def test_a_stage_is_whole_while_its_files_are_there_in_their_size(run):
     assert not run.is_whole(done) and run.find_damage(done) is None
 
 
-def test_what_is_written_into_a_finished_stage_is_no_damage(run):
-    run.begin("curate", {}, {}, fresh=False)
-    (run.stage("curate") / rundir.SCORE).write_text("{}")
-    assert list(run.products("curate")) == ["curate/started.json"]
-
-
 def test_done_json_without_sizes_is_refused_by_its_path(run):
     with pytest.raises(BadInput, match="sft/done.json: products has no sizes; remove it"):
         run.is_whole({"stage": "sft", "products": ["sft/rows.jsonl"]})

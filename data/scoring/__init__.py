@@ -1,1 +1,0 @@
-"""The gates measured on labelled and planted data."""
