@@ -18,14 +18,14 @@ real = pytest.mark.skipif(not WARCS.is_dir(), reason="the WARC files are not bes
 # (records, documents, broken) of each file. Records and their bytes were compared with those of
 # warcio 1.8, which agrees but for three: it takes the one record of clipped for whole; it warns of
 # the third of example-trunc, which is two bytes longer than it says; and it refuses
-# example-bad-non-chunked, six sound records in one gzip member, which is reported as a seventh.
+# example-bad-non-chunked, six sound records in one gzip member.
 COUNTS = {
     "aut__example.warc.gz": (822, 97, 0),
     "aut__issue-493.warc": (32, 4, 0),
     "chatnoir-resiliparse__clipped.warc.gz": (1, 0, 1),
     "chatnoir-resiliparse__warcfile.warc.gz": (50, 16, 0),
     "jwarc__cc.warc.gz": (1, 1, 0),
-    "warcio__example-bad-non-chunked.warc.gz": (7, 1, 1),
+    "warcio__example-bad-non-chunked.warc.gz": (6, 1, 0),
     "warcio__example-iana.org-chunked.warc": (3, 1, 0),
     "warcio__example-trunc.warc": (4, 0, 1),
     "warcio__example-wget-bad-target-uri.warc.gz": (6, 1, 0),
@@ -107,9 +107,7 @@ def test_every_packing_gives_the_pages(tmp_path, packing):
         "warc_record_id": "urn:uuid:1",
         "title": "T0",
     }
-    broken = [(record.number, record.why[:31]) for record in found if record.why]
-    together = [(6, "the file packs records together")]
-    assert broken == (together if packing == "one gzip member" else [])
+    assert len(documents) == len(found)
 
 
 def test_zstd_with_a_dictionary_of_its_own(tmp_path):
@@ -358,11 +356,6 @@ def test_broken_archives_say_what_is_wrong():
         for record in web.read(str(WARCS / name)):
             if record.why:
                 whys[name.partition("__")[2], record.number] = record.why
-    assert set(whys) == {
-        ("clipped.warc.gz", 1),
-        ("example-bad-non-chunked.warc.gz", 7),
-        ("example-trunc.warc", 3),
-    }
+    assert set(whys) == {("clipped.warc.gz", 1), ("example-trunc.warc", 3)}
     assert "75207 of its 88275 bytes" in whys["clipped.warc.gz", 1]
-    assert "packs records together" in whys["example-bad-non-chunked.warc.gz", 7]
     assert "after the 973 bytes" in whys["example-trunc.warc", 3]
