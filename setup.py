@@ -38,7 +38,11 @@ setup(
         "numba>=0.62",  # compiles the loops over text of data/words.py and its neighbours
         "pyarrow>=20",
         "scipy",
-        "zstandard",
+        # Python 3.14's own zstd: windows of 2 GiB, several frames, bounded steps.
+        "backports.zstd>=1.0; python_version < '3.14'",
+        "fsspec>=2024.6",  # files that are read by place, parquet, on any store
+        "html-to-markdown>=3.21",  # posts of forums
+        "langcodes>=3.5",  # ISO 639
         # Web archives, and text from HTML.
         "fastwarc>=1.0",
         "resiliparse>=1.0",
@@ -61,6 +65,7 @@ setup(
         # Curation on a cluster; a second extractor of text from HTML.
         "ray": ["ray>=2.50"],
         "trafilatura": ["trafilatura>=2"],
+        "hf": ["huggingface_hub>=1.0"],  # hf:// paths
         "test": [
             "pytest>=8",
             "pytest-xdist>=3",

@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-from backports import zstd
 from fastwarc.stream_io import BrotliReader
+
+from data.unpacking import zstd
 
 # A longer record is skipped unread, so that a wrong length cannot fill the memory.
 MAX_BLOCK_BYTES = 1 << 26
@@ -104,11 +105,16 @@ def split_http(content: bytes) -> tuple[int, dict[str, str], bytes]:
         Its status, its header fields by lower-case name, and its body as it was sent; a status
         of 0 where it is no HTTP response.
     """
-    end = HEADER_END.search(content, 0, MAX_HEADER_BYTES)
-    line = STATUS.match(content)
-    if not (end and line):
-        return 0, {}, b""
-    return int(line[1]), fields(content[line.end() : end.start()]), content[end.end() :]
+    start = 0
+    while (line := STATUS.match(content, start)) and (
+        end := HEADER_END.search(content, start, start + MAX_HEADER_BYTES)
+    ):
+        # An interim response stands before the one that it announces.
+        if not (line[1].startswith(b"1") and content.startswith(b"HTTP/", end.end())):
+            header = fields(content[line.end() : end.start()])
+            return int(line[1]), header, content[end.end() :]
+        start = end.end()
+    return 0, {}, b""
 
 
 def unpack_http(header: dict[str, str], body: bytes) -> tuple[bytes, str]:

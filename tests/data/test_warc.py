@@ -9,9 +9,9 @@ from pathlib import Path
 
 import brotli
 import pytest
-import zstandard
 
 from data.readers import warc, web
+from data.unpacking import zstd
 
 WARCS = Path(__file__).parents[3] / "shared" / "data" / "web" / "warc"
 real = pytest.mark.skipif(not WARCS.is_dir(), reason="the WARC files are not beside the checkout")
@@ -84,7 +84,7 @@ PACKINGS = {
     "plain": lambda records: b"".join(records),
     "gzip": lambda records: b"".join(gzip.compress(record, mtime=0) for record in records),
     "one gzip member": lambda records: gzip.compress(b"".join(records), mtime=0),
-    "zstd": lambda records: b"".join(zstandard.compress(record) for record in records),
+    "zstd": lambda records: b"".join(zstd.compress(record) for record in records),
 }
 
 
@@ -112,11 +112,10 @@ def test_every_packing_gives_the_pages(tmp_path, packing):
 
 def test_zstd_with_a_dictionary_of_its_own(tmp_path):
     samples = [warc_record(content=response(page(number))) for number in range(200)]
-    dictionary = zstandard.train_dictionary(2000, samples)
-    compressor = zstandard.ZstdCompressor(dict_data=dictionary)
-    for content in (dictionary.as_bytes(), zstandard.compress(dictionary.as_bytes())):
+    dictionary = zstd.train_dict(samples, 2000)
+    for content in (dictionary.dict_content, zstd.compress(dictionary.dict_content)):
         frame = b"\x5d\x2a\x4d\x18" + len(content).to_bytes(4, "little") + content
-        packed = frame + b"".join(compressor.compress(record) for record in RECORDS)
+        packed = frame + b"".join(zstd.compress(one, zstd_dict=dictionary) for one in RECORDS)
         found = read(tmp_path, packed)
         assert [record.meta.get("title") for record in found] == ["T0", "T1", "T2", "T3", "T4"]
     assert "dictionary is damaged" in read(tmp_path, frame[:50])[0].why
@@ -294,7 +293,7 @@ def deflate(body):
         ("deflate", zlib.compress),
         ("deflate", deflate),
         ("br", brotli.compress),
-        ("zstd", zstandard.compress),
+        ("zstd", zstd.compress),
         ("deflate, gzip", lambda body: gzip.compress(zlib.compress(body))),
         ("identity", bytes),
         ("unknown", bytes),
