@@ -8,10 +8,10 @@ metadata (WAT), warcinfo, images, other statuses, and the robots.txt and logs of
 
 import importlib.util
 import io
+import itertools
 import re
 from collections.abc import Iterator
 from html import unescape
-from itertools import accumulate
 from typing import NamedTuple
 
 from resiliparse.extract.html2text import extract_plain_text
@@ -61,6 +61,11 @@ MARK = "\ufdd0"
 # The time of main-content extraction grows with the square of the depth of these.
 NESTED = re.compile(r"<(/?)(?:div|ul|article|footer)\b", re.IGNORECASE)
 MAX_DEPTH = 2000
+# Lists, links, paragraphs, and what ends a paragraph.
+LIST_TAG = re.compile(
+    r"</?(?:[uo]l|a|p|h[1-6]|nav|footer|div|table|t[dhr]|form|section)\b", re.IGNORECASE
+)
+LIST_TOKEN = re.compile(rf"({LIST_TAG.pattern}[^<>]*>)", re.IGNORECASE)
 # And the time of parsing with the square of a tag's attributes.
 LONG_TAG = re.compile(r"<([a-zA-Z][\w:-]*)[^<>]{65536,}>")
 LONG_PAGE_CHARS = 1 << 18
@@ -173,7 +178,8 @@ def _check(how: str):
 def _extract(html: str, how: str) -> _Extract:
     if len(html) > LONG_PAGE_CHARS:
         html = LONG_TAG.sub(r"<\1>", html)
-    tree = HTMLTree.parse(ALONE.sub(_mark, html))
+    marked = ALONE.sub(_mark, html)
+    tree = HTMLTree.parse(_free_lists(marked) if how == "main" else marked)
     title = " ".join((tree.title or "").replace(MARK, "").split())[:MAX_TITLE_CHARS]
     link = tree.head.query_selector("link[rel=canonical]") if tree.head else None
     canonical = (link.getattr("href") or "").strip() if link else ""
@@ -199,7 +205,33 @@ def _depth(html: str) -> int:
     """How deep elements of NESTED are in one another, at most; 0 where it cannot matter."""
     if html.count("<") <= MAX_DEPTH:
         return 0
-    return max(accumulate((-1 if slash else 1 for slash in NESTED.findall(html)), initial=0))
+    return max(
+        itertools.accumulate((-1 if slash else 1 for slash in NESTED.findall(html)), initial=0)
+    )
+
+
+def _free_lists(html: str) -> str:
+    """Takes the links off lists that belong to the paragraph before them.
+
+    Resiliparse takes a list for a menu where most of it is links, wherever it stands: the heading
+    and the paragraph that announce it would stay without it.
+    """
+    parts = LIST_TOKEN.split(html)
+    depth, paragraph = 0, ""  # of lists, and the tag of the paragraph that is open or just closed
+    for at in range(1, len(parts), 2):
+        tag = LIST_TAG.match(parts[at])[0].lower()
+        if tag in ("<ul", "<ol") and (depth or paragraph):
+            is_next = paragraph == "<p" or not parts[at - 1].strip()
+            depth += 1 if depth or is_next else 0
+        elif tag in ("</ul", "</ol"):
+            depth = max(0, depth - 1)
+        elif depth and tag in ("<a", "</a"):
+            parts[at] = ""
+        elif tag[1:] in ("h1", "h2", "h3", "h4", "h5", "h6", "nav", "footer"):
+            depth = 0  # The list is not closed.
+        if tag not in ("<a", "</a"):
+            paragraph = tag if tag in ("<p", "</p") else ""
+    return "".join(parts)
 
 
 def _deepen(tree: HTMLTree):

@@ -244,6 +244,18 @@ def test_tags_made_to_stall_the_parser_lose_their_attributes(monkeypatch):
     assert max(lengths) < 100
 
 
+def test_a_list_of_links_stays_with_the_paragraph_that_announces_it():
+    items = "<ul><li><a href=a>HTTP: here</a></li><li><a href=b>FTP: there</a></li></ul>"
+    ways = f"<h2>Ways</h2><p>We provide it via three methods:</p>{items}"
+    body = "<div>" * 4 + ways + "</div>" * 4
+    assert web.extract(f"<body>{body}</body>").split("\n\n")[1:] == [
+        "We provide it via three methods:",
+        "  \u2022 HTTP: here\n  \u2022 FTP: there",
+    ]
+    menu = items.replace("HTTP", "Home")
+    assert "Home" not in web.extract(f"<body>{ARTICLE}<div><div>{body}{menu}</div></div></body>")
+
+
 def test_html_file(tmp_path):
     html = (
         "<html><head><title> A \n title </title><link rel=canonical href='http://a.example/x'>"
