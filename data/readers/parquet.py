@@ -1,6 +1,7 @@
 """Parquet: its rows as they are, and as records."""
 
 import contextlib
+import io
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from data.readers.tables import Row
 from data.unpacking import FREE_BYTES, MAX_RATIO, MAX_RECORD_BYTES
 
 CHUNK_BYTES, BATCH_ROWS = 1 << 20, 256
+LOOKED_AT_ROWS, MAX_LOOKED_AT = 8, 64  # rows and columns in which what is small is looked for
 
 TEXT_TYPES = (
     *(pa.string(), pa.large_string(), pa.string_view()),
@@ -34,14 +36,14 @@ def read(path: str, fields: Fields) -> Iterator[Record]:
     Raises:
         OSError, pyarrow.ArrowException: it cannot be opened, or is damaged.
     """
-    with _open(path) as file:
-        layout = _lay_out_table(file, fields)
+    with _open(path) as (file, num_bytes):
+        layout = _lay_out_table(file, num_bytes, fields)
         if layout.why:
             yield Record(1, "", layout.why)
             return
         named = filter(None, (layout.url, layout.date, layout.language))
         columns = dict.fromkeys((*layout.texts, *layout.chat, *named, *layout.others))
-        for number, row in _table_rows(file, list(columns)):
+        for number, row in _table_rows(file, num_bytes, list(columns)):
             yield (
                 Record(number, "", row)
                 if isinstance(row, str)
@@ -51,18 +53,19 @@ def read(path: str, fields: Fields) -> Iterator[Record]:
 
 def rows(path: str) -> Iterator[tuple[int, Row]]:
     """The rows of a parquet file with all their columns; errors as of `read`."""
-    with _open(path) as file:
-        yield from _table_rows(file, file.schema_arrow.names)
+    with _open(path) as (file, num_bytes):
+        yield from _table_rows(file, num_bytes, file.schema_arrow.names)
 
 
 @contextlib.contextmanager
-def _open(path: str) -> Iterator[pq.ParquetFile]:
+def _open(path: str) -> Iterator[tuple[pq.ParquetFile, int]]:
+    """The file, and how many bytes it has."""
     stream = fsspec.open(path).open() if storage.URI.match(path) else storage.open_raw(path)
     with stream, pq.ParquetFile(stream, buffer_size=CHUNK_BYTES, pre_buffer=False) as file:
-        yield file
+        yield file, stream.seek(0, io.SEEK_END)
 
 
-def _lay_out_table(file: pq.ParquetFile, fields: Fields) -> Layout:
+def _lay_out_table(file: pq.ParquetFile, num_bytes: int, fields: Fields) -> Layout:
     """The layout of a table's columns, without those that cannot hold what they should."""
     schema = file.schema_arrow
     layout = lay_out(tuple(schema.names), fields)
@@ -73,16 +76,18 @@ def _lay_out_table(file: pq.ParquetFile, fields: Fields) -> Layout:
     if not layout.why and not texts and not layout.chat:
         why = next(f"field {name!r} is {kind}, not a string" for name, kind in kinds.items())
         return layout._replace(why=why)
-    others = _small_columns(file, schema, layout.others, texts[0] if texts else "")
+    others = _small_columns(file, num_bytes, schema, layout.others, texts[0] if texts else "")
     chat = () if texts else layout.chat
     return layout._replace(texts=texts[:1], chat=chat, others=tuple(others))
 
 
-def _table_rows(file: pq.ParquetFile, columns: list[str]) -> Iterator[tuple[int, Row]]:
+def _table_rows(
+    file: pq.ParquetFile, num_bytes: int, columns: list[str]
+) -> Iterator[tuple[int, Row]]:
     number = 0
     for index in range(file.num_row_groups):
         group = file.metadata.row_group(index)
-        if why := _why_too_much(group, columns):
+        if why := _why_too_much(group, num_bytes):
             yield number + 1, f"the row group of rows {number + 1} on: {why}"
             number += group.num_rows
             continue
@@ -97,17 +102,16 @@ def _table_rows(file: pq.ParquetFile, columns: list[str]) -> Iterator[tuple[int,
                 yield number, why if is_long else dict(zip(names, row, strict=True))
 
 
-def _why_too_much(group: pq.RowGroupMetaData, columns: list[str]) -> str:
-    """Why a row group would fill the memory, by what its footer says: '' if it would not."""
-    for index in range(group.num_columns):
-        column = group.column(index)
-        size, packed = column.total_uncompressed_size, column.total_compressed_size
-        if column.path_in_schema.partition(".")[0] not in columns or size <= MAX_RECORD_BYTES:
-            continue
-        if size > MAX_RECORD_BYTES * group.num_rows:
-            return f"its cells have more than {MAX_RECORD_BYTES} bytes"
-        if size > FREE_BYTES + MAX_RATIO * packed:
-            return f"it unpacks to more than {MAX_RATIO} times its size"
+def _why_too_much(group: pq.RowGroupMetaData, num_packed: int) -> str:
+    """Why a row group would fill the memory, by what the footer says: '' if it would not.
+
+    The footer says so of each column, too; Arrow 26 ends the process where that is damaged.
+    """
+    size = group.total_byte_size
+    if size > MAX_RECORD_BYTES * max(1, group.num_rows):
+        return f"its rows have more than {MAX_RECORD_BYTES} bytes"
+    if size > FREE_BYTES + MAX_RATIO * num_packed:
+        return f"it unpacks to more than {MAX_RATIO} times its size"
     return ""
 
 
@@ -117,21 +121,23 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _small_columns(
-    file: pq.ParquetFile, schema: pa.Schema, names: tuple[str, ...], text: str
+    file: pq.ParquetFile, num_bytes: int, schema: pa.Schema, names: tuple[str, ...], text: str
 ) -> list[str]:
     """Columns of single values, for meta: those of long strings would cost more than they give."""
-    sizes: dict[str, int] = {}
-    if file.metadata.num_row_groups:
-        group = file.metadata.row_group(0)
-        for index in range(group.num_columns):
-            column = group.column(index)
-            sizes[column.path_in_schema] = column.total_uncompressed_size // (group.num_rows or 1)
     kinds = {name: schema.field(name).type for name in names if name != text}
+    single = [n for n, kind in kinds.items() if _is_text(kind) or pa.types.is_primitive(kind)]
+    single = single[:MAX_LOOKED_AT]
+    if not file.num_row_groups or _why_too_much(file.metadata.row_group(0), num_bytes):
+        return []
+    batches = file.iter_batches(LOOKED_AT_ROWS, [0], single, use_threads=False)
+    first = next(batches, None) if single else None
+    if first is None:
+        return []
     small = (
         name
-        for name, kind in kinds.items()
-        if sizes.get(name, 0) <= META_CHARS
-        if _is_text(kind) or pa.types.is_primitive(kind)
+        for name, column in zip(first.schema.names, first.columns, strict=True)
+        if sum(len(cell) for cell in _to_python(column) if isinstance(cell, str | bytes))
+        <= META_CHARS * len(first)
     )
     return list(itertools.islice(small, META_FIELDS))
 
