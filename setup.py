@@ -39,9 +39,11 @@ setup(
         "pyarrow>=20",
         "scipy",
         "scikit-learn>=1.5",  # fits the classifiers of quality and toxicity
-        "zstandard",
+        # Python 3.14's own zstd: windows of 2 GiB, several frames, bounded steps.
+        "backports.zstd>=1.0; python_version < '3.14'",
         # Inputs anywhere: hf, http and what else has a package; Arrow opens s3, gs and hdfs.
         "fsspec>=2024.6",
+        "html-to-markdown>=3.21",  # posts of forums
         # Web archives, and text from HTML.
         "fastwarc>=1.0",
         "resiliparse>=1.0",
@@ -69,6 +71,7 @@ setup(
         # Curation on a cluster; a second extractor of text from HTML.
         "ray": ["ray>=2.50"],
         "trafilatura": ["trafilatura>=2"],
+        "hf": ["huggingface_hub>=1.0"],  # hf:// paths
         "test": [
             "pytest>=8",
             "pytest-xdist>=3",

@@ -3,11 +3,12 @@
 import codecs
 import contextlib
 import io
+from collections.abc import Iterable
 from typing import Any, BinaryIO, NamedTuple
 
-UTF8_MARK = codecs.BOM_UTF8
 # Longer marks first: that of UTF-32 begins as one of UTF-16 does.
-WIDE_MARKS = (
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
@@ -57,45 +58,49 @@ class Decoded(NamedTuple):
     why: str = ""
 
 
-def decode(data: bytes, is_utf8: bool = False) -> Decoded:
-    """Decodes what is UTF-8 or should be.
+def decode(data: bytes, is_utf8: bool = False, declared: Iterable[str] = ()) -> Decoded:
+    """Decodes bytes by what they bear out, the surest first.
 
-    What is valid UTF-8 is that. Otherwise the sequences of UTF-8 in it are counted, which other
-    encodings have by chance only, and the bytes that are wrong as UTF-8. It is damaged UTF-8, and
-    each wrong place becomes U+FFFD, if at most MAX_WRONG_IN_TEN of ten characters beyond ASCII are
-    wrong; or at most one place, or one in WRONG_BYTES bytes, where no fewer are right than wrong or
-    the file was UTF-8 so far. With as many right as wrong, but more of them wrong than that, it is
-    no text of any encoding. Else it is in an older encoding: WESTERN if it is ASCII but for less
-    than MIN_BEYOND of it and all that is defined there; or the one that Resiliparse's detector
-    finds, if of ten bytes beyond ASCII at most MAX_WRONG_IN_TEN are wrong in it. Zero bytes, and
-    control characters above MAX_CONTROLS of it, are in no text.
+    Valid UTF-8 is that. Then a declared encoding in which at most MAX_WRONG_IN_TEN of ten
+    characters beyond ASCII are wrong. Then damaged UTF-8, by the same measure; or with at most one
+    wrong place, or one in WRONG_BYTES bytes, where no fewer are right than wrong or the file was
+    UTF-8 so far. With as many right as wrong it is no text of any encoding. Else an older one:
+    WESTERN if less than MIN_BEYOND of it is beyond ASCII, or what Resiliparse's detector finds, by
+    the first measure. Zero bytes, and control characters above MAX_CONTROLS, are in no text.
 
     Args:
         data: a whole text without a byte order mark, or as much of one as there is.
         is_utf8: whether the same file has held valid UTF-8 beyond ASCII before.
+        declared: Python's names of encodings, that which is believed first first.
 
     Returns:
         The text and its encoding, or why there is none.
     """
-    try:
-        return Decoded(data.decode())
-    except UnicodeDecodeError as error:
-        why = f"not UTF-8: {error}"
+    # Bytes of these are valid UTF-8, too.
+    first = [codec for codec in declared if codec == "iso2022_jp"]
+    for codec in (*first, "utf-8"):
+        try:
+            return Decoded(data.decode(codec), "" if codec == "utf-8" else codec)
+        except UnicodeDecodeError as error:
+            why = f"not UTF-8: {error}"
     if _is_binary(data):
         return Decoded("", why=f"{why}; and it holds control characters, as no text does")
+    num_beyond = len(data) - len(data.translate(None, NON_ASCII))
+    for codec in declared:
+        if (found := _try(data, codec, num_beyond)) is not None:
+            return found
     text = data.decode(errors="replace")
-    # Bytes of ASCII stay characters whatever stands before them.
-    num_beyond = len(text) - len(data.translate(None, NON_ASCII))
     wrong = text.count(REPLACEMENT) - data.count(REPLACEMENT.encode())
-    right = num_beyond - wrong
-    is_borne_out = is_utf8 or right >= wrong
-    if wrong * 10 <= num_beyond * MAX_WRONG_IN_TEN or (
-        is_borne_out and wrong <= max(1, len(data) // WRONG_BYTES)
-    ):
+    # Bytes of ASCII stay characters whatever stands before them.
+    num_chars = len(text) - len(data) + num_beyond
+    is_borne_out = is_utf8 or num_chars >= 2 * wrong
+    is_little = wrong * 10 <= num_chars * MAX_WRONG_IN_TEN
+    if is_little or (is_borne_out and wrong <= max(1, len(data) // WRONG_BYTES)):
         return Decoded(text, "utf-8", wrong)
-    if right >= wrong:
-        return Decoded("", why=f"{why}; {wrong} of its characters are damaged, {right} are not")
-    return _decode_older(data, why)
+    if num_chars >= 2 * wrong:
+        good = num_chars - wrong
+        return Decoded("", why=f"{why}; {wrong} of its characters are damaged, {good} are not")
+    return _decode_older(data, num_beyond, why)
 
 
 def _is_binary(data: bytes) -> bool:
@@ -103,11 +108,17 @@ def _is_binary(data: bytes) -> bool:
     return b"\0" in data or num_controls > MAX_CONTROLS * len(data)
 
 
-def _decode_older(data: bytes, why: str) -> Decoded:
+def _try(data: bytes, codec: str, num_beyond: int) -> Decoded | None:
+    codec = WIDER_CODECS.get(codec, codec)
+    text = data.decode(codec, "replace")
+    wrong = text.count(REPLACEMENT)
+    return Decoded(text, codec, wrong) if wrong * 10 <= num_beyond * MAX_WRONG_IN_TEN else None
+
+
+def _decode_older(data: bytes, num_beyond: int, why: str) -> Decoded:
     # Late, for a command that only reads its configuration answers sooner without it.
     from resiliparse.parse.encoding import detect_encoding
 
-    num_beyond = len(data) - len(data.translate(None, NON_ASCII))
     if num_beyond < MIN_BEYOND * len(data):
         with contextlib.suppress(UnicodeDecodeError):
             return Decoded(data.decode(WESTERN), WESTERN)
@@ -118,29 +129,27 @@ def _decode_older(data: bytes, why: str) -> Decoded:
         codec = codecs.lookup(name or "").name
     except LookupError:
         return Decoded("", why=f"{why}; nor is it of another encoding that can be told")
-    codec = WIDER_CODECS.get(codec, codec)
-    text = data.decode(codec, "replace")
-    wrong = text.count(REPLACEMENT)
-    if wrong * 10 > num_beyond * MAX_WRONG_IN_TEN:
-        return Decoded("", why=f"{why}; it looks like {codec}, and {wrong} characters are wrong")
-    return Decoded(text, codec, wrong)
+    wrong = f"{why}; it looks like {codec}, and too many characters are wrong"
+    return _try(data, codec, num_beyond) or Decoded("", why=wrong)
 
 
-def recoded(stream: BinaryIO, start: bytes) -> tuple[BinaryIO, str]:
-    """A stream as UTF-8 where its byte order mark says that it is UTF-16 or UTF-32.
+def after_mark(stream: io.BufferedReader) -> tuple[io.BufferedReader, str]:
+    """A stream behind its byte order mark, as UTF-8.
 
     Args:
-        stream: what is to be read.
-        start: its first bytes, not taken from it.
+        stream: the whole file.
 
     Returns:
-        The stream, or one that recodes it step by step, U+FFFD for what is wrong, without the mark;
-        and its encoding, '' where it stays as it is.
+        The stream, or one that recodes it step by step, U+FFFD for what is wrong; and the encoding
+        that the mark names, '' if it is UTF-8 or there is no mark.
     """
-    for mark, encoding in WIDE_MARKS:
+    start = stream.peek(4)
+    for mark, encoding in MARKS:
         if start.startswith(mark):
             stream.read(len(mark))
-            return _Recoded(stream, encoding), encoding
+            if encoding == "utf-8":
+                break
+            return io.BufferedReader(_Recoded(stream, encoding), 1 << 20), encoding
     return stream, ""
 
 
@@ -175,9 +184,8 @@ def head_as_utf8(head: bytes) -> bytes:
     Args:
         head: the first bytes. What a mark stands before that is no text stays as it is.
     """
-    recoding, encoding = recoded(io.BytesIO(head), head)
-    if not encoding:
-        return head.removeprefix(UTF8_MARK)
-    text = recoding.read()
-    num_replaced = text.count(REPLACEMENT.encode())
-    return head if num_replaced > MAX_REPLACED * len(head) or _is_binary(text) else text
+    stream, encoding = after_mark(io.BufferedReader(io.BytesIO(head)))
+    text = stream.read()
+    num_replaced = text.count(REPLACEMENT.encode()) if encoding else 0
+    is_text = not encoding or not (num_replaced > MAX_REPLACED * len(head) or _is_binary(text))
+    return text if is_text else head

@@ -7,6 +7,8 @@ from typing import Any
 
 from data import encodings
 from data.readers import code
+from data.readers.shapes import POST
+from data.unpacking import PACKED_SUFFIX
 
 # A LaTeX document: its class, after lines that are empty, comments or begin with a command.
 LATEX_START = re.compile(rb"(?:[ \t]*+(?:%[^\n]*+|\\[a-zA-Z@]++[^\n]*+|\r)?+\n)*?[ \t]*+"
@@ -26,17 +28,21 @@ HTML_START = re.compile(
 )
 HTML_NAMES = (".html", ".htm", ".xhtml")
 # What may follow the first object of a file of them.
-MAIL_NAMES = {b"date", b"message-id", b"received", b"to"}
 AFTER_OBJECT = re.compile(r"[ \t\r]*+(?:[\n,\]]|\Z)")
-
-# What tells a post from a row of another table, beside a text and who wrote it or its id.
-PARENT_NAMES, REPLIES = ("parent_id", "parent_message_id", "link_id"), "replies"
 # How many objects of a file are looked at: first posts may lack what their replies have.
-LOOKED_AT = 16
-LEVELS = 2  # of objects in objects: a prompt in a thread
-FIELD = re.compile(r'[\s,]*("(?:[^"\\]|\\.)*+")\s*:\s*', re.DOTALL)
+LOOKED_AT, CUT_CHARS = 16, 1 << 15
+# What tells a post from a row of another table; and one that is longer than the head.
+PARENT_NAMES, REPLIES = ("parent_id", "parent_message_id", "link_id"), "replies"
+CUT_POST = re.compile(
+    rf"""(?<!\\)"(?:(?:{"|".join(PARENT_NAMES)})"\s*:\s*["\dn]|{REPLIES}"\s*:\s*\[\s*[{{\]])"""
+)
 BLANKS = re.compile(r"[\s,]*+")
 DECODER = json.JSONDecoder()
+# Of a tar: members that arXiv has, and papers' sources have.
+LATEX_MEMBER = re.compile(
+    r"(?i)(?:.*/)?(?:[^/]*\.(?:tex|ltx|latex|bbl|sty|cls)|(?:\d{4}\.\d{4,5}(?:v\d+)?|[a-z-]+\d{7})"
+    r"(?:\.gz|\.pdf)?)"
+)
 
 
 def recognise(name: str, head: bytes) -> str:
@@ -51,18 +57,20 @@ def recognise(name: str, head: bytes) -> str:
     """
     text = encodings.head_as_utf8(head)
     start = text.lstrip()
-    stem = re.sub(r"\.(gz|zst|bz2|xz)$", "", name)
+    stem = PACKED_SUFFIX.sub("", name)
+    # Documents and programs are packed as zip, too.
+    is_zip = head.startswith(b"PK\x03\x04") and stem.lower().endswith(".zip")
     for kind, is_so in (
         ("warc", start.startswith(b"WARC/")),
         ("parquet", head.startswith(b"PAR1")),
-        ("tfds", ".array_record" in stem or ".tfrecord" in stem),
-        ("latex", head[257:262] == b"ustar" or stem.endswith(".tex")),
+        ("latex", stem.endswith(".tex") or any(map(LATEX_MEMBER.fullmatch, _tar_names(head)))),
+        ("archive", head[257:262] == b"ustar" or is_zip),
+        ("notebook", stem.endswith(".ipynb")),
         ("wikipedia", start.startswith(b"<") and b"<mediawiki" in start[:2000]),
         ("stackexchange", start.startswith(b"<") and b"<posts" in start[:2000]),
         ("html", _is_html(stem, start)),
         ("threads", _holds_threads(start)),
         ("json", _is_json(stem, start)),
-        ("mail", _is_mail(start)),
         ("csv", stem.endswith(TABLE_NAMES)),
         ("code", code.is_code(stem)),
         ("latex", not stem.endswith(PROSE_NAMES) and LATEX_START.match(start) is not None),
@@ -93,56 +101,41 @@ def _is_json(stem: str, start: bytes) -> bool:
     return AFTER_OBJECT.match(text, end) is not None
 
 
+def _tar_names(head: bytes) -> Iterator[str]:
+    """The names of the members of a tar whose headers are in the head."""
+    place = 0
+    while head[place + 257 : place + 262] == b"ustar":
+        yield head[place : place + 100].rstrip(b"\0").decode(errors="replace")
+        size = head[place + 124 : place + 135].strip(b" \0")
+        if not size.isdigit() or b"8" in size or b"9" in size:
+            return
+        place += 512 + -(-int(size, 8) // 512) * 512
+
+
 def _holds_threads(start: bytes) -> bool:
     """Whether one of the first JSON objects is a post with a parent or replies."""
-    return JSON_START.match(start) is not None and any(map(_is_post, _first_objects(start)))
-
-
-def _first_objects(start: bytes) -> Iterator[dict[str, Any]]:
-    """The first objects of lines or of an array, as far as they are there; see `_fields`."""
+    if not JSON_START.match(start):
+        return False
     text = start.decode(errors="replace")
     in_array = text.startswith("[")
     place = BLANKS.match(text, 1 if in_array else 0).end()
     for _ in range(LOOKED_AT):
-        if not text.startswith("{", place):
-            return
         try:
             found, end = DECODER.raw_decode(text, place)
         except (ValueError, RecursionError):
-            found, end = _fields(text, place, LEVELS), len(text)
+            is_cut = len(start) > CUT_CHARS
+            return is_cut and text.startswith("{", place) and bool(CUT_POST.search(text, place))
         # Of threads, an object has a line of its own.
-        if not in_array and "\n" in text[place:end].rstrip():
-            return
-        yield found
+        if not isinstance(found, dict) or (not in_array and "\n" in text[place:end].rstrip()):
+            return False
+        if _is_post(found):
+            return True
         place = BLANKS.match(text, end).end()
-
-
-def _fields(text: str, place: int, levels: int) -> dict[str, Any]:
-    """What is there of an object that breaks off, the last value cut like itself to some levels."""
-    found: dict[str, Any] = {}
-    place += 1
-    while field := FIELD.match(text, place):
-        key, place = field[1][1:-1], field.end()
-        try:
-            found[key], place = DECODER.raw_decode(text, place)
-        except (ValueError, RecursionError):
-            begin = text[place : place + 1]
-            inner = BLANKS.match(text, place + 1).end()
-            cut = {"{": {}, "[": [], '"': ""}
-            found[key] = cut.get(begin)
-            if begin == "{" and levels > 1:
-                found[key] = _fields(text, place, levels - 1)
-            elif begin == "[" and text[inner : inner + 1] in cut:
-                found[key] = [cut[text[inner]]]
-            break
-    return found
+    return False
 
 
 def _is_post(row: dict[str, Any]) -> bool:
     """Whether an object has what data.readers.forums makes threads of."""
-    # Late, for a command that only reads its configuration answers sooner without it.
-    from data.readers.forums import NAMES
-
     if isinstance(row.get("prompt"), dict):
         row = row["prompt"]
     replies = row.get(REPLIES)
@@ -152,17 +145,6 @@ def _is_post(row: dict[str, Any]) -> bool:
         parent is None or (isinstance(parent, str | int | float) and not isinstance(parent, bool))
         for parent in parents
     )
-    has_text = any(isinstance(row.get(name), str) for name in (*NAMES["text"], *NAMES["title"]))
-    has_identity = any(name in row for name in (*NAMES["id"], *NAMES["author"]))
+    has_text = any(isinstance(row.get(name), str) for name in (*POST["text"], *POST["title"]))
+    has_identity = any(name in row for name in (*POST["id"], *POST["author"]))
     return (has_replies or has_parent) and has_text and has_identity
-
-
-def _is_mail(start: bytes) -> bool:
-    if start.startswith(b"From "):
-        start = start.partition(b"\n")[2]
-    header = re.match(rb"(?:[!-9;-~]+:[^\n]*\n(?:[ \t][^\n]*\n)*){2,}", start)
-    # Books and notes say whom they are from and what their subject is, too.
-    names = (
-        {line.partition(b":")[0].lower() for line in header[0].splitlines()} if header else set()
-    )
-    return b"from" in names and bool(names & MAIL_NAMES)

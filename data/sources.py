@@ -14,22 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow as pa
-
-from data import storage, unpacking
+from data import storage
 from data.document import EXTRACTORS, Record
-from data.errors import BadInput
+from data.errors import BadInput, printable
 from data.gates import chain
 from data.kinds import recognise
 from data.mixture.plan import MAX_WEIGHT
 from data.quickstart import python_library
-from data.readers import code
-from data.readers.examples import FEATURES_FILE
+from data.readers import archives, code, tfds
+from data.readers.borders import attempt, to_the_damage
 from data.readers.fields import Fields
 
-AUTO = "auto"
-# What a cut-off or damaged file raises in the middle of reading it.
-DAMAGE = (*storage.DAMAGE, pa.ArrowException)
+AUTO, TFDS = "auto", "tfds:"
 HASHING_THREADS = 4
 
 
@@ -41,7 +37,8 @@ class Kind(NamedTuple):
         gates: that suit it.
         reader: MODULE:FUNCTION that reads a path's records, imported when a file is read; a task's
             key holds its code.
-        takes: what it is given beside the path: name or root of the file, extract or fields.
+        takes: what it is given beside the path: name or root of the file, extract, fields, or what
+            reads a file inside it.
         is_whole: whether a file is one document: its number in the file says nothing.
     """
 
@@ -57,15 +54,16 @@ KINDS = {
     "warc": Kind("web", chain.FOR_WEB, "data.readers.web:read", ("extract",)),
     "html": Kind("web", chain.FOR_WEB, "data.readers.web:read_html", ("extract",), True),
     "json": Kind("text", chain.FOR_TEXT, "data.readers.tables:read_json", FIELDS),
-    "parquet": Kind("text", chain.FOR_TEXT, "data.readers.tables:read_parquet", FIELDS),
+    "parquet": Kind("text", chain.FOR_TEXT, "data.readers.parquet:read", FIELDS),
     "csv": Kind("text", chain.FOR_TEXT, "data.readers.tables:read_csv", FIELDS),
     "text": Kind("text", chain.FOR_TEXT, "data.readers.tables:read_text"),
-    "tfds": Kind("text", chain.FOR_TEXT, "data.readers.tables:read_tfds", FIELDS),
+    "tfds": Kind("text", chain.FOR_TEXT, "data.readers.tfds:read", FIELDS),
     "wikipedia": Kind("encyclopedia", chain.FOR_PROSE, "data.readers.wikitext:read"),
     "latex": Kind("papers", chain.FOR_LATEX, "data.readers.latex:read"),
     "stackexchange": Kind("forum", chain.FOR_PROSE, "data.readers.forums:read_stack_exchange"),
     "threads": Kind("forum", chain.FOR_PROSE, "data.readers.forums:read_threads"),
-    "mail": Kind("mail", chain.FOR_PROSE, "data.readers.mail:read"),
+    "notebook": Kind("notebooks", chain.FOR_PROSE, "data.readers.notebooks:read", (), True),
+    "archive": Kind("archives", chain.FOR_TEXT, "data.readers.archives:read", ("read_file",)),
     "code": Kind("code", chain.FOR_CODE, "data.readers.code:read", ("root",), True),
     "python:docs": Kind(
         "docs", chain.FOR_PROSE, "data.quickstart.python_library:read_docs", ("name",)
@@ -90,7 +88,9 @@ class SourceConfig:
 
     Attributes:
         path: a file, folder (read recursively) or glob, several separated by commas, local or on
-            an object store; or 'python:docs' or 'python:code', the running Python's own.
+            an object store; 'python:docs' or 'python:code', the running Python's own; or
+            'tfds:NAME[/CONFIG][:VERSION]:SPLIT', a data set of TensorFlow Datasets that is prepared
+            as array_record, in TFDS's own folder or in that of TFDS_DATA_DIR.
         kind: what the files are, one of KINDS; 'auto' looks into each.
         markup: what their texts are written in, one of MARKUPS; 'auto' goes by the kind.
         extract: text from HTML: main (content), page (whole) or trafilatura.
@@ -170,11 +170,11 @@ def survey(sources: str | Mapping[str, SourceConfig]) -> Survey:
             file, why = recognised[0]
             raise BadInput(
                 f"{key}: {source.path}: not one document in {len(recognised)} file(s) of kinds "
-                f"that we read; first trouble: {file.path}: {why}"
+                f"that we read; first trouble: {printable(file.path)}: {why}"
             )
         for file, kind in recognised:
             if kind not in KINDS:
-                broken.append({"file": file.path, "record": 0, "why": kind})
+                broken.append({"file": printable(file.path), "record": 0, "why": kind})
                 continue
             name = domain or KINDS[kind].domain
             wanted = KINDS[kind].gates if source.gates == (AUTO,) else source.gates
@@ -200,6 +200,8 @@ def _recognise(key: str, source: SourceConfig) -> list[tuple[storage.File, str]]
     """Files and their kinds; what takes the place of a kind says why a file has none."""
     if source.path in python_library.KINDS:
         return [(file, source.path) for file in python_library.list_files(source.path)]
+    if source.path.startswith(TFDS):
+        return [(file, "tfds") for file in tfds.list_files(key, source.path)]
     found = storage.find(key, source.path)
     if source.kind != AUTO:
         return [(file, _why_not(file) or source.kind) for file in found]
@@ -211,7 +213,7 @@ def kind_of(file: storage.File) -> str:
     """One of KINDS, or a sentence that says why a file is none."""
     try:
         return _why_not(file) or recognise(file.name, storage.head(file.path))
-    except DAMAGE as error:
+    except storage.DAMAGE as error:
         is_there = not isinstance(error, OSError) or error.errno is None
         return f"the file is damaged: {error}" if is_there else f"cannot be read: {error}"
 
@@ -226,27 +228,27 @@ def _identity(unit: Unit) -> str:
     beside = f" {code.find_licence(file.path, file.root)}" if unit.kind == "code" else ""
     if "://" in file.path:
         return f"{file.num_bytes}:{file.changed}{beside}"
+    if unit.kind == "tfds":
+        return tfds.hash_files(file.path)
     try:
-        features = Path(file.path).with_name(FEATURES_FILE)
-        if unit.kind == "tfds" and features.is_file():  # it says what is in the shard
-            beside = f" {storage.hash_content(str(features))}"
         return storage.hash_content(file.path) + beside
     except OSError as error:
-        raise BadInput(f"{file.path}: {error.strerror}") from error
+        raise BadInput(f"{printable(file.path)}: {error.strerror}") from error
 
 
 def refuse_changed(units: list[Unit]) -> None:
     """Refuses files whose content is another than when they were found."""
     for unit in units:
         if _identity(unit) != unit.identity:
-            raise BadInput(f"{unit.file.path}: has changed while it was read; run again")
+            raise BadInput(f"{printable(unit.file.path)}: has changed while it was read; run again")
 
 
 def refuse_missing(sources: str | Mapping[str, SourceConfig]) -> None:
     """Refuses a local path at which nothing is; no store is asked."""
     given = {"": _from_path(sources)} if isinstance(sources, str) else sources
     for domain, source in given.items():
-        if source.path not in python_library.KINDS and "://" not in source.path:
+        is_elsewhere = source.path in python_library.KINDS or source.path.startswith(TFDS)
+        if not is_elsewhere and "://" not in source.path:
             storage.find(f"data.sources.{domain}.path" if domain else "data.sources", source.path)
 
 
@@ -296,33 +298,31 @@ def read(
     Yields:
         Rows of data.document.SCHEMA, and the `markup` that the text was in.
     """
-    last = 0
-    unpacking.take_garbage(unit.file.path)  # That which was met before is not of this reading.
 
     def pass_over(number: int, why: str):
-        broken.append({"file": unit.file.path, "record": number, "why": why})
+        broken.append({"file": printable(unit.file.path), "record": number, "why": why})
 
-    try:
-        for record in _records(unit, source):
-            last = record.number
-            if record.why:
-                pass_over(record.number, record.why)
-                continue
+    for record in to_the_damage(_records(unit, source)):
+        if record.why:
+            pass_over(record.number, record.why)
+        else:
             yield from _documents(unit, source, record, max_document_bytes, pass_over)
-    except DAMAGE as error:
-        pass_over(last + 1, f"the file is damaged or breaks off here: {error}")
-    except BadInput:
-        raise
-    except Exception as error:  # A reader that fails on one odd file must not end a corpus.
-        pass_over(last + 1, f"its reader failed behind here: {type(error).__name__}: {error}")
-    if why := unpacking.take_garbage(unit.file.path):
-        pass_over(last + 1, why)
 
 
-def _records(unit: Unit, source: SourceConfig) -> Iterator[Record]:
+def _records(unit: Unit, source: SourceConfig, depth: int = 0) -> Iterator[Record]:
+    def read_file(path: str, name: str) -> Iterator[Record]:
+        file = storage.File(name, path, str(Path(path).parent), 0, 0)
+        kind = kind_of(file)
+        if kind == "archive" and depth == archives.MAX_DEPTH:
+            kind = f"an archive inside of {archives.MAX_DEPTH} others"
+        if kind in KINDS:
+            yield from _records(unit._replace(kind=kind, file=file), source, depth + 1)
+        else:
+            yield Record(1, "", kind)
+
     kind = KINDS[unit.kind]
     given = {"name": unit.file.name, "root": unit.file.root, "extract": source.extract}
-    given["fields"] = Fields(source.text_field)
+    given |= {"fields": Fields(source.text_field), "read_file": read_file}
     return _find(kind.reader)(unit.file.path, *(given[name] for name in kind.takes))
 
 
@@ -334,7 +334,8 @@ def _find(function: str) -> Callable:
 
 def modules(kind: str, source: SourceConfig) -> list[str]:
     """The modules that files of a kind are read with, which are imported as late as that."""
-    functions = (KINDS[kind].reader, CONVERTERS.get(source.markup, ""))
+    readers = [one.reader for one in KINDS.values()] if kind == "archive" else [KINDS[kind].reader]
+    functions = (*readers, CONVERTERS.get(source.markup, ""))
     return [function.partition(":")[0] for function in functions if function]
 
 
@@ -345,16 +346,11 @@ def _documents(unit: Unit, source: SourceConfig, record: Record, max_bytes: int,
     )
     name = unit.file.name if is_whole else f"{unit.file.name}:{record.number:08d}"
     markup = record.markup if source.markup == AUTO else source.markup
-    try:
-        pieces = cut(_plain(record.text, markup, source.extract).encode(), max_bytes)
-    except UnicodeEncodeError as error:
-        pass_over(record.number, f"not Unicode text: {error}")
+    made = attempt(record.number, _plain, record, markup, source.extract)
+    if made.why:
+        pass_over(record.number, made.why)
         return
-    except BadInput:
-        raise
-    except Exception as error:
-        pass_over(record.number, f"its {markup} cannot be read: {type(error).__name__}: {error}")
-        return
+    pieces = cut(made.text.encode(), max_bytes)
     meta = json.dumps(dict(record.meta), ensure_ascii=False, sort_keys=True) if record.meta else ""
     for part, piece in enumerate(pieces):
         yield {
@@ -370,11 +366,17 @@ def _documents(unit: Unit, source: SourceConfig, record: Record, max_bytes: int,
         }
 
 
-def _plain(text: str, markup: str, extract: str) -> str:
-    if markup not in CONVERTERS:
-        return text
-    convert = _find(CONVERTERS[markup])
-    return convert(text, extract) if markup == "html" else convert(text)
+def _plain(record: Record, markup: str, extract: str) -> Record:
+    """The record as plain text; a broken one where it is not Unicode."""
+    text = record.text
+    if markup in CONVERTERS:
+        convert = _find(CONVERTERS[markup])
+        text = convert(text, extract) if markup == "html" else convert(text)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return Record(record.number, "", f"not Unicode text: {error}")
+    return record._replace(text=text)
 
 
 def cut(text: bytes, max_bytes: int) -> list[bytes]:

@@ -239,7 +239,7 @@ def open_plain(path: str) -> BinaryIO:
     Raises:
         OSError, EOFError, zlib.error, lzma.LZMAError: here or while reading, if it is damaged.
     """
-    return unpacking.unpack(open_raw(path), path)
+    return unpacking.unpack(open_raw(path))
 
 
 def head(path: str) -> bytes:

@@ -19,8 +19,7 @@ from typing import Any
 from absl import flags
 
 from data.engine import WorkerDied
-from data.errors import BadInput
-from launch.console import printable
+from data.errors import BadInput, printable
 from launch.flags import CURATE_MODES, VERBS, Parsed, parse, usage
 from launch.stages.stage import TRAINED
 
@@ -108,7 +107,8 @@ def run_command(arguments: list[str]) -> int:
 
 
 def _refuse(message: str, code: int = BAD_INPUT) -> int:
-    print("seedbed:", printable(" ".join(message.split())), file=sys.stderr)
+    line = " ".join(message.split())
+    print("seedbed:", printable(line, len(line)), file=sys.stderr)
     return code
 
 

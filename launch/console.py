@@ -6,10 +6,7 @@ import time
 from rich.console import Console
 from rich.text import Text
 
-
-def printable(text: str) -> str:
-    """A text for a terminal, which would obey control characters: names of files may hold them."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+from data.errors import printable
 
 
 class Progress:
@@ -43,7 +40,8 @@ class Progress:
 
     def _stamped(self, line: str) -> str:
         secs = time.perf_counter() - self._start
-        return printable(f"[{secs:7.1f}s] {self._stage}: {line}")
+        text = f"[{secs:7.1f}s] {self._stage}: {line}"
+        return printable(text, len(text))
 
     def close(self) -> None:
         """Ends the live line."""

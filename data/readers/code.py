@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from data import storage
 from data.document import Record
-
-MAX_FILE_BYTES = 64 << 20
+from data.unpacking import PACKED_SUFFIX, whole
 
 # Language: its files' suffixes; names of whole files begin with '='.
 LANGUAGES = {
@@ -251,32 +250,25 @@ def read(path: str, root: str) -> Iterator[Record]:
         no UTF-8 or hold a zero byte are broken.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: the file cannot be opened, or is damaged or too long.
     """
-    content, text, why = b"", "", ""
-    with storage.open_plain(path) as stream:
-        try:
-            content = stream.read(MAX_FILE_BYTES + 1)
-        except storage.DAMAGE as error:
-            why = f"the file is damaged or breaks off: {error}"
-    if len(content) > MAX_FILE_BYTES:
-        why = f"longer than {MAX_FILE_BYTES} bytes"
-    elif b"\0" in content:
-        why = "binary: it holds a zero byte"
-    else:
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            why = f"not UTF-8: {error}"
-    if why:
-        yield Record(1, "", why=why)
-        return
-    language = _language(re.sub(r"\.(gz|zst|bz2|xz)$", "", path), text)
+    with storage.open_plain(path) as stream, whole(stream) as content:
+        yield _record(content, path, root)
+
+
+def _record(content: bytes, path: str, root: str) -> Record:
+    if b"\0" in content:
+        return Record(1, "", why="binary: it holds a zero byte")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return Record(1, "", why=f"not UTF-8: {error}")
+    language = _language(PACKED_SUFFIX.sub("", path), text)
     stated = SPDX.search(text[:HEADER_CHARS])
     licence = stated[1] if stated else find_licence(path, root)
     inside = path.removeprefix(root.rstrip("/") + "/")
     meta = {"language": language, "licence": licence, "path": inside}
-    yield Record(1, text, language=language, markup="code", meta=meta)
+    return Record(1, text, language=language, markup="code", meta=meta)
 
 
 def find_licence(path: str, root: str) -> str:

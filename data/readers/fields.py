@@ -4,54 +4,44 @@ import datetime
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from email import utils
 from typing import Any, NamedTuple
 
+from langcodes import data_dicts
+
 from data.document import Record
+from data.readers import shapes
 
 TEXT_NAMES = ("text", "content", "body", "raw_content", "markdown", "document", "selftext")
 URL_NAMES = ("url", "source_url", "uri", "link")
 DATE_NAMES = ("date", "timestamp", "created", "created_at", "published", "crawl_date")
 LANGUAGE_NAMES = ("language", "lang")
-# Lists of turns, and what the speaker and the words of a turn are called: chat data, ShareGPT.
-TALK_NAMES = ("messages", "conversations")
-SPEAKER_NAMES, WORDS_NAMES = ("role", "from"), ("content", "value")
 
 META_FIELDS = 16
 META_CHARS = 200
 MAX_NAMED_FIELDS = 20
 MAX_INTEGER = 1 << 63
 
-DATE_TIME = re.compile(
-    r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d(?::\d\d(?:\.\d+)?)?) ?(Z|UTC|[+-]\d\d:?\d\d)?", re.ASCII
-)
 DATE_ONLY = re.compile(r"\d{4}(?:-\d\d(?:-\d\d)?)?", re.ASCII)
+ISO_START = re.compile(r"\d{4}-\d\d-\d\d[T ]", re.ASCII)
 # 20200102 and 20200102030405, as archives write them.
-COMPACT_DATE = re.compile(r"((?:19|20)\d\d)(\d\d)(\d\d)(?:(\d\d)(\d\d)(\d\d))?", re.ASCII)
+COMPACT_DATE = re.compile(r"(?:19|20)\d{6}(?:\d{6})?", re.ASCII)
 # RFC 5322, section 3.3.
 MAIL_DATE = re.compile(r"(?:[A-Za-z]{3}, )?\d{1,2} [A-Za-z]{3} \d{4} \d\d:\d\d.*", re.ASCII)
 # Epoch seconds are believed from 1973 on; above these, they are milli-, micro-, nanoseconds.
 MIN_EPOCH = 1e8
 EPOCH_UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 LANGUAGE = re.compile(r"([A-Za-z]{2,3})(?:[-_][\w-]+)?")
-# ISO 639-3 codes followed by their ISO 639-1 codes: https://iso639-3.sil.org/.
-PAIRS = """
-aaraa abkab afraf akaak amham araar argan asmas avaav aveae aymay azeaz bakba bambm belbe benbn
-bisbi bodbo bosbs brebr bulbg catca cescs chach chece chucu chvcv corkw cosco crecr cymcy danda
-deude divdv dzodz ellel engen epoeo estet euseu eweee faofo fasfa fijfj finfi frafr fryfy fulff
-glagd glega glggl glvgv grngn gujgu hatht hauha hbssh hebhe herhz hinhi hmoho hrvhr hunhu hyehy
-iboig idoio iiiii ikuiu ileie inaia indid ipkik islis itait javjv jpnja kalkl kankn kasks katka
-kaukr kazkk khmkm kikki kinrw kirky komkv konkg korko kuakj kurku laolo latla lavlv limli linln
-litlt ltzlb lublu luglg mahmh malml marmr mkdmk mlgmg mltmt monmn mrimi msams myamy nauna navnv
-nblnr ndend ndong nepne nldnl nnonn nobnb norno nyany ocioc ojioj orior ormom ossos panpa plipi
-polpl porpt pusps quequ rohrm ronro runrn rusru sagsg sansa sinsi slksk slvsl smese smosm snasn
-sndsd somso sotst spaes sqisq srdsc srpsr sswss sunsu swasw swesv tahty tamta tattt telte tgktg
-tgltl thath tirti tonto tsntn tsots tuktk turtr twitw uigug ukruk urdur uzbuz venve vievi volvo
-wlnwa wolwo xhoxh yidyi yoryo zhaza zhozh zulzu
-"""
-TWO_LETTERS = {pair[:3]: pair[3:] for pair in PAIRS.split()}
+# ISO 639-3 codes and their ISO 639-1 codes, but for those that ISO has withdrawn; and Norwegian
+# Bokmål as data.gates.language gives it.
+WITHDRAWN = ("iw", "in", "jw", "mo", "bh")
+TWO_LETTERS = {
+    three: two
+    for two, three in data_dicts.LANGUAGE_ALPHA3.items()
+    if len(two) == 2 and two not in WITHDRAWN
+} | {"nob": "no", "nb": "no"}
 NO_LANGUAGE = ("und", "mul", "mis", "zxx")
 
 
@@ -60,8 +50,8 @@ class Fields:
     """What a row's fields are called; '' takes the first usual name that is there.
 
     Attributes:
-        text: usual names are TEXT_NAMES, of those that hold a string; else a conversation, in
-            one of TALK_NAMES.
+        text: usual names are TEXT_NAMES, of those that hold a string; else what data.readers.shapes
+            makes a conversation of.
         url, date, language: usual names are URL_NAMES, DATE_NAMES and LANGUAGE_NAMES.
     """
 
@@ -72,9 +62,16 @@ class Fields:
 
 
 class Layout(NamedTuple):
-    """Which fields of a row are what, '' where none is; `why` says why there is no text."""
+    """Which fields of a row are what, '' where none is; `why` says why there is no text.
+
+    Attributes:
+        texts: in the order in which they are tried.
+        chat: those that make a conversation, where no text is.
+        others: those that may go to meta.
+    """
 
     texts: tuple[str, ...]
+    chat: tuple[str, ...]
     url: str
     date: str
     language: str
@@ -89,17 +86,16 @@ def lay_out(names: tuple[str, ...], fields: Fields) -> Layout:
     Args:
         names: the names of a row's fields, or of a table's columns.
         fields: what the fields are called.
-
-    Returns:
-        The layout; `texts` in the order in which they are tried, `others` in the order of names.
     """
     why = ""
-    texts = (fields.text,) if fields.text else (*TEXT_NAMES, *TALK_NAMES)
+    texts = (fields.text,) if fields.text else TEXT_NAMES
     texts = tuple(name for name in texts if name in names)
+    is_chat = not fields.text and shapes.is_chat(names)
+    chat = tuple(name for name in names if name in shapes.NAMES) if is_chat else ()
     asked = (fields.text, fields.url, fields.date, fields.language)
     missing = [name for name in asked if name and name not in names]
-    if missing or not texts:
-        wanted = repr(missing[0]) if missing else f"for a text ({', '.join(TEXT_NAMES)})"
+    if missing or not (texts or chat):
+        wanted = repr(missing[0]) if missing else f"for a text ({', '.join(TEXT_NAMES)}, or a chat)"
         shown = sorted(names)[:MAX_NAMED_FIELDS]
         more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
         why = f"no field {wanted}; its fields are {[name[:META_CHARS] for name in shown]}{more}"
@@ -111,7 +107,7 @@ def lay_out(names: tuple[str, ...], fields: Fields) -> Layout:
     date = choose(fields.date, DATE_NAMES)
     language = choose(fields.language, LANGUAGE_NAMES)
     others = tuple(name for name in names if name not in (url, date, language) and _is_sound(name))
-    return Layout(texts, url, date, language, others, why)
+    return Layout(texts, chat, url, date, language, others, why)
 
 
 def to_record(number: int, row: Mapping[str, Any], layout: Layout) -> Record:
@@ -123,16 +119,15 @@ def to_record(number: int, row: Mapping[str, Any], layout: Layout) -> Record:
         layout: which of its fields are what, from `lay_out` of its names.
 
     Returns:
-        The record: the text, or a conversation's turns as 'role: content' with empty lines
-        between; the date in ISO 8601, '' where it cannot be told; the language as its ISO 639
-        code, '' where it is none. Other fields, and a date or language that says nothing, go to
-        meta if they are finite numbers, truth values or strings of 1 to META_CHARS, the
-        first META_FIELDS of them.
+        The record: the text, or a conversation as shapes.text gives it; the date in ISO 8601, ''
+        where it cannot be told; the language as its ISO 639 code, '' where it is none. Other
+        fields, and a date or language that says nothing, go to meta if they are finite numbers,
+        truth values or strings of 1 to META_CHARS, the first META_FIELDS of them.
     """
     if layout.why:
         return Record(number, "", layout.why)
     try:
-        name, text = _find_text(row, layout.texts)
+        used, text = _find_text(row, layout)
     except ValueError as error:
         return Record(number, "", str(error))
     url = date = language = ""
@@ -145,56 +140,34 @@ def to_record(number: int, row: Mapping[str, Any], layout: Layout) -> Record:
         rest = (*rest, layout.language)
     meta = {}
     for other in rest:
-        if other != name and (value := _to_meta(row[other])) is not None:
+        if other not in used and (value := _to_meta(row[other])) is not None:
             meta[other] = value
             if len(meta) == META_FIELDS:
                 break
     return Record(number, text, "", url, date, language, "plain", meta)
 
 
-def _find_text(row: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, str]:
-    for name in names:
-        value = row[name]
+def _find_text(row: Mapping[str, Any], layout: Layout) -> tuple[tuple[str, ...], str]:
+    """The fields that the text is from, and the text."""
+    for name in layout.texts:
+        value, used = row[name], (name,)
         if isinstance(value, bytes):
             try:
                 value = value.decode()
             except UnicodeDecodeError as error:
                 raise ValueError(f"field {name!r} is not UTF-8: {error}") from error
-        if isinstance(value, list | dict) and (name in TALK_NAMES or len(names) == 1):
-            value = "\n\n".join(_turns(name, value))
+        if isinstance(value, list | dict) and len(layout.texts) == 1:
+            value = shapes.text({"messages": value})
         if isinstance(value, str):
-            if not _is_sound(value):
-                raise ValueError(
-                    f"field {name!r} is not Unicode text: it has half a surrogate pair"
-                )
-            return name, value
-    kind = type(row[names[0]]).__name__
-    raise ValueError(f"field {names[0]!r} is {kind}, not a string")
-
-
-def _turns(name: str, value: list | dict) -> Iterator[str]:
-    """The turns of a conversation: a list of them, or the lists of their parts."""
-    if isinstance(value, dict):
-        lists = {key: part for key, part in value.items() if isinstance(part, list)}
-        value = [
-            dict(zip(lists, parts, strict=True)) for parts in zip(*lists.values(), strict=True)
-        ]
-    num_turns = 0
-    for index, turn in enumerate(value):
-        if not isinstance(turn, dict):
-            raise ValueError(f"{name}[{index}] is {type(turn).__name__}, not a turn of a talk")
-        speaker = next((turn[key] for key in SPEAKER_NAMES if key in turn), None)
-        words = next((turn[key] for key in WORDS_NAMES if key in turn), None)
-        if isinstance(words, list):
-            words = "\n".join(filter(None, (_to_string(part.get("text")) for part in words)))
-        if not _to_string(speaker):
-            raise ValueError(f"{name}[{index}] names no speaker; its fields are {sorted(turn)}")
-        # A turn without words calls a tool.
-        if _to_string(words):
-            num_turns += 1
-            yield f"{_to_string(speaker)}: {_to_string(words)}"
-    if not num_turns:
-        raise ValueError(f"field {name!r} holds no turn with words")
+            break
+    else:
+        if not layout.chat:
+            kind = type(row[layout.texts[0]]).__name__
+            raise ValueError(f"field {layout.texts[0]!r} is {kind}, not a string")
+        value, used = shapes.text(row), layout.chat
+    if not _is_sound(value):
+        raise ValueError(f"field {used[0]!r} is not Unicode text: it has half a surrogate pair")
+    return used, value
 
 
 def _is_sound(text: str) -> bool:
@@ -251,38 +224,33 @@ def iso_date(value: Any) -> str:
         ISO 8601, UTC as Z; '' where the value is none of these.
     """
     if isinstance(value, datetime.date):
-        return _close(value.isoformat())
+        return _iso(value)
     if isinstance(value, bool) or not isinstance(value, str | bytes | int | float):
         return ""
     try:
-        text = f"{value:.0f}" if isinstance(value, float | int) else _to_string(value)
-        return _close(_read_date(text))
+        return _read_date(f"{value:.0f}" if isinstance(value, float | int) else _to_string(value))
     except (ValueError, TypeError, OverflowError):
         return ""
 
 
-def _close(iso: str) -> str:
-    return iso.replace("+00:00", "Z")
+def _iso(moment: datetime.date) -> str:
+    return moment.isoformat().replace("+00:00", "Z")
 
 
 def _read_date(text: str) -> str:
-    if found := DATE_TIME.fullmatch(text):
-        zone = (found[3] or "").replace("UTC", "Z")
-        iso = f"{found[1]}T{found[2]}{zone[:3]}{':' if len(zone) == 5 else ''}{zone[3:]}"
-        datetime.datetime.fromisoformat(iso)
-        return iso
     if DATE_ONLY.fullmatch(text):
         datetime.date.fromisoformat(text + "0000-01-01"[len(text) :])
         return text
+    if ISO_START.match(text):
+        return _iso(datetime.datetime.fromisoformat(text.replace(" UTC", "Z").replace(" +", "+")))
     if MAIL_DATE.fullmatch(text):
-        return utils.parsedate_to_datetime(text).isoformat()
-    if found := COMPACT_DATE.fullmatch(text):
-        day = "-".join(found.groups()[:3])
-        iso = f"{day}T{':'.join(found.groups()[3:])}Z" if found[4] else day
-        datetime.datetime.fromisoformat(iso)
-        return iso
+        return _iso(utils.parsedate_to_datetime(text))
+    if COMPACT_DATE.fullmatch(text):
+        if len(text) == 8:
+            return _iso(datetime.date.fromisoformat(text))
+        return _iso(datetime.datetime.fromisoformat(f"{text[:8]}T{text[8:]}Z"))
     number = float(text)
     if not MIN_EPOCH <= number < math.inf:
         return ""
     seconds = next((number / unit for above, unit in EPOCH_UNITS if number >= above), number)
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat()
+    return _iso(datetime.datetime.fromtimestamp(seconds, datetime.UTC))

@@ -9,10 +9,8 @@ sorted by thread. Memory is about three times CACHE_BYTES, and the largest threa
 import codecs
 import collections
 import contextlib
-import datetime
 import html
 import itertools
-import json
 import pickle
 import re
 import sqlite3
@@ -20,31 +18,49 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+import html_to_markdown
+
 from data import storage
 from data.document import Record
-from data.readers import mail
+from data.readers.borders import until_damage
+from data.readers.fields import iso_date
+from data.readers.shapes import POST, REPLIES
+from data.readers.tables import json_rows
+from data.unpacking import lines
 
 CACHE_BYTES = 64 << 20
-MAX_ROW_BYTES, MAX_ARRAY_BYTES = 16 << 20, 256 << 20
 MAX_META_POSTS = 64  # how many posts of a conversation `meta` lists
 QUESTION, ANSWER = "1", "2"
 # Character references that XML 1.0 does not allow, and that dumps hold all the same.
 FORBIDDEN = re.compile(rb"(?i)&#(x0*([0-8bcef]|1[0-9a-f])|0*([0-8]|1[124-9]|2[0-9]|3[01]));")
 OWN_DOMAIN = re.compile(r"(.*\.)?(askubuntu|serverfault|stackapps|stackoverflow|superuser)")
-
-# What posts' fields are called in dumps: Reddit's, Open Assistant's, and others'.
-NAMES = {
-    "id": ("message_id", "user_message_id", "post_id", "id"),
-    "parent": ("parent_message_id", "parent_id", "parent"),
-    "thread": ("link_id", "message_tree_id", "thread_id", "topic_id"),
-    "title": ("title", "subject"),
-    "text": ("body", "selftext", "text", "content", "message"),
-    "author": ("role", "author", "user_name", "username", "user_id", "user"),
-    "date": ("created_utc", "created_date", "created_at", "date", "timestamp"),
-    "score": ("score", "ups", "likes"),
-}
-REPLIES = ("replies", "children", "comments")
 DELETED = ("[deleted]", "[removed]", "[deleted by user]")
+
+# Markdown without what stands for looks only. Lines end where HTML means it, and what the library
+# escapes or leaves at line ends is undone.
+MARKDOWN = html_to_markdown.ConversionOptions(
+    skip_images=True,
+    strip_tags=["a", "em", "strong", "b", "i", "sup", "u", "del", "s", "strike"],
+    exclude_selectors=["hr"],
+    bullets="-",
+    autolinks=False,
+    extract_metadata=False,
+)
+PREFORMATTED = re.compile(r"(?is)(<pre\b.*?</pre>)")
+LINE_END = re.compile(r"[ \t]*[\r\n]\s*")
+RAISED = re.compile(r"(?<=[^\s>])<sup>", re.IGNORECASE)
+ESCAPED_NUMBER = re.compile(r"(?m)^([>\s]*\d+)\\([.)])")
+TRAILING = re.compile(r"(?m)[ \t]+$")
+EMPTY_QUOTES = re.compile(r"(?m)(?:^([> ]*>)\n){2,}")
+
+
+def html_to_text(markup: str) -> str:
+    """A post's HTML as Markdown without emphasis, links and images; ^ before a superscript."""
+    parts = PREFORMATTED.split(RAISED.sub("^<sup>", markup))
+    parts[::2] = [LINE_END.sub(" ", part) for part in parts[::2]]
+    text = html_to_markdown.convert("".join(parts), MARKDOWN).content or ""
+    text = TRAILING.sub("", ESCAPED_NUMBER.sub(r"\1\2", text))
+    return EMPTY_QUOTES.sub(r"\1\n", text).strip("\n")
 
 
 class _Post(NamedTuple):
@@ -65,7 +81,7 @@ def read_stack_exchange(path: str) -> Iterator[Record]:
 
     Its text is the title, the question, and each answer under a line 'Answer:', with empty lines
     between: the accepted answer first, then the best-scored, among equals the older. Bodies are
-    text as mail.html_to_text makes it. Rows that are neither are skipped; an answer whose
+    text as html_to_text makes it. Rows that are neither are skipped; an answer whose
     question is not in the file is broken.
 
     Args:
@@ -77,12 +93,12 @@ def read_stack_exchange(path: str) -> Iterator[Record]:
         answers: id, score, accepted of the first MAX_META_POSTS.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: the file cannot be opened, or is damaged or breaks off behind the last record.
         sqlite3.Error: no room is left for the temporary database.
     """
-    site = _site(path)
+    site, damage = _site(path), []
     with contextlib.closing(_Threads()) as threads:
-        for number, line, why in _rows(path):
+        for number, line, why in until_damage(_rows(path), damage):
             try:
                 if why:
                     raise ValueError(why)
@@ -92,16 +108,19 @@ def read_stack_exchange(path: str) -> Iterator[Record]:
                 yield Record(number, "", why=str(error))
         for posts in threads:
             yield from _question(posts, site)
+    for error in damage:
+        raise error
 
 
 def _rows(path: str) -> Iterator[tuple[int, bytes, str]]:
     """(number, line, why it is broken) of each line that should be a row."""
     number = 0
-    for line, why in mail.read_lines(path, MAX_ROW_BYTES):
-        line = line.removeprefix(codecs.BOM_UTF8).strip()
-        if why or not (line == b"" or line.startswith((b"<?xml", b"<posts", b"</posts"))):
-            number += 1
-            yield number, line, why
+    with storage.open_plain(path) as stream:
+        for line, why in lines(stream):
+            line = line.removeprefix(codecs.BOM_UTF8).strip()
+            if why or not (line == b"" or line.startswith((b"<?xml", b"<posts", b"</posts"))):
+                number += 1
+                yield number, line, why
 
 
 def _stack_exchange_post(number: int, line: bytes) -> _Post | None:
@@ -128,7 +147,7 @@ def _stack_exchange_post(number: int, line: bytes) -> _Post | None:
         id=row["Id"],
         parent=row["ParentId"] if row["PostTypeId"] == ANSWER else "",
         title=" ".join(row.get("Title", "").split()),
-        text=mail.html_to_text(row.get("Body", "")),
+        text=html_to_text(row.get("Body", "")),
         author="",
         score=int(score) if re.fullmatch(r"-?[0-9]{1,18}", score) else 0,
         date=row.get("CreationDate", ""),
@@ -188,13 +207,14 @@ def _site(path: str) -> str:
 
 
 def read_threads(path: str) -> Iterator[Record]:
-    """Reads a dump of forum posts, JSON lines or one JSON array (read whole): a record a thread.
+    """Reads a dump of forum posts, JSON lines or one JSON array: a record a thread.
 
-    A post names its parent (NAMES holds the spellings known), or a row holds a whole tree with its
-    replies inside (REPLIES; Open Assistant's 'prompt' around it). Its text is the title, then every
-    post as 'A: text', empty lines between: a post, then its replies, best-scored first, each with
-    its own below it. Authors, or their roles where posts have those, are letters in order of
-    appearance. Deleted posts are left out, their replies are not; so are parents that are missing.
+    A post names its parent, or a row holds a whole tree with its replies inside (shapes.POST and
+    REPLIES hold the spellings known; Open Assistant's 'prompt' around it). Its text is the title,
+    then every post as 'A: text', empty lines between: a post, then its replies, best-scored first,
+    each with its own below it. Authors, or their roles where posts have those, are letters in order
+    of appearance. Deleted posts are left out, their replies are not; so are parents that are
+    missing.
 
     Args:
         path: a local path or URI; plain, gzip, zstd, bzip2 or xz.
@@ -205,14 +225,15 @@ def read_threads(path: str) -> Iterator[Record]:
         the first MAX_META_POSTS.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: the file cannot be opened, or is damaged or breaks off behind the last record.
         sqlite3.Error: no room is left for the temporary database.
     """
-    with contextlib.closing(_Threads()) as threads:
-        for number, row, why in _values(path):
+    damage: list[Exception] = []
+    with contextlib.closing(_Threads()) as threads, storage.open_plain(path) as stream:
+        for number, row in until_damage(json_rows(stream), damage):
             try:
-                if why:
-                    raise ValueError(why)
+                if isinstance(row, str):
+                    raise ValueError(row)
                 posts = list(_posts(number, row))
             except ValueError as error:
                 yield Record(number, "", why=str(error))
@@ -223,31 +244,8 @@ def read_threads(path: str) -> Iterator[Record]:
                 threads.add(*posts[0])
         for thread in threads:
             yield from _thread(thread)
-
-
-def _values(path: str) -> Iterator[tuple[int, Any, str]]:
-    """(number, value, why it is broken) of each line, or of each element of one array."""
-    start = b""
-    with contextlib.suppress(*storage.DAMAGE), storage.open_plain(path) as stream:
-        start = stream.peek(64)[:64].removeprefix(codecs.BOM_UTF8).lstrip()
-    if start.startswith(b"["):
-        values = []
-        try:
-            with storage.open_plain(path) as stream:
-                values = json.loads(stream.read(MAX_ARRAY_BYTES).decode("utf-8-sig"))
-        except (ValueError, RecursionError, *storage.DAMAGE) as error:
-            yield 1, None, f"no JSON array of at most {MAX_ARRAY_BYTES} bytes: {error}"
-        yield from ((number, value, "") for number, value in enumerate(values, 1))
-        return
-    for number, (line, why) in enumerate(mail.read_lines(path, MAX_ROW_BYTES), 1):
-        value = None
-        try:
-            if not why and not line.isspace():
-                value = json.loads(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            why = f"malformed JSON: {error}"
-        if value is not None or why:
-            yield number, value, why
+    for error in damage:
+        raise error
 
 
 def _posts(number: int, row: Any) -> Iterator[tuple[str | None, _Post]]:
@@ -270,11 +268,11 @@ def _posts(number: int, row: Any) -> Iterator[tuple[str | None, _Post]]:
 def _post(number: int, row: dict, parent: str, place: str) -> tuple[str | None, _Post]:
     """(thread that it names, post) of one object; ValueError if it is none."""
     found = {}
-    for key, names in NAMES.items():
+    for key, names in POST.items():
         found[key] = next((row[name] for name in names if row.get(name) not in (None, "")), "")
     text, title = found["text"], found["title"]
     if not isinstance(text, str) or not isinstance(title, str) or not (text or title):
-        raise ValueError(f"no text under any of {', '.join(NAMES['text'])}")
+        raise ValueError(f"no text under any of {', '.join(POST['text'])}")
     own_id, thread, author = (str(found[key]) for key in ("id", "thread", "author"))
     if "subreddit" in row or "link_id" in row:
         # Reddit numbers submissions (t3) and comments (t1) apart, and escapes its text.
@@ -291,7 +289,7 @@ def _post(number: int, row: dict, parent: str, place: str) -> tuple[str | None, 
         text=text.strip("\n"),
         author=place if author in ("", *DELETED) else author,
         score=_number(found["score"], -_number(row.get("rank"), 0)),
-        date=_date(found["date"]),
+        date=iso_date(found["date"]),
         url=f"https://www.reddit.com{row['permalink']}" if "permalink" in row else "",
         meta={},
     )
@@ -301,15 +299,6 @@ def _post(number: int, row: dict, parent: str, place: str) -> tuple[str | None, 
 
 def _number(value: Any, otherwise: float) -> float:
     return value if isinstance(value, int | float) and abs(value) < 1e15 else otherwise
-
-
-def _date(value: Any) -> str:
-    """ISO 8601, of seconds since 1970 too."""
-    try:
-        moment = datetime.datetime.fromtimestamp(float(value), datetime.UTC)
-    except (TypeError, ValueError, OverflowError, OSError):
-        return value if isinstance(value, str) else ""
-    return moment.isoformat()
 
 
 def _thread(posts: list[_Post]) -> Iterator[Record]:

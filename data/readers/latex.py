@@ -10,7 +10,6 @@ cells. \$ stays, to be told from mathematics. Of an unknown command with one arg
 stays; with none, or several, the command stays too. Line ends stay where they are.
 """
 
-import gzip
 import io
 import posixpath
 import re
@@ -20,15 +19,16 @@ from typing import BinaryIO
 
 from data import storage
 from data.document import Record
+from data.readers.borders import attempt
 from data.readers.latex_macros import Macro, define, expand
 from data.readers.latex_scan import GROUP, OPTION, Scanner, environment
 from data.readers.latex_words import THEOREMS
+from data.unpacking import MAX_WHOLE_BYTES, open_tar, unpack, whole
 
-MAX_TEX_BYTES = 64 << 20
+MAX_TEX_BYTES = MAX_WHOLE_BYTES
 MAX_INPUT_DEPTH = 20
 DAMAGE = (*storage.DAMAGE, tarfile.TarError)
 NO_LATEX = "no LaTeX in it"
-OTHER_ARCHIVES = "archives of anything else are not read: unpack them first"
 TEX_SUFFIXES = ("", ".tex", ".ltx", ".latex", ".sty")
 
 LITERAL = r"\{(?:verbatim\*?|[BL]?Verbatim|lstlisting|minted|alltt)\}"
@@ -144,16 +144,12 @@ def read(path: str) -> Iterator[Record]:
         without LaTeX, that is damaged, or with more of it than MAX_TEX_BYTES, is a broken record.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError, tarfile.TarError: the file cannot be opened, or is damaged or breaks off behind the
+            last record.
     """
-    number = 0
     with storage.open_plain(path) as stream:
-        try:
-            for record in _papers(stream, path, _holds_paper):
-                number += 1
-                yield record._replace(number=number)
-        except DAMAGE as error:
-            yield _broken("", f"the file is damaged or breaks off here: {error}", number + 1)
+        for number, record in enumerate(_papers(stream, path, _holds_paper), 1):
+            yield record._replace(number=number)
 
 
 def _papers(stream: io.BufferedReader, name: str, holds_paper) -> Iterator[Record]:
@@ -162,16 +158,17 @@ def _papers(stream: io.BufferedReader, name: str, holds_paper) -> Iterator[Recor
     try:
         tarfile.TarInfo.frombuf(block, "utf-8", "replace")
     except tarfile.HeaderError:
-        yield _single(stream, name)
+        with whole(stream) as data:
+            yield attempt(1, _single, data, name)
         return
     sources: dict[str, bytes] = {}
     num_files, num_papers, num_bytes = 0, 0, 0
-    with tarfile.open(fileobj=stream, mode="r|") as archive:
+    with open_tar(stream) as archive:
         for member in archive:
             num_files += member.isfile()
             if member.isfile() and holds_paper(member.name):
                 num_papers += 1
-                yield _inner_paper(archive.extractfile(member), member.name)
+                yield attempt(1, _inner_paper, archive.extractfile(member), member.name)
             elif member.isfile() and _suffix(member.name) in TEX_SUFFIXES:
                 num_bytes += member.size
                 if num_bytes <= MAX_TEX_BYTES:
@@ -181,10 +178,7 @@ def _papers(stream: io.BufferedReader, name: str, holds_paper) -> Iterator[Recor
     if num_bytes > MAX_TEX_BYTES:
         yield _broken(name, f"{num_bytes} bytes of LaTeX; at most {MAX_TEX_BYTES} are read")
     elif sources or not num_papers:
-        paper = _paper(sources, num_files, name)
-        if paper.why == NO_LATEX and holds_paper is _holds_paper:
-            paper = paper._replace(why=f"{NO_LATEX}, and {OTHER_ARCHIVES}")
-        yield paper
+        yield attempt(1, _paper, sources, num_files, name)
 
 
 def _holds_paper(name: str) -> bool:
@@ -198,16 +192,13 @@ def _inner_paper(content: BinaryIO, name: str) -> Record:
     if name.lower().endswith(".pdf"):
         return _broken(name, "a PDF without its LaTeX")
     try:
-        with io.BufferedReader(gzip.GzipFile(fileobj=content), storage.CHUNK_BYTES) as stream:
+        with unpack(content) as stream:
             return next(_papers(stream, name, lambda _: False))
     except DAMAGE as error:
         return _broken(name, f"damaged: {error}")
 
 
-def _single(stream: BinaryIO, name: str) -> Record:
-    data = stream.read(MAX_TEX_BYTES + 1)
-    if len(data) > MAX_TEX_BYTES:
-        return _broken(name, f"more than {MAX_TEX_BYTES} bytes, which is the most that is read")
+def _single(data: bytes, name: str) -> Record:
     if data.startswith(b"%PDF"):
         return _broken(name, "a PDF without its LaTeX")
     if not TEX_WORD.search(data) and _suffix(name) not in TEX_SUFFIXES[1:]:
@@ -243,10 +234,10 @@ def _paper(members: dict[str, bytes], num_files: int, name: str) -> Record:
     return Record(0, text, url=url, date=date, meta=meta | {"arxiv_id": key})
 
 
-def _broken(name: str, why: str, number: int = 0) -> Record:
+def _broken(name: str, why: str) -> Record:
     identity = _identify(name)
     meta = {"arxiv_id": identity[0]} if identity else {"name": name} if name else {}
-    return Record(number, "", why, meta=meta)
+    return Record(0, "", why, meta=meta)
 
 
 def _inputs(found: re.Match, current: str, sources: Mapping[str, str]) -> list[str]:

@@ -1,45 +1,35 @@
-"""Tables and lists of texts: JSON, parquet, CSV, plain text, and TFDS data sets, as records.
+"""Tables and lists of texts: JSON, CSV and plain text, as rows and as records.
 
-All are streamed. A row that cannot be used is a broken record that says why; damage to a file ends
-it with one. Dates, languages and the rest of a row are treated as data/readers/fields.py says.
+All are streamed. A row that cannot be used is a broken record that says why. Dates, languages and
+the rest of a row are treated as data/readers/fields.py says.
 """
 
 import csv
+import functools
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from pyarrow import fs
 
 from data import encodings, storage
 from data.document import NO_META, Record
-from data.readers import examples, steps
-from data.readers.fields import META_CHARS, META_FIELDS, TALK_NAMES, Fields, lay_out, to_record
+from data.readers.borders import attempt
+from data.readers.fields import Fields, lay_out, to_record
+from data.unpacking import DAMAGE, MAX_RECORD_BYTES, check_end, lines
 
 SEPARATOR = b"<|endoftext|>"
 BLANKS = b" \t\r\n"
-# One longer line or value is broken, so that a file without ends cannot fill the memory.
-MAX_RECORD_BYTES = 1 << 28
-CHUNK_BYTES = 1 << 20
-MAX_CHUNK_BYTES = 1 << 25
-BATCH_ROWS = 256
+CHUNK_BYTES, MAX_CHUNK_BYTES = 1 << 20, 1 << 22
+MAX_FIELDS = 10_000  # of a table: each costs time, whether it is read or not
 DELIMITERS = ",\t;|"
-# The one column of a parquet file that TFDS has written: an example, as in an ArrayRecord file.
-EXAMPLE_COLUMN = "data"
 
 # In JSON: a string, its end in group 1 unless it goes on behind the buffer; or punctuation.
 TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:(")|\\?\Z)|[{}\[\],]', re.DOTALL)
 DECODER = json.JSONDecoder()
 
-TEXT_TYPES = (
-    *(pa.string(), pa.large_string(), pa.string_view()),
-    *(pa.binary(), pa.large_binary(), pa.binary_view()),
-)
+# A row, or why there is none.
+Row = Mapping[str, Any] | str
 
 
 def read_json(path: str, fields: Fields) -> Iterator[Record]:
@@ -54,51 +44,40 @@ def read_json(path: str, fields: Fields) -> Iterator[Record]:
         lines too, and else values.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: the file cannot be opened, or is damaged or breaks off behind the last record.
     """
-    with steps.open_file(path) as stream:
-        yield from steps.to_the_damage(_json_records(stream, fields))
-
-
-def read_parquet(path: str, fields: Fields) -> Iterator[Record]:
-    """Reads a parquet file, of columns, or of examples as TFDS writes them.
-
-    Args:
-        path: local path or object-store URI.
-        fields: which columns are what.
-
-    Yields:
-        A record for each row, or one broken record if there is no column for the text.
-
-    Raises:
-        OSError: the file cannot be opened.
-    """
-    with _open_seekable(path) as stream:
-        yield from steps.to_the_damage(_parquet_records(path, stream, fields))
+    with storage.open_plain(path) as stream:
+        yield from map(functools.partial(_record, fields=fields), json_rows(stream))
 
 
 def read_csv(path: str, fields: Fields) -> Iterator[Record]:
     """Reads a table in CSV, with the columns' names in its first line.
 
     The delimiter is the one of DELIMITERS that is most often in that line. Quotes are as in RFC
-    4180: a field that breaks its rules breaks its row.
-
-    Args:
-        path: local path or object-store URI, compressed or not.
-        fields: which columns are what.
+    4180: a field that breaks its rules breaks its row. Arguments and errors as of `read_json`.
 
     Yields:
         A record for each row, or one broken record if there is no column for the text.
-
-    Raises:
-        OSError: the file cannot be opened.
     """
-    with steps.open_file(path) as stream:
-        yield from steps.to_the_damage(_csv_records(stream, fields))
+    with storage.open_plain(path) as stream:
+        for number, row in csv_rows(stream):
+            if not isinstance(row, str) and (why := lay_out(tuple(row), fields).why):
+                yield Record(1, "", why)
+                return
+            yield _record((number, row), fields)
+
+
+def _record(numbered: tuple[int, Row], fields: Fields) -> Record:
+    number, row = numbered
+    if isinstance(row, str):
+        return Record(number, "", row)
+    return attempt(number, to_record, number, row, lay_out(tuple(row), fields))
 
 
 def read_text(path: str) -> Iterator[Record]:
     """Reads the texts between lines of SEPARATOR; a file without such a line is one text.
+
+    A text of more than MAX_RECORD_BYTES becomes several records, parted at line ends.
 
     Args:
         path: local path or object-store URI, packed or not; UTF-8, UTF-16 or UTF-32 as its mark
@@ -110,36 +89,15 @@ def read_text(path: str) -> Iterator[Record]:
         for bytes that are wrong.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: the file cannot be opened, or is damaged or breaks off behind the last record.
     """
-    with steps.open_file(path) as stream:
-        yield from steps.to_the_damage(_texts(stream))
+    with storage.open_plain(path) as stream:
+        yield from _texts(stream)
 
 
-def read_tfds(path: str, fields: Fields) -> Iterator[Record]:
-    """Reads a shard of a data set of TensorFlow Datasets, an ArrayRecord file, without TensorFlow.
-
-    Args:
-        path: local path of the shard; its folder has the data set's features.json.
-        fields: which features are what.
-
-    Yields:
-        A record for each example, or one broken record if there is no feature for the text, or
-        if the shard is of another format: TFRecord cannot be read without TensorFlow.
-
-    Raises:
-        OSError: the file cannot be opened.
-    """
-    with storage.open_raw(path):
-        pass
-    if ".tfrecord" in path.rpartition("/")[2]:
-        yield Record(1, "", "TFRecord shards need TensorFlow; prepare them as array_record")
-        return
-    yield from steps.to_the_damage(examples.read_array_record(path, fields))
-
-
-def _json_records(stream: BinaryIO, fields: Fields) -> Iterator[Record]:
-    stream, _ = steps.after_mark(stream)
+def json_rows(stream: BinaryIO) -> Iterator[tuple[int, Row]]:
+    """The objects of an open file of JSON, numbered as `read_json` does."""
+    stream, _ = encodings.after_mark(stream)
     number = 1
     while (begin := stream.peek(1)[:1]) and begin in BLANKS:
         number += stream.read(1) == b"\n"
@@ -149,20 +107,23 @@ def _json_records(stream: BinaryIO, fields: Fields) -> Iterator[Record]:
     # there has another object behind it.
     goes_on = line.rstrip(BLANKS)[-1:] in (b"{", b"[", b",") and stream.peek(1)[:1] != b"{"
     if begin == b"[" or (begin == b"{" and goes_on):
-        values = enumerate(_json_values(line, stream), 1)
+        values = ((value, "") for value in _json_values(line, stream))
+        number = 1
     else:
-        values = _json_lines(number, line, stream)
-    for number, value in values:
-        yield _json_record(number, value, fields)
+        values = lines(stream, line)
+    for place, (value, why) in enumerate(values, number):
+        if why or value.strip(BLANKS):
+            yield place, why or _parse(value)
 
 
-def _json_lines(number: int, line: bytes, stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    while line:
-        if line.strip(BLANKS):
-            yield number, line
-        while len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n"):
-            line = stream.readline(MAX_RECORD_BYTES + 1)
-        number, line = number + 1, stream.readline(MAX_RECORD_BYTES + 1)
+def _parse(value: bytes) -> Row:
+    try:
+        row = DECODER.decode(value.removeprefix(encodings.codecs.BOM_UTF8).decode())
+    except UnicodeDecodeError as error:
+        return f"not UTF-8: {error}"
+    except (ValueError, RecursionError) as error:
+        return f"malformed JSON: {error}"
+    return row if isinstance(row, dict) else f"a JSON {type(row).__name__}, not an object"
 
 
 def _json_values(start: bytes, stream: BinaryIO) -> Iterator[bytes]:
@@ -172,7 +133,7 @@ def _json_values(start: bytes, stream: BinaryIO) -> Iterator[bytes]:
     for chunk in itertools.chain([start], _growing(stream)):
         buffer, scanned, begin = buffer[begin:] + chunk, scanned - begin, 0
         if len(buffer) - len(chunk) > MAX_RECORD_BYTES:
-            raise EOFError(f"a value has more than {MAX_RECORD_BYTES} bytes")
+            raise OSError(f"a value has more than {MAX_RECORD_BYTES} bytes")
         for token in TOKEN.finditer(buffer, scanned):
             mark = buffer[token.start() : token.start() + 1]
             end = -1
@@ -205,132 +166,82 @@ def _growing(stream: BinaryIO) -> Iterator[bytes]:
             if num_bytes >= wanted:
                 yield b"".join(parts)
                 parts, num_bytes, wanted = [], 0, min(2 * wanted, MAX_CHUNK_BYTES)
-    except steps.DAMAGE:
+    except DAMAGE:
         yield b"".join(parts)
         raise
     yield b"".join(parts)
+    check_end(stream)
 
 
-def _json_record(number: int, value: bytes, fields: Fields) -> Record:
-    if len(value) > MAX_RECORD_BYTES:
-        return Record(number, "", f"it has more than {MAX_RECORD_BYTES} bytes")
-    try:
-        row = DECODER.decode(value.removeprefix(encodings.UTF8_MARK).decode())
-    except UnicodeDecodeError as error:
-        return Record(number, "", f"not UTF-8: {error}")
-    except (ValueError, RecursionError) as error:
-        return Record(number, "", f"malformed JSON: {error}")
-    if not isinstance(row, dict):
-        return Record(number, "", f"a JSON {type(row).__name__}, not an object")
-    return to_record(number, row, lay_out(tuple(row), fields))
-
-
-def _open_seekable(path: str) -> BinaryIO:
-    if not storage.URI.match(path):
-        return storage.open_raw(path)
-    system, inside = fs.FileSystem.from_uri(path)
-    return system.open_input_file(inside)
-
-
-def _parquet_records(path: str, stream: BinaryIO, fields: Fields) -> Iterator[Record]:
-    with pq.ParquetFile(stream, buffer_size=CHUNK_BYTES, pre_buffer=False) as file:
-        schema = file.schema_arrow
-        is_examples = schema.names == [EXAMPLE_COLUMN] and fields.text != EXAMPLE_COLUMN
-        if is_examples and pa.types.is_binary(schema.field(0).type):
-            batches = file.iter_batches(BATCH_ROWS, use_threads=False)
-            serialised = itertools.chain.from_iterable(batch[0].to_pylist() for batch in batches)
-            yield from examples.read(path, serialised, fields)
-            return
-        layout = lay_out(tuple(schema.names), fields)
-        kinds = {name: schema.field(name).type for name in layout.texts}
-        texts = [name for name, kind in kinds.items() if _can_hold_text(kind, name)]
-        if layout.why or not texts:
-            whys = (f"field {name!r} is {kind}, not a string" for name, kind in kinds.items())
-            yield Record(1, "", layout.why or next(whys))
-            return
-        named = [name for name in (layout.url, layout.date, layout.language) if name]
-        others = _small_columns(file, layout.others, texts[0])
-        layout = layout._replace(texts=(texts[0],), others=tuple(others))
-        columns = [texts[0], *named, *others]
-        numbers = itertools.count(1)
-        for batch in file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
-            names = batch.schema.names
-            for row in zip(*map(_to_python, batch.columns), strict=True):
-                yield to_record(next(numbers), dict(zip(names, row, strict=True)), layout)
-
-
-def _can_hold_text(kind: pa.DataType, name: str) -> bool:
-    is_talk = name in TALK_NAMES and (pa.types.is_nested(kind))
-    return is_talk or _is_text(kind)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return kind in TEXT_TYPES
-
-
-def _small_columns(file: pq.ParquetFile, names: tuple[str, ...], text: str) -> list[str]:
-    """Columns of single values, for meta: those of long strings would cost more than they give."""
-    sizes: dict[str, int] = {}
-    if file.metadata.num_row_groups:
-        group = file.metadata.row_group(0)
-        for index in range(group.num_columns):
-            column = group.column(index)
-            sizes[column.path_in_schema] = column.total_uncompressed_size // (group.num_rows or 1)
-    kinds = {name: file.schema_arrow.field(name).type for name in names if name != text}
-    small = [
-        name
-        for name, kind in kinds.items()
-        if sizes.get(name, 0) <= META_CHARS
-        if _is_text(kind) or pa.types.is_primitive(kind)
-    ]
-    return small[:META_FIELDS]
-
-
-def _to_python(column: pa.Array) -> list[Any]:
-    kind = column.type
-    try:
-        if pa.types.is_timestamp(kind):
-            # Nanoseconds have no Python type, and not every zone's name is known everywhere.
-            target = pa.timestamp("us", "UTC" if kind.tz else None)
-            column = column.cast(options=pc.CastOptions(target, allow_time_truncate=True))
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        # Bytes stand for UTF-8, so that only the wrong ones break their row.
-        return column.cast(pa.large_binary()).to_pylist()
-    except (ValueError, OverflowError):  # Beyond the years that Python knows.
-        return [None] * len(column)
-
-
-def _csv_records(stream: BinaryIO, fields: Fields) -> Iterator[Record]:
+def csv_rows(stream: BinaryIO) -> Iterator[tuple[int, Row]]:
+    """The rows of an open file of CSV; as `read_csv` says."""
     csv.field_size_limit(MAX_RECORD_BYTES)
-    stream, _ = steps.after_mark(stream)
-    encoded = iter(lambda: stream.readline(MAX_RECORD_BYTES), b"")
-    lines = (line.decode("utf-8", "surrogateescape") for line in encoded)
-    first = next(lines, "")
-    delimiter = max(DELIMITERS, key=first.count)
-    rows = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
-    header, layout = [], lay_out((), fields)
+    stream, _ = encodings.after_mark(stream)
+    text = _Lines(line.decode("utf-8", "surrogateescape") for line, _ in lines(stream))
+    delimiter = max(DELIMITERS, key=text.peek().count)
+    header: list[str] = []
     for number in itertools.count():
-        try:
-            row = next(filter(None, rows), None)
-        except csv.Error as error:
-            yield Record(max(1, number), "", f"not CSV: {error}")
-            continue
+        row = text.next_row(delimiter, len(header))
         if row is None:
             return
-        if not header:
+        if isinstance(row, str):
+            yield max(1, number), row
+        elif not header:
             header = row
-            layout = lay_out(tuple(header), fields)
-            if layout.why:
-                yield Record(1, "", layout.why)
-                return
+            if len(header) > MAX_FIELDS:
+                raise OSError(f"it has {len(header)} columns; at most {MAX_FIELDS} are read")
         elif len(row) != len(header):
-            why = f"it has {len(row)} fields, and the header has {len(header)}"
-            yield Record(number, "", why)
+            yield number, f"it has {len(row)} fields, and the header has {len(header)}"
         else:
-            values = (cell if cell.isascii() else _to_bytes(cell) for cell in row)
-            yield to_record(number, dict(zip(header, values, strict=True)), layout)
+            cells = (cell if cell.isascii() else _to_bytes(cell) for cell in row)
+            yield number, dict(zip(header, cells, strict=True))
+
+
+class _Lines:
+    """Lines that a row may turn out not to need: its quote is never closed, or far away.
+
+    How much is read in vain is bounded by what is read at all, so that many such quotes do not
+    take the square of the time.
+    """
+
+    def __init__(self, lines: Iterator[str]):
+        self._lines, self._back = lines, []  # those to be read again, last first
+        self._taken: list[str] = []
+        self._num_read, self._num_vain = 0, 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> str:
+        is_too_much = self._num_vain > self._num_read + MAX_RECORD_BYTES
+        if self._taken and (is_too_much or self._num_taken > MAX_RECORD_BYTES):
+            raise csv.Error("a quote that does not end")
+        line = self._back.pop() if self._back else next(self._lines)
+        self._taken.append(line)
+        self._num_taken += len(line)
+        return line
+
+    def peek(self) -> str:
+        self._back = list(itertools.islice(self._lines, 1))
+        return self._back[0] if self._back else ""
+
+    def next_row(self, delimiter: str, num_fields: int) -> list[str] | str | None:
+        """The next row that is not empty, why it is none, or None at the end."""
+        row: list[str] | str | None = []
+        while row == []:
+            self._taken, self._num_taken = [], 0
+            try:
+                row = next(csv.reader(self, delimiter=delimiter, strict=True), None)
+            except csv.Error as error:
+                row = f"not CSV: {error}"
+            is_wrong = isinstance(row, str) or (num_fields and len(row or ()) != num_fields)
+            if len(self._taken) > 1 and is_wrong and row is not None:
+                row = row if isinstance(row, str) else "not CSV: a quote that ends in another row"
+                self._back += self._taken[:0:-1]
+                self._num_vain += self._num_taken
+            else:
+                self._num_read += self._num_taken
+        return row
 
 
 def _to_bytes(text: str) -> bytes:
@@ -338,19 +249,35 @@ def _to_bytes(text: str) -> bytes:
 
 
 def _texts(stream: BinaryIO) -> Iterator[Record]:
-    number, lines, is_utf8 = 1, [], False
-    stream, recoded_from = steps.after_mark(stream)
-    for line in stream:
-        if line.strip() == SEPARATOR:
-            record = _text_record(number, b"".join(lines), recoded_from, is_utf8)
-            is_utf8 = is_utf8 or not (record.text.isascii() or record.meta)
-            yield record
-            number, lines = number + 1, []
-        else:
-            lines.append(line)
-    rest = b"".join(lines)
-    if rest.strip():
-        yield _text_record(number, rest, recoded_from, is_utf8)
+    stream, recoded_from = encodings.after_mark(stream)
+    number, parts, num_bytes, is_utf8 = 1, [], 0, False
+    while True:
+        line = stream.readline(MAX_RECORD_BYTES)
+        is_end = line.strip() == SEPARATOR
+        if not line or is_end or num_bytes + len(line) > MAX_RECORD_BYTES:
+            data, rest = b"".join(parts), b""
+            if not (line and is_end) and line and data[-1:] != b"\n":
+                data, rest = _at_character(data)
+            if is_end or data.strip():
+                record = _text_record(number, data, recoded_from, is_utf8)
+                is_utf8 = is_utf8 or not (record.text.isascii() or record.meta)
+                yield record
+                number += 1
+            if not line:
+                check_end(stream)
+                return
+            parts, num_bytes = [rest], len(rest)
+        if not is_end:
+            parts.append(line)
+            num_bytes += len(line)
+
+
+def _at_character(data: bytes) -> tuple[bytes, bytes]:
+    """Bytes that may end within a character of UTF-8, and those of it."""
+    for end in range(len(data) - 1, max(0, len(data) - 4), -1):
+        if data[end] >= 0xC0:
+            return data[:end], data[end:]
+    return data, b""
 
 
 def _text_record(number: int, data: bytes, recoded_from: str, is_utf8: bool) -> Record:

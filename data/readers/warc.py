@@ -1,9 +1,10 @@
 """WARC files as their records, in order, past whatever damage there is.
 
 Source: WARC 1.1, https://iipc.github.io/warc-specifications/specifications/warc-format/warc-1.1/.
-A library would hand over the whole records of a sound file as well. It would also end without a
-word in a file that is cut off, and stop at the first damage; here the rest is still read: from the
-next packed member that begins a record, or else from the next line that begins one.
+FastWARC's iterator gives the same records of a sound file. It ends at the first damage, and does
+not tell a record whose length is wrong from one that something else follows, so framing is done
+here: behind damage, reading goes on at the next packed member, or else the next line, that begins
+a record.
 """
 
 import io
@@ -14,8 +15,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-import zstandard
 from fastwarc.stream_io import BrotliReader
+
+from data.unpacking import zstd
 
 # A longer record is skipped unread, so that a wrong length cannot fill the memory.
 MAX_BLOCK_BYTES = 1 << 26
@@ -25,28 +27,26 @@ PLAIN_CHUNK_BYTES = 1 << 16
 PACKED_CHUNK_BYTES = 1 << 11
 # How far before the place where damage shows the next member may begin: 4 MiB.
 KEPT_CHUNKS = 1 << 11
-# So much of a member shows whether it begins with a record: gzip's first blocks, zstd's first.
-CHECKED_BYTES = (1 << 9, 1 << 18)
 MAX_DICTIONARY_BYTES = 1 << 24
 
 HEADER_END = re.compile(rb"\r?\n\r?\n")
 VERSION = re.compile(rb"WARC/\d+\.\d+[ \t]*\r?\n")
 NEXT_RECORD = re.compile(rb"(?<=\n)WARC/\d+\.\d+[ \t]*\r?\n")
+MARK_BYTES = 64  # The longest text that NEXT_RECORD can match, with blanks to spare.
 STATUS = re.compile(rb"HTTP/\d+(?:\.\d+)?[ \t]+(\d{3})\b")
 CHUNK_HEAD = re.compile(rb"[ \t]*([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
 FOLD = re.compile(r"\r?\n[ \t]+")
-# The longest text that NEXT_RECORD can match, with blanks to spare.
-MARK_BYTES = 64
+BLANK_LINES = re.compile(rb"[\r\n]*")
 
 GZIP = b"\x1f\x8b\x08"
 ZSTD = b"\x28\xb5\x2f\xfd"
 # A zstd WARC may bring the dictionary of all its records, in a frame that is skipped otherwise:
 # https://iipc.github.io/warc-specifications/specifications/warc-zstd/.
 ZSTD_DICTIONARY = b"\x5d\x2a\x4d\x18"
-PACKINGS = (GZIP, ZSTD, ZSTD_DICTIONARY)
-DAMAGE = (zlib.error, zstandard.ZstdError)
+# So much of a member shows whether it begins with a record: gzip's first block, zstd's first.
+CHECKED_BYTES = {GZIP: 1 << 9, ZSTD: 1 << 18}
+DAMAGE = (zlib.error, zstd.ZstdError)
 CUT = "the file breaks off here"
-SHARED = "the file packs records together, so that damage would cost all that follow; none is lost"
 
 
 class Block(NamedTuple):
@@ -66,29 +66,16 @@ def records(stream: BinaryIO) -> Iterator[Block]:
 
     Yields:
         Every record in order. A damaged one has no content and says why; so has a record that
-        stands for damage where no record is to be seen. What follows the damage is read on. A
-        last one without content says so if a packed file has several records in a member.
+        stands for damage where no record is to be seen. What follows the damage is read on.
     """
     source = _Lookahead(_pieces(stream))
     number = 0
-    while True:
-        while source.fill(1) and source.buffer[0] in b"\r\n":
-            source.drop(1)
-        if source.buffer:
-            number += 1
-            headers, content, why = _next(source)
-            yield Block(number, headers, content, why)
-            if why:
-                source.find_next()
-        elif source.why:
-            if not source.told:
-                number += 1
-                yield Block(number, {}, b"", source.tell_why())
-            source.why = ""
-        else:
-            break
-    if source.num_sound_members and not source.num_damages and number > source.num_sound_members:
-        yield Block(number + 1, {}, b"", SHARED)
+    while source.is_more():
+        number += 1
+        headers, content, why = _next(source)
+        yield Block(number, headers, content, why)
+        if why:
+            source.find_next()
 
 
 def fields(raw: bytes) -> dict[str, str]:
@@ -118,11 +105,16 @@ def split_http(content: bytes) -> tuple[int, dict[str, str], bytes]:
         Its status, its header fields by lower-case name, and its body as it was sent; a status
         of 0 where it is no HTTP response.
     """
-    end = HEADER_END.search(content, 0, MAX_HEADER_BYTES)
-    line = STATUS.match(content)
-    if not (end and line):
-        return 0, {}, b""
-    return int(line[1]), fields(content[line.end() : end.start()]), content[end.end() :]
+    start = 0
+    while (line := STATUS.match(content, start)) and (
+        end := HEADER_END.search(content, start, start + MAX_HEADER_BYTES)
+    ):
+        # An interim response stands before the one that it announces.
+        if not (line[1].startswith(b"1") and content.startswith(b"HTTP/", end.end())):
+            header = fields(content[line.end() : end.start()])
+            return int(line[1]), header, content[end.end() :]
+        start = end.end()
+    return 0, {}, b""
 
 
 def unpack_http(header: dict[str, str], body: bytes) -> tuple[bytes, str]:
@@ -151,7 +143,7 @@ def _next(source: "_Lookahead") -> tuple[dict[str, str], bytes, str]:
     if not header:
         begun = source.buffer.startswith(b"WARC/")
         why = "its header does not end" if begun else "no WARC header where a record should begin"
-        return {}, b"", source.tell_why() or why
+        return {}, b"", source.why or why
     headers = fields(header)
     declared = headers.get("content-length", "")
     if not (declared.isascii() and declared.isdecimal()):
@@ -163,11 +155,9 @@ def _next(source: "_Lookahead") -> tuple[dict[str, str], bytes, str]:
         return headers, b"", f"its {num_bytes} bytes are more than {MAX_BLOCK_BYTES}"
     if not source.fill(num_bytes):
         there = f"{len(source.buffer)} of its {num_bytes} bytes are there"
-        return headers, b"", f"{there}: {source.tell_why() or CUT}"
-    if not source.is_end(num_bytes):
-        return headers, b"", f"it does not end after the {num_bytes} bytes of its Content-Length"
-    if source.is_doubtful(num_bytes):
-        return headers, b"", source.tell_why()
+        return headers, b"", f"{there}: {source.why or CUT}"
+    if why := source.why_no_end(num_bytes):
+        return headers, b"", why
     return headers, source.take(num_bytes), ""
 
 
@@ -177,17 +167,13 @@ class _Lookahead:
     Attributes:
         buffer: the bytes that are read and not yet used.
         why: what is broken behind them, '' where nothing is known to be.
-        told: whether a record has said so.
-        num_sound_members, num_damages: how many members have ended soundly so far, how many not.
+        num_sure: how many of them are of members that have ended soundly.
     """
 
     def __init__(self, pieces: Iterator[bytes | str]):
         self.buffer = bytearray()
         self.why = ""
-        self.told = False
-        self.num_sound_members = self.num_damages = 0
-        # Whether the member that the last bytes came from has not ended soundly, so far.
-        self._open = False
+        self.num_sure = 0
         self._pieces = pieces
 
     def fill(self, num_bytes: int) -> bool:
@@ -197,29 +183,28 @@ class _Lookahead:
                 piece = next(self._pieces, None)
             except OSError as error:
                 piece = f"the file cannot be read on: {error}"
+            if isinstance(piece, str):
+                self.why = piece
+            elif piece:
+                self.buffer += piece
+            else:
+                self.num_sure = len(self.buffer)
             if piece is None:
                 return False
-            if isinstance(piece, str):
-                self.why, self.told = piece, False
-                self.num_damages += 1
-            else:
-                self.buffer += piece
-                self._open = bool(piece)
-                self.num_sound_members += not piece
         return len(self.buffer) >= num_bytes
+
+    def is_more(self) -> bool:
+        """Whether a record or damage follows on blank lines."""
+        while self.fill(1) and self.buffer[0] in b"\r\n":
+            self.take(BLANK_LINES.match(self.buffer).end())
+        return bool(self.buffer or self.why)
 
     def take(self, num_bytes: int) -> bytes:
         with memoryview(self.buffer) as view:
             taken = bytes(view[:num_bytes])
-        self.drop(num_bytes)
-        return taken
-
-    def drop(self, num_bytes: int):
         del self.buffer[:num_bytes]
-
-    def tell_why(self) -> str:
-        self.told = True
-        return self.why
+        self.num_sure = max(0, self.num_sure - num_bytes)
+        return taken
 
     def take_header(self) -> bytes:
         """The WARC header at the start, to its empty line; b'' if there is none."""
@@ -231,33 +216,35 @@ class _Lookahead:
                 return b""
         return self.take(end.end())
 
-    def is_end(self, num_bytes: int) -> bool:
-        """Whether a record can end there: an empty line, or another record, or the end."""
-        self.fill(num_bytes + 4)
-        if self.buffer[num_bytes : num_bytes + 4] == b"\r\n\r\n":
-            return True
-        while self.fill(num_bytes + 1) and self.buffer[num_bytes] in b"\r\n":
-            num_bytes += 1
-        self.fill(num_bytes + 5)
-        return b"WARC/".startswith(self.buffer[num_bytes : num_bytes + 5])
+    def why_no_end(self, num_bytes: int) -> str:
+        """Why a record cannot end there: only an empty line, another record or the end may follow.
 
-    def is_doubtful(self, num_bytes: int) -> bool:
-        """Whether so many bytes are the last before damage that their own member shows."""
-        while self.fill(num_bytes + 1) and self.buffer[num_bytes] in b"\r\n":
-            num_bytes += 1
-        is_here = self._open and not self.told and self.why not in ("", CUT)
-        return is_here and len(self.buffer) == num_bytes
+        A record that its own member is damaged behind is broken too: its checksum may be wrong.
+        """
+        end = num_bytes
+        while self.fill(end + 1) and self.buffer[end] in b"\r\n":
+            end = BLANK_LINES.match(self.buffer, end).end()
+        self.fill(end + 5)
+        if self.why not in ("", CUT) and end == len(self.buffer) > self.num_sure:
+            return self.why
+        has_line = self.buffer.startswith(b"\r\n\r\n", num_bytes)
+        if has_line or b"WARC/".startswith(self.buffer[end : end + 5]):
+            return ""
+        return f"it does not end after the {num_bytes} bytes of its Content-Length"
 
     def find_next(self):
         """Drops what is before the next line that begins a record, at most up to the damage."""
+        is_same = bool(self.why) and not self.buffer
         while not (mark := NEXT_RECORD.search(self.buffer)):
-            self.drop(max(0, len(self.buffer) - MARK_BYTES))
+            is_same = is_same or len(self.buffer) > self.num_sure
+            self.take(max(0, len(self.buffer) - MARK_BYTES))
             if not self.fill(len(self.buffer) + 1):
-                self.buffer.clear()
-                # The damaged member's bytes are among those dropped: it is the same damage.
-                self.told = self.told or self._open
+                # Bytes of the damaged member are among those dropped: it has been said.
+                is_same = is_same or len(self.buffer) > self.num_sure
+                self.take(len(self.buffer))
+                self.why = "" if is_same else self.why
                 return
-        self.drop(mark.start())
+        self.take(mark.start())
 
 
 def _pieces(stream: BinaryIO) -> Iterator[bytes | str]:
@@ -267,7 +254,8 @@ def _pieces(stream: BinaryIO) -> Iterator[bytes | str]:
     """
     first = stream.read(PACKED_CHUNK_BYTES)
     # One of these bytes may be the damaged one.
-    likeness = {magic: sum(map(operator.eq, first, magic)) - len(magic) for magic in PACKINGS}
+    packings = (GZIP, ZSTD, ZSTD_DICTIONARY)
+    likeness = {magic: sum(map(operator.eq, first, magic)) - len(magic) for magic in packings}
     if max(likeness.values()) < -1:
         yield first
         yield from iter(lambda: stream.read(PLAIN_CHUNK_BYTES), b"")
@@ -277,26 +265,25 @@ def _pieces(stream: BinaryIO) -> Iterator[bytes | str]:
         yield from _members(first, chunks, GZIP, lambda: zlib.decompressobj(31))
         return
     try:
-        unpacker, first = _zstd(first, stream)
-    except DAMAGE as error:
+        dictionary, first = _dictionary(first, stream)
+    except (*DAMAGE, ValueError) as error:
         yield f"its zstd dictionary is damaged: {error}"
         return
-    yield from _members(first, chunks, ZSTD, unpacker.decompressobj)
+    yield from _members(first, chunks, ZSTD, lambda: zstd.ZstdDecompressor(dictionary))
 
 
-def _zstd(first: bytes, stream: BinaryIO) -> tuple[zstandard.ZstdDecompressor, bytes]:
-    """The unpacker, with the file's own dictionary if it has one, and what comes after that."""
+def _dictionary(first: bytes, stream: BinaryIO) -> tuple[zstd.ZstdDict | None, bytes]:
+    """The file's own dictionary if it has one, and what comes after that."""
     if not first.startswith(ZSTD_DICTIONARY):
-        return zstandard.ZstdDecompressor(), first
+        return None, first
     end = 8 + int.from_bytes(first[4:8], "little")
     if end > MAX_DICTIONARY_BYTES:
-        raise zstandard.ZstdError(f"it is longer than {MAX_DICTIONARY_BYTES} bytes")
+        raise ValueError(f"it is longer than {MAX_DICTIONARY_BYTES} bytes")
     first += stream.read(max(0, end - len(first)))
     content = first[8:end]
     if content.startswith(ZSTD):
-        content = zstandard.ZstdDecompressor().decompress(content, MAX_DICTIONARY_BYTES)
-    dictionary = zstandard.ZstdCompressionDict(content)
-    return zstandard.ZstdDecompressor(dict_data=dictionary), first[end:]
+        content = zstd.ZstdDecompressor().decompress(content, MAX_DICTIONARY_BYTES)
+    return zstd.ZstdDict(content), first[end:]
 
 
 def _members(
@@ -304,20 +291,19 @@ def _members(
 ) -> Iterator[bytes | str]:
     while raw := _top_up(raw, chunks):
         kept: deque[bytes] = deque(maxlen=KEPT_CHUNKS)
-        unpacker = new()
+        unpacker, why = new(), ""
         try:
-            while not unpacker.eof:
+            while not unpacker.eof and raw:
                 kept.append(raw)
                 if piece := unpacker.decompress(raw):
                     yield piece
-                if not unpacker.eof and not (raw := next(chunks, b"")):
-                    break
+                raw = unpacker.unused_data if unpacker.eof else next(chunks, b"")
             why = "" if unpacker.eof else CUT
         except DAMAGE as error:
             why = f"the packed file is damaged here: {error}"
         yield why or b""
-        # Where its end is damaged, a member can seem to run on over those behind it.
-        raw = _find_member(b"".join(kept), chunks, magic, new) if why else unpacker.unused_data
+        if why:  # Where its end is damaged, a member can seem to run on over those behind it.
+            raw = _find_member(b"".join(kept)[1:], chunks, magic, new)
 
 
 def _top_up(raw: bytes, chunks: Iterator[bytes]) -> bytes:
@@ -329,25 +315,20 @@ def _top_up(raw: bytes, chunks: Iterator[bytes]) -> bytes:
 
 def _find_member(raw: bytes, chunks: Iterator[bytes], magic: bytes, new: Callable) -> bytes:
     """The file from its next member that begins with a record, b'' if there is none."""
-    raw = raw[1:]
+    start = 0
     while True:
-        while (at := raw.find(magic)) < 0:
+        while (at := raw.find(magic, start)) < 0:
             if not (chunk := next(chunks, b"")):
                 return b""
-            raw = raw[1 - len(magic) :] + chunk
-        raw = raw[at:]
-        while len(raw) < CHECKED_BYTES[-1] and (chunk := next(chunks, b"")):
+            raw, start = raw[max(start, len(raw) - len(magic) + 1) :] + chunk, 0
+        while len(raw) - at < CHECKED_BYTES[magic] and (chunk := next(chunks, b"")):
             raw += chunk
-        if any(_begins_record(raw[:size], new()) for size in CHECKED_BYTES):
-            return raw
-        raw = raw[1:]
-
-
-def _begins_record(raw: bytes, unpacker) -> bool:
-    try:
-        return unpacker.decompress(raw).startswith(b"WARC/")
-    except DAMAGE:
-        return False
+        try:
+            if new().decompress(raw[at : at + CHECKED_BYTES[magic]], 5) == b"WARC/":
+                return raw[at:]
+        except DAMAGE:
+            pass
+        start = at + 1
 
 
 def _join_chunks(body: bytes) -> tuple[bytes, str]:
@@ -383,7 +364,7 @@ def _unpack(body: bytes, coding: str) -> tuple[bytes, str]:
         elif coding == "br" and body:
             body = BrotliReader(io.BytesIO(body)).read(MAX_BLOCK_BYTES + 1)
         elif coding == "zstd" and body.startswith(b"\x28\xb5\x2f\xfd"):
-            body = zstandard.ZstdDecompressor().stream_reader(body).read(MAX_BLOCK_BYTES + 1)
+            body = zstd.ZstdDecompressor().decompress(body, MAX_BLOCK_BYTES + 1)
     except (OSError, *DAMAGE) as error:
         is_plain = coding in ("deflate", "br") and body.lstrip()[:1] == b"<"
         return (body, "") if is_plain else (b"", f"its {coding} body is damaged: {error}")

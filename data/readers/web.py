@@ -7,27 +7,29 @@ metadata (WAT), warcinfo, images, other statuses, and the robots.txt and logs of
 """
 
 import importlib.util
+import io
+import itertools
 import re
 from collections.abc import Iterator
 from html import unescape
-from itertools import accumulate
 from typing import NamedTuple
 
 from resiliparse.extract.html2text import extract_plain_text
-from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
+from resiliparse.parse.encoding import map_encoding_to_html5
 from resiliparse.parse.html import HTMLTree
 
-from data import storage
+from data import encodings, storage
 from data.document import EXTRACTORS, Record
-from data.encodings import NON_ASCII, WIDER_CODECS
 from data.errors import BadInput
 from data.readers import fields, warc
+from data.readers.borders import attempt
+from data.unpacking import whole
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 TEXT_TYPES = ("text/plain",)
-MAX_PAGE_BYTES = 1 << 26
 MAX_TITLE_CHARS = 300
 
+MIME = re.compile(r"[^;,\s]*")
 CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([^\s\"';,]+)", re.IGNORECASE)
 META_CHARSET = re.compile(
     rb"<(?:meta|\?xml)\b[^>]{0,400}?\b(?:charset|encoding)\s*=\s*[\"']?\s*([\w.:-]+)", re.IGNORECASE
@@ -45,13 +47,7 @@ BINARY_STARTS = (
     b"RIFF",
     b"\x1f\x8b",
 )
-BYTE_ORDER_MARKS = (
-    (b"\xef\xbb\xbf", "utf-8"),
-    (b"\xff\xfe", "utf-16-le"),
-    (b"\xfe\xff", "utf-16-be"),
-)
-# Of ten bytes beyond ASCII, this many may be wrong before a declared encoding is not believed.
-MAX_WRONG_IN_TEN = 1
+MAX_ZEROS = 0.01  # of a page that is text all the same: browsers pass over them
 
 UNSEEN = ["img", "area", "svg", "object", "video", "audio", "embed"]
 # Resiliparse's main content leaves out text nodes of one character that UTF-8 writes in three
@@ -65,6 +61,11 @@ MARK = "\ufdd0"
 # The time of main-content extraction grows with the square of the depth of these.
 NESTED = re.compile(r"<(/?)(?:div|ul|article|footer)\b", re.IGNORECASE)
 MAX_DEPTH = 2000
+# Lists, links, paragraphs, and what ends a paragraph.
+LIST_TAG = re.compile(
+    r"</?(?:[uo]l|a|p|h[1-6]|nav|footer|div|table|t[dhr]|form|section)\b", re.IGNORECASE
+)
+LIST_TOKEN = re.compile(rf"({LIST_TAG.pattern}[^<>]*>)", re.IGNORECASE)
 # And the time of parsing with the square of a tag's attributes.
 LONG_TAG = re.compile(r"<([a-zA-Z][\w:-]*)[^<>]{65536,}>")
 LONG_PAGE_CHARS = 1 << 18
@@ -113,8 +114,9 @@ def read(path: str, how: str = "main") -> Iterator[Record]:
     _check(how)
     with storage.open_raw(path) as stream:
         for number, headers, content, why in warc.records(stream):
-            record = Record(number, "", why) if why else _document(number, headers, content, how)
-            if record is not None:
+            if why:
+                yield Record(number, "", why)
+            elif record := attempt(number, _document, number, headers, content, how):
                 yield record
 
 
@@ -133,23 +135,16 @@ def read_html(path: str, how: str = "main") -> Iterator[Record]:
         OSError: the file cannot be opened.
     """
     _check(how)
-    with storage.open_raw(path):
-        pass
-    try:
-        with storage.open_plain(path) as stream:
-            body = stream.read(MAX_PAGE_BYTES + 1)
-        if len(body) > MAX_PAGE_BYTES:
-            raise _Damage(f"it has more than {MAX_PAGE_BYTES} bytes")
-        html = _decode(body, "", is_html=True)
-        if html is None:
-            raise _Damage("it holds zero bytes and is no text")
-    except storage.DAMAGE as error:
-        yield Record(1, "", f"the file is damaged or breaks off here: {error}")
-    except _Damage as error:
-        yield Record(1, "", str(error))
-    else:
-        page = _extract(html, how)
-        yield Record(1, page.text, url=page.canonical, meta=_page_meta(page, how))
+    with storage.open_plain(path) as stream, whole(stream) as body:
+        yield _html_record(body, how)
+
+
+def _html_record(body: bytes, how: str) -> Record:
+    text, why = _decode(body, "", is_html=True)
+    if why:
+        return Record(1, "", why)
+    page = _extract(text, how)
+    return Record(1, page.text, url=page.canonical, meta=_page_meta(page, how))
 
 
 def extract(html: str, how: str = "main") -> str:
@@ -183,7 +178,8 @@ def _check(how: str):
 def _extract(html: str, how: str) -> _Extract:
     if len(html) > LONG_PAGE_CHARS:
         html = LONG_TAG.sub(r"<\1>", html)
-    tree = HTMLTree.parse(ALONE.sub(_mark, html))
+    marked = ALONE.sub(_mark, html)
+    tree = HTMLTree.parse(_free_lists(marked) if how == "main" else marked)
     title = " ".join((tree.title or "").replace(MARK, "").split())[:MAX_TITLE_CHARS]
     link = tree.head.query_selector("link[rel=canonical]") if tree.head else None
     canonical = (link.getattr("href") or "").strip() if link else ""
@@ -209,7 +205,33 @@ def _depth(html: str) -> int:
     """How deep elements of NESTED are in one another, at most; 0 where it cannot matter."""
     if html.count("<") <= MAX_DEPTH:
         return 0
-    return max(accumulate((-1 if slash else 1 for slash in NESTED.findall(html)), initial=0))
+    return max(
+        itertools.accumulate((-1 if slash else 1 for slash in NESTED.findall(html)), initial=0)
+    )
+
+
+def _free_lists(html: str) -> str:
+    """Takes the links off lists that belong to the paragraph before them.
+
+    Resiliparse takes a list for a menu where most of it is links, wherever it stands: the heading
+    and the paragraph that announce it would stay without it.
+    """
+    parts = LIST_TOKEN.split(html)
+    depth, paragraph = 0, ""  # of lists, and the tag of the paragraph that is open or just closed
+    for at in range(1, len(parts), 2):
+        tag = LIST_TAG.match(parts[at])[0].lower()
+        if tag in ("<ul", "<ol") and (depth or paragraph):
+            is_next = paragraph == "<p" or not parts[at - 1].strip()
+            depth += 1 if depth or is_next else 0
+        elif tag in ("</ul", "</ol"):
+            depth = max(0, depth - 1)
+        elif depth and tag in ("<a", "</a"):
+            parts[at] = ""
+        elif tag[1:] in ("h1", "h2", "h3", "h4", "h5", "h6", "nav", "footer"):
+            depth = 0  # The list is not closed.
+        if tag not in ("<a", "</a"):
+            paragraph = tag if tag in ("<p", "</p") else ""
+    return "".join(parts)
 
 
 def _deepen(tree: HTMLTree):
@@ -248,11 +270,13 @@ def _document(number: int, headers: dict[str, str], content: bytes, how: str) ->
             return None
         if page.why and not truncated:
             raise _Damage(page.why)
-        text = _decode(page.body, page.charset, page.mime in HTML_TYPES)
+        if page.body.startswith(BINARY_STARTS):
+            return None
+        text, why = _decode(page.body, page.charset, page.mime in HTML_TYPES)
+        if why:
+            raise _Damage(why)
     except _Damage as error:
         return Record(number, "", str(error))
-    if text is None:
-        return None
     meta = {"content_type": page.mime}
     if page.status:
         meta["status"] = page.status
@@ -284,7 +308,7 @@ def _payload(headers: dict[str, str], content: bytes) -> _Page | None:
         if not status:
             return _Page(b"", "", "", 0, "its block is no HTTP response")
         declared = header.get("content-type", "")
-    mime = declared.partition(";")[0].strip().lower()
+    mime = MIME.match(declared.strip().lower())[0]
     mime = mime or headers.get("warc-identified-payload-type", "")
     is_error = is_http and not 200 <= status < 300
     if is_error or (mime and mime not in HTML_TYPES + TEXT_TYPES):
@@ -297,38 +321,24 @@ def _payload(headers: dict[str, str], content: bytes) -> _Page | None:
     return _Page(content, mime, charset[1] if charset else "", status, why) if mime else None
 
 
-def _decode(body: bytes, declared: str, is_html: bool) -> str | None:
-    """Text in the encoding that its bytes bear out best; None where it is no text.
+def _decode(body: bytes, declared: str, is_html: bool) -> tuple[str, str]:
+    """The text in the encoding that its bytes bear out best, or why it is none.
 
     First what cannot be by chance: a byte order mark, valid UTF-8; then what HTTP declares, what
-    the page declares, and what the bytes look like, if it fits.
+    the page declares, and what the bytes look like. What is none of these is read as browsers do.
     """
-    for mark, codec in BYTE_ORDER_MARKS:
-        if body.startswith(mark):
-            return body[len(mark) :].decode(codec, "replace")
+    stream, marked = encodings.after_mark(io.BufferedReader(io.BytesIO(body)))
+    body = stream.read()
     labels = [declared]
     if is_html and (found := META_CHARSET.search(body, 0, META_BYTES)):
         labels.append(found[1].decode("ascii", "replace"))
     codecs = [map_encoding_to_html5(label, fallback_utf8=False) for label in labels if label]
-    codecs = [codec for codec in codecs if codec]
-    if b"\0" in body[:SNIFFED_BYTES]:
-        wide = [codec for codec in codecs if codec.startswith("utf-16")]
-        return body.decode(wide[0], "replace") if wide else None
-    if body.startswith(BINARY_STARTS):
-        return None
-    for codec in ("iso2022_jp", "utf-8") if "iso2022_jp" in codecs else ("utf-8",):
-        try:
-            return body.decode(codec)
-        except UnicodeDecodeError:
-            pass
-    return _decode_by_trial(body, [codec for codec in codecs if not codec.startswith("utf-16")])
-
-
-def _decode_by_trial(body: bytes, codecs: list[str]) -> str:
-    num_beyond = len(body) - len(body.translate(None, NON_ASCII))
-    for name in (*codecs, "utf-8", ""):
-        codec = name or detect_encoding(body)
-        text = body.decode(WIDER_CODECS.get(codec, codec), "replace")
-        if text.count("\ufffd") * 10 <= num_beyond * MAX_WRONG_IN_TEN:
-            return text
-    return body.decode("cp1252", "replace")
+    wide = [codec for codec in codecs if codec and codec.startswith("utf-16")]
+    if wide and b"\0" in body[:SNIFFED_BYTES] and not marked:
+        return body.decode(wide[0], "replace"), ""
+    num_zeros = body.count(0)
+    if num_zeros > MAX_ZEROS * len(body):
+        return "", "it holds zero bytes and is no text"
+    body = body.translate(None, b"\0") if num_zeros else body
+    found = encodings.decode(body, declared=[codec for codec in codecs if codec not in wide])
+    return ((found.text or body.decode(encodings.WESTERN, "replace")), "")

@@ -13,14 +13,15 @@ is matched on a stack MAX_DEPTH high. What has no counterpart stays as text with
 import html
 import re
 from collections.abc import Iterator
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 from xml.parsers import expat
 
 from data import storage
 from data.document import Record
-from data.errors import BadInput
+from data.readers.borders import attempt
 from data.readers.wikitext_templates import SEPARATOR, show
 from data.readers.wikitext_words import DROPPED_SECTIONS, HIDDEN_NAMESPACES, LANGUAGES, REDIRECTS
+from data.unpacking import check_end
 
 MAX_DEPTH = 60
 MAX_NESTED_NOTES = 3
@@ -67,6 +68,7 @@ EMPTY_LINES = re.compile(r"\n{3,}")
 RULE = re.compile(r"-{4,}")
 FIELDS = """siteinfo/dbname siteinfo/base namespaces/namespace page/title page/ns page/id
     revision/id revision/timestamp revision/model revision/text"""
+HOST = re.compile(r"(?:https?:)?//([\w-]+)\.")
 LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[a-z]+)*+")
 # What Wikipedia's own addresses leave as it is.
 URL_SAFE = "/:,;@$!*()~'"
@@ -259,29 +261,25 @@ def read(path: str) -> Iterator[Record]:
     Yields:
         A record a page of the main namespace that is no redirect, as text under its title; of
         several revisions the last in the file. `meta` holds title, page_id and revision_id. A page
-        without text is a broken record, and so is where a dump breaks off. A dump with a document
-        type is refused there: its entities could be anything.
+        without text is a broken record.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError, expat.ExpatError: the file cannot be opened, or is damaged or breaks off behind the
+            last record; or a document type, whose entities could be anything.
     """
     number = 0
     pages = _Pages()
     with storage.open_plain(path) as stream:
-        while True:
-            why = ""
+        while chunk := stream.read1(storage.CHUNK_BYTES):
             try:
-                chunk = stream.read(storage.CHUNK_BYTES)
-                pages.parser.Parse(chunk, not chunk)
-            except (expat.ExpatError, BadInput, *storage.DAMAGE) as error:
-                why = f"the file is damaged or breaks off here: {error}"
-            for record in pages.take():
-                number += 1
-                yield record._replace(number=number)
-            if why:
-                yield Record(number + 1, "", why)
-            if why or not chunk:
-                return
+                pages.parser.Parse(chunk)
+            finally:
+                for page in pages.take():
+                    if (record := attempt(0, pages.article, page)) is not None:
+                        number += 1
+                        yield record._replace(number=number)
+        pages.parser.Parse(b"", True)
+        check_end(stream)
 
 
 class _Pages:
@@ -303,9 +301,9 @@ class _Pages:
         self.site: dict[str, str] = {}
         self.hidden = HIDDEN_NAMESPACES
         self.namespace = ""
-        self.done: list[Record] = []
+        self.done: list[dict[str, str]] = []
 
-    def take(self) -> list[Record]:
+    def take(self) -> list[dict[str, str]]:
         """The pages read since the last call."""
         done, self.done = self.done, []
         return done
@@ -341,26 +339,29 @@ class _Pages:
                 self.hidden = self.hidden | {value.lower()}
             self.text = None
         if name == "page":
-            self.done += _article(self.page, self.site, self.hidden)
+            self.done.append(self.page)
+
+    def article(self, page: dict[str, str]) -> Record | None:
+        """A page's record, None where it is no article."""
+        return _article(page, self.site, self.hidden)
 
 
 def _refuse(*_):
-    raise BadInput("a document type, which no dump has")
+    raise OSError("a document type, which no dump has")
 
 
-def _article(page: dict[str, str], site: dict[str, str], hidden: frozenset[str]) -> list[Record]:
-    """A page's record, none where it is no article."""
+def _article(page: dict[str, str], site: dict[str, str], hidden: frozenset[str]) -> Record | None:
     source, title = page.get("revision/text", ""), page.get("page/title", "")
     is_article = (
         page.get("page/ns", "0") == "0" and page.get("revision/model", "wikitext") == "wikitext"
     )
     if not is_article or "redirect" in page or REDIRECT.match(source):
-        return []
+        return None
     meta = {"title": title}
     meta |= {
         f"{of}_id": int(page[f"{of}/id"])
         for of in ("page", "revision")
-        if page.get(f"{of}/id", "").isdecimal()
+        if re.fullmatch(r"[0-9]{1,18}", page.get(f"{of}/id", ""))
     }
     known = {
         "url": _address(site.get("base", ""), title),
@@ -373,7 +374,7 @@ def _article(page: dict[str, str], site: dict[str, str], hidden: frozenset[str])
         why = f"more than {MAX_PAGE_CHARS} characters, which is the most that is read"
     elif not (body := to_text(source, hidden)):
         why = "no text in it"
-    return [Record(0, "" if why else f"{title}\n\n{body}", why, **known)]
+    return Record(0, "" if why else f"{title}\n\n{body}", why, **known)
 
 
 def _address(base: str, title: str) -> str:
@@ -383,6 +384,6 @@ def _address(base: str, title: str) -> str:
 
 
 def _language(site: dict[str, str]) -> str:
-    host = urlsplit(site.get("base", "")).hostname or ""
-    name = host.partition(".")[0] or site.get("dbname", "").removesuffix("wiki").replace("_", "-")
+    host = HOST.match(site.get("base", ""))
+    name = host[1] if host else site.get("dbname", "").removesuffix("wiki").replace("_", "-")
     return LANGUAGES.get(name, name if LANGUAGE.fullmatch(name) else site.get("language", ""))

@@ -11,7 +11,7 @@ SEPARATOR = "\1"
 TEMPLATES = {
     name: shown
     for shown, names in {
-        "{2|text}": "lang, langue, lang-x, script, 言語",
+        "{2|text}": "lang, langx, langue, lang-x, script, 言語",
         "{1}": """nowrap, nobr, no wrap, nowraplinks, small, smaller, big, large, em, strong, sub,
             smallcaps, sc, small caps, abbr, abréviation, tooltip, abk, math, mvar, var, code, tt,
             kbd, samp, ill, interlanguage link, lien, illm, ill2, 仮リンク, link-en, link-de,
@@ -28,7 +28,6 @@ TEMPLATES = {
         "（{1}{2}－{3}{4}）": "bd",
         "{1} {2} {3}": "date, date-, unité, unite, nombre, число",
         "{1}{2}{3}{4}{5}{6}": "chem, chem2, gaps, val-, su, nts, num",
-        "{1} {u|ul}": "val",
         "c. {1}": "circa, c., ca., ca",
         "{1}e siècle": "s, s-, siècle",
         "^{1}": "sup, e",
@@ -52,6 +51,7 @@ RANGES = {
 }  # fmt: skip
 CONVERSIONS = ("convert", "cvt", "conv", "converti", "umrechnen", "换算", "unit convert")
 ARGUMENT_NAME = re.compile(r"\s*+[\w -]{1,40}\s*+")
+NUMBER, UNIT = re.compile(r"[0-9]+(?:[.,/⁄][0-9]+)?"), re.compile(r"[^\W\d]")
 FIELD = re.compile(r"\{([^{}]+)\}")
 FOREIGN_NAME = re.compile(r"lang-[a-z-]+")
 
@@ -68,7 +68,7 @@ def show(inside: list[str]) -> str:
     end = inside.index(SEPARATOR) if SEPARATOR in inside else len(inside)
     name = "".join(inside[:end]).strip().replace("_", " ").lower()
     shown = TEMPLATES.get(name, "{1|text}" if FOREIGN_NAME.fullmatch(name) else None)
-    if shown is None and name not in CONVERSIONS:
+    if shown is None and name not in (*CONVERSIONS, "val"):
         return name.removeprefix("formatnum:") if name.startswith("formatnum:") else ""
     values: dict[str, str] = {}
     numbered = 0
@@ -79,6 +79,8 @@ def show(inside: list[str]) -> str:
         else:
             numbered += 1
             values[str(numbered)] = argument.strip()
+    if name == "val":
+        return _quantity(values)
     if shown is None:
         return _convert([values.get(str(number), "") for number in range(1, numbered + 1)])
     return FIELD.sub(lambda field: _first(field[1].split("|"), values), shown)
@@ -88,11 +90,20 @@ def _first(keys: list[str], values: dict[str, str]) -> str:
     return next((values[key] for key in keys if values.get(key)), "")
 
 
+def _quantity(values: dict[str, str]) -> str:
+    """A number, its power of ten and its unit: 1.67×10^−27 kg."""
+    power = values.get("e", "").replace("-", "\u2212")
+    number = values.get("1", "") + (f"×10^{power}" if power else "")
+    return f"{number} {_first(['u', 'ul'], values)}".rstrip()
+
+
 def _convert(values: list[str]) -> str:
-    """A measure as it was given: 5 km; 5 to 10 km; 6 ft 2 in stays two values."""
+    """A measure as it was given: 5 km; 5 to 10 km; 6 ft 2 in."""
     text = values[0] if values else ""
     at = 1
     while at + 1 < len(values) and values[at].lower() in RANGES:
         text += RANGES[values[at].lower()] + values[at + 1]
         at += 2
+    if at + 2 < len(values) and NUMBER.fullmatch(values[at + 1]) and UNIT.match(values[at + 2]):
+        return f"{text} {values[at]} {values[at + 1]} {values[at + 2]}"
     return f"{text} {values[at]}" if at < len(values) else text

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from data import unpacking
 from data.quickstart import python_library
 from data.readers import code
+from data.readers.borders import to_the_damage
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 DEBIAN_LICENCES = Path("/usr/share/common-licenses")
@@ -57,7 +59,7 @@ LICENCES = {
 
 
 def read(path, root):
-    [record] = code.read(str(path), str(root))
+    [record] = to_the_damage(code.read(str(path), str(root)))
     return record
 
 
@@ -204,10 +206,10 @@ def test_whole_licence_texts_are_known(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [(b"caf\xe9 = 1\n", "not UTF-8"), (b"a\0b", "zero byte"), (b"x" * 101, "longer than 100")],
+    [(b"caf\xe9 = 1\n", "not UTF-8"), (b"a\0b", "zero byte"), (b"x" * 101, "more than 100 bytes")],
 )
 def test_what_is_no_text_is_broken(tmp_path, monkeypatch, content, why):
-    monkeypatch.setattr(code, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(unpacking, "MAX_WHOLE_BYTES", 100)
     record = read(write(tmp_path / "a.py", content), tmp_path)
     assert record.text == "" and why in record.why
     assert read(write(tmp_path / "b.py", b"\xef\xbb\xbfx = 1"), tmp_path).text == "x = 1"

@@ -44,7 +44,21 @@ FORMATS = {
     "prompt and completion": {"prompt": "Hi", "completion": "Hello"},
     "prompt as messages": {"prompt": say("Hi"), "completion": "Hello"},
     "question and answer": {"question": "Hi", "answer": "Hello"},
-}
+    "P3": {"inputs": [1, 2], "inputs_pretokenized": "Hi", "targets_pretokenized": "Hello"},
+    "P3 as text": {"inputs": "Hi", "targets": "Hello"},
+    "parts": {
+        "messages": [
+            {"role": "user", "content": ["Hi"]},
+            {"role": "assistant", "content": [{"type": "text", "text": "Hello"}]},
+        ]
+    },
+    "Self-Instruct": {"instruction": "Hi", "instances": [{"input": "", "output": "Hello"}]},
+    "ranked answers": {"prompt": "Hi", "responses": ["Go", "Hello"], "scores": [1, 2]},
+    "tree": {"prompt": {"text": "Hi", "role": "prompter", "replies": [
+        {"text": "Go", "role": "assistant", "rank": 1},
+        {"text": "Hello", "role": "assistant", "rank": 0},
+    ]}},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("row", FORMATS.values(), ids=FORMATS)
@@ -91,21 +105,23 @@ def test_files_folders_arrays_parquet_and_packed_files_are_read(tmp_path):
     (folder / "notes.txt").write_text("not\ndata\n")
     found = read_conversations("sft.data.mine", OwnSet(str(folder), **ALL), needs_answer=True)
     assert [e.messages[0]["content"] for e in found.train] == ["a0", "a1", "a2", "b", "b", "c", "d"]
-    assert found.broken == [{"file": "notes.txt", "record": 1, "why": "neither JSON nor parquet"}]
+    assert found.broken == [
+        {"file": "notes.txt", "record": 1, "why": "neither JSON, CSV nor parquet"}
+    ]
 
 
 BROKEN = {
     b"{not json": "malformed JSON",
-    b"\xff\xfe": "malformed JSON",
+    b"\xff\xfe": "not UTF-8",
     b"[" * 100_000: "malformed JSON",
     b'["messages"]': "not an object",
     b'{"text": "x"}': "has none of the fields",
-    b'{"messages": []}': "has no answer",
+    b'{"messages": []}': "has none of the fields",
     b'{"prompt": "x"}': "has no answer",
     b'{"messages": [{"role": "user", "content": ""}]}': "no text",
     b'{"prompt": "\\ud800", "answer": "a"}': "surrogates",
     b'{"messages": [{"role": "tool", "content": "x"}]}': "role 'tool' is unknown",
-    b'{"messages": 3}': "not iterable",
+    b'{"messages": 3}': "turns are int",
     json.dumps(
         {"messages": say("a", "b") + say("c", "d")[1:]}
     ).encode(): "user and assistant in turn",
@@ -156,6 +172,18 @@ PAIRS = {
     "whole conversations": {"chosen": say("Hi", "Hello"), "rejected": say("Hi", "Go")},
     "both": {"prompt": "Hi", "chosen": say("Hi", "Hello"), "rejected": say("Hi", "Go")},
     "transcripts": {"chosen": f"{HUMAN}Hello", "rejected": f"{HUMAN}Go"},
+    "UltraFeedback": {
+        "instruction": "Hi",
+        "completions": [
+            {"response": "Go", "overall_score": 2.5},
+            {"response": "Hello", "overall_score": 9},
+        ],
+    },
+    "Nectar": {
+        "prompt": HUMAN,
+        "answers": [{"answer": "Go", "rank": 2.0}, {"answer": "Hello", "rank": 1.0}],
+    },
+    "tree": FORMATS["tree"],
 }
 
 
@@ -164,6 +192,43 @@ def test_every_format_is_the_same_pair(tmp_path, row):
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     found = read_pairs("reward.data.mine", OwnSet(str(tmp_path / "a.jsonl"), **ALL))
     assert found.train == [PairText(tuple(say("Hi")), "Hello", "Go")] and not found.broken
+
+
+def test_a_list_of_ranks_gives_a_pair_of_each_two_that_follow_and_none_of_ties(tmp_path):
+    row = {"prompt": "Hi", "responses": ["c", "a", "b", "b too"], "ranks": [3, 1, 2, 2]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    found = read_pairs("reward.data.mine", OwnSet(str(tmp_path / "a.jsonl"), **ALL))
+    assert [(pair.chosen, pair.rejected) for pair in found.train] == [("a", "b"), ("b too", "c")]
+
+
+def test_posts_of_a_tree_are_joined_whatever_their_order(tmp_path):
+    """As Open Assistant's are published: a row a message, in JSON, CSV and parquet."""
+    posts = [
+        {"message_id": "d", "parent_id": "b", "role": "prompter", "text": "And?", "rank": 0},
+        {"message_id": "b", "parent_id": "a", "role": "assistant", "text": "Hello", "rank": 0},
+        {"message_id": "a", "parent_id": None, "role": "prompter", "text": "Hi", "rank": None},
+        {"message_id": "c", "parent_id": "a", "role": "assistant", "text": "Go", "rank": 1},
+        {"message_id": "e", "parent_id": "d", "role": "assistant", "text": "So.", "rank": 0},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(post) + "\n" for post in posts))
+    pq.write_table(pa.Table.from_pylist(posts), tmp_path / "b.parquet")
+    own = OwnSet(str(tmp_path), **ALL)
+    found = read_conversations("sft.data.mine", own, needs_answer=True)
+    best = ["Hi", "Hello", "And?"]
+    texts = [[message["content"] for message in example.messages] for example in found.train]
+    assert texts == [best] * 2
+    assert [example.reference for example in found.train] == ["So."] * 2
+    pairs = read_pairs("reward.data.mine", own).train
+    assert pairs == [PairText(tuple(say("Hi")), "Hello", "Go")] * 2
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_tables_in_csv_are_read(tmp_path, delimiter):
+    text = f"instruction{delimiter}output\nHi{delimiter}Hello\n"
+    (tmp_path / "a.csv").write_text(text)
+    own = OwnSet(str(tmp_path / "a.csv"), **ALL)
+    (example,) = read_conversations("sft.data.mine", own, needs_answer=True).train
+    assert (list(example.messages), example.reference) == (HELLO[:1], "Hello")
 
 
 @pytest.mark.parametrize(

@@ -114,11 +114,11 @@ def test_marks_of_wide_encodings_are_honoured(monkeypatch, codec, step):
     monkeypatch.setattr(encodings, "STEP_BYTES", step)
     text = f"{FRENCH}{JAPANESE}\U0001f600\r\n" * 9
     data = f"\ufeff{text}".encode(codec)
-    stream, encoding = encodings.recoded(io.BytesIO(data), data[:4])
+    stream, encoding = encodings.after_mark(io.BufferedReader(io.BytesIO(data)))
     assert (stream.read().decode(), encoding) == (text, codec)
     assert encodings.head_as_utf8(data) == text.encode()
     # One that ends inside a character.
-    stream, _ = encodings.recoded(io.BytesIO(data[:-1]), data[:4])
+    stream, _ = encodings.after_mark(io.BufferedReader(io.BytesIO(data[:-1])))
     assert stream.read().decode().rstrip("\ufffd\r\n") == text.rstrip("\r\n")
     assert recognise("a", data) == "text"
     assert recognise("a", f'\ufeff{{"text": "{text.strip()}"}}'.encode(codec)) == "json"

@@ -9,9 +9,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-import zstandard
 
+from data import unpacking
 from data.readers import forums
+from data.readers.borders import to_the_damage
+from data.unpacking import zstd
 
 SHARED = Path(__file__).resolve().parents[3] / "shared/data"
 DUMPS = SHARED / "qa/stackexchange"
@@ -46,7 +48,7 @@ def dump(rows):
 def read(path, rows, name="Posts.xml"):
     (path / name).parent.mkdir(exist_ok=True)
     (path / name).write_bytes(rows if isinstance(rows, bytes) else dump(rows))
-    return list(forums.read_stack_exchange(str(path / name)))
+    return list(to_the_damage(forums.read_stack_exchange(str(path / name))))
 
 
 def test_layout_of_a_conversation(tmp_path):
@@ -121,7 +123,7 @@ def test_broken_rows_are_named_and_the_rest_is_read(tmp_path):
 def test_characters_that_xml_forbids_are_left_out(tmp_path):
     line = question(1, Body="<p>aXbYcZ</p>").replace(b"X", b"&#x0;").replace(b"Y", b"&#x1B;")
     [record] = read(tmp_path, [line.replace(b"Z", b"&#11;&#9;&#x41;&#10;d")])
-    assert record.text == "Title 1\n\nabc A d"
+    assert record.text == "Title 1\n\nabc\tA d"
 
 
 SITES = {
@@ -144,7 +146,7 @@ def test_site_is_told_by_the_name(tmp_path, name, site):
     assert record.url == (f"https://{site}/questions/5" if site else "")
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, zstandard.compress])
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, zstd.compress])
 def test_packed_dumps(tmp_path, pack):
     rows = [question(1), answer(2, 1)]
     assert read(tmp_path, pack(dump(rows))) == read(tmp_path, rows)
@@ -153,16 +155,16 @@ def test_packed_dumps(tmp_path, pack):
 def test_dump_that_breaks_off_gives_what_came_before(tmp_path):
     rows = [question(number, Body=f"<p>{number**40}</p>") for number in range(1, 3000)]
     packed = gzip.compress(dump(rows))
-    broken, *good = read(tmp_path, packed[: len(packed) // 2])
+    *good, broken = read(tmp_path, packed[: len(packed) // 2])
     assert "breaks off" in broken.why and broken.number == len(good) + 1
     assert [record.meta["id"] for record in good] == list(range(1, len(good) + 1))
     assert 1000 < len(good) < 2000
 
 
 def test_row_that_is_too_long_is_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(forums, "MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr(unpacking, "MAX_RECORD_BYTES", 1000)
     broken, record = read(tmp_path, [question(1, Body="x" * 5000), question(2)])
-    assert broken.why == "a line longer than 1000 bytes" and broken.number == 1
+    assert broken.why == "it has more than 1000 bytes" and broken.number == 1
     assert (record.number, record.meta["id"]) == (2, 2)
 
 
@@ -222,7 +224,7 @@ class TestRealDumps:
 # Site, question, its answers in order; then phrases in order.
 LOOKED_AT = r"""
 beer 154 176
-look something like:\n\n```\nPale Lager    \nGeneric lager.\nPilsner    \nPale Ale (Which style?)
+look something like:\n\n```\nPale Lager\nGeneric lager.\nPilsner\nPale Ale (Which style?)
 Stout\n```\n\nOf course, I'm not a full on beer
 think of:\n\n1. Malty/caramel\n2. Hop-forward\n3. Bitter (Hops)\n4. Yeasty\n\nIt isn't clear
 beer 312 318 3412 316
@@ -232,7 +234,7 @@ beer 2158 2159 2162
 Answer:\n\n> 1. UV light exposure causes negative effects (only a real problem for
 \n\n> 2. Extreme fluctuations in temperature are generally not good for the beer.\n\nExtreme
 beer 4922 4926 4932
-do?\n\n- Brew only in winter.\n- Find a spot in your house, a cave, whatever that maintains this
+do?\n\n- Brew only in winter.\n\n- Find a spot in your house, a cave, whatever that maintains this
 temperature.\n\n- Immerse your fermenter in a larger vessel of water:\n\n  - Find a vessel
 \n  - Add blocks of ice a few times a day, as necessary.\n\n- Modify an old freezer
 beer 5164 5188
@@ -265,7 +267,7 @@ by doing:\n\n```\npca.fit(ALL_features)\n```\n\nIF I have
 def read_threads(path, rows, name="posts.jsonl"):
     lines = rows if isinstance(rows, bytes) else b"\n".join(json.dumps(r).encode() for r in rows)
     (path / name).write_bytes(lines)
-    return list(forums.read_threads(str(path / name)))
+    return list(to_the_damage(forums.read_threads(str(path / name))))
 
 
 REDDIT = [
@@ -287,7 +289,7 @@ REDDIT_TEXT = (
 def test_thread_is_depth_first_and_best_first(tmp_path):
     [record] = read_threads(tmp_path, REDDIT)
     assert record.text == REDDIT_TEXT
-    assert record.number == 1 and record.date == "2014-01-01T00:00:00+00:00"
+    assert record.number == 1 and record.date == "2014-01-01T00:00:00Z"
     assert record.url == "https://www.reddit.com/r/x/comments/b/why/"
     assert record.meta["num_posts"] == 6
     assert record.meta["posts"][1] == {"id": "t1_c2", "author": "B", "score": 9}
@@ -364,7 +366,7 @@ def test_broken_posts_are_named(tmp_path):
     assert [record.text for record in records if not record.why] == ["A: one", "A: seven"]
     whys = [(record.number, record.why) for record in records if record.why]
     expected = ["malformed JSON", "JSON list", "no text under", "no text under", "surrogates",
-                "malformed JSON", "malformed JSON"]  # fmt: skip
+                "not UTF-8", "malformed JSON"]  # fmt: skip
     assert [number for number, _ in whys] == [2, 3, 5, 6, 7, 8, 10]
     assert all(part in why for part, (_, why) in zip(expected, whys, strict=True)), whys
     json.dumps([record.meta["posts"] for record in records if not record.why], allow_nan=False)
@@ -380,10 +382,9 @@ def test_arrays_are_read_and_damaged_ones_named(tmp_path):
     rows = [dict(id=1, text="one"), dict(id=2, parent_id=1, text="two")]
     whole = b" \n" + json.dumps(rows, indent=1).encode()
     assert read_threads(tmp_path, whole) == read_threads(tmp_path, rows)
-    [broken] = read_threads(tmp_path, whole[:-10])
-    assert broken.number == 1 and "no JSON array" in broken.why
-    [broken] = read_threads(tmp_path, gzip.compress(whole)[:-10])
-    assert "breaks off" in broken.why
+    for cut in (whole[:-10], gzip.compress(whole)[:-10]):
+        *_, broken = read_threads(tmp_path, cut)
+        assert "breaks off" in broken.why
 
 
 @pytest.mark.real

@@ -125,7 +125,10 @@ def test_threads_have_a_line_each():
         ("rows.jsonl", b'"one"\n"two"\n', "json"),
         ("rows.jsonl", b'\x1e{"key": 1}\n', "json"),
         ("nested", b'{"a":' * 9000, "json"),
-        ("letter", b"From: a@b.org\nDate: Mon, 1 Jan 2024\n\nDear", "mail"),
+        ("a.ipynb", b'{"cells": []}', "notebook"),
+        ("a.zip", b"PK\x03\x04" + bytes(99), "archive"),
+        ("a.docx", b"PK\x03\x04" + bytes(99), "neither text nor a format that we read"),
+        ("post.md", b"title: x\nauthor: y\nfrom: z\ndate: q\n\nbody", "text"),
         ("essay", b"Title: Whales\nSubject: whales\nFrom: the sea\n\nCall me", "text"),
     ],
 )

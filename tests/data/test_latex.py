@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from data import unpacking
 from data.readers import latex
+from data.readers.borders import to_the_damage
 from data.readers.latex import to_text
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "pretrain" / "math_latex"
@@ -39,7 +41,7 @@ def tar_of(files: dict[str, bytes], mode: str = "w") -> bytes:
 
 def read(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
-    records = list(latex.read(str(tmp_path / name)))
+    records = list(to_the_damage(latex.read(str(tmp_path / name))))
     assert [record.number for record in records] == list(range(1, len(records) + 1))
     return records
 
@@ -49,14 +51,11 @@ DOCUMENT = (
 )
 
 
-def test_an_archive_of_something_else_says_what_to_do(tmp_path):
+def test_a_paper_is_told_from_what_lies_beside_it(tmp_path):
     text = b"Words of some licence or other, and no LaTeX. " * 9
     notes = {"notes/a.txt": text, "notes/LICENSE": text, "notes/a.py": b"import os\n"}
-    for members in ({"a.txt": text}, notes):
-        [broken] = read(tmp_path, "notes.tar.gz", gzip.compress(tar_of(members)))
-        assert broken.why == (
-            "no LaTeX in it, and archives of anything else are not read: unpack them first"
-        )
+    [broken] = read(tmp_path, "notes.tar.gz", gzip.compress(tar_of(notes)))
+    assert broken.why == "no LaTeX in it"
     source = b"\\begin{document}Words of a paper.\\end{document}"
     [record] = read(tmp_path, "a.tar", tar_of(notes | {"notes/paper": source}))
     assert record.text == "Words of a paper.\n"
@@ -152,6 +151,7 @@ def test_damaged_archive_gives_what_comes_before(tmp_path):
 
 def test_too_much_latex_is_named_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(latex, "MAX_TEX_BYTES", 50)
+    monkeypatch.setattr(unpacking, "MAX_WHOLE_BYTES", 50)
     (alone,) = read(tmp_path, "a.tex", DOCUMENT)
     (archive,) = read(tmp_path, "b.tar", tar_of({"a.tex": DOCUMENT}))
     assert "50 bytes" in alone.why and "50 are read" in archive.why

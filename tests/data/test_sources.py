@@ -6,15 +6,17 @@ import gzip
 import io
 import json
 import tarfile
+import zipfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from data import sources, storage
-from data.document import SCHEMA
+from data.document import SCHEMA, Record
 from data.errors import BadInput
 from data.gates import chain
+from data.readers import tables
 
 SOURCE = sources.SourceConfig(
     path="x",
@@ -36,10 +38,6 @@ POSTS = (
     '  <row Id="1" PostTypeId="1" CreationDate="2020-01-01T00:00:00.000" Score="3" '
     f'Title="How?" Body="&lt;p&gt;{PROSE}&lt;/p&gt;" />\n</posts>\n'
 )
-MAIL = (
-    "From a@b.org Thu Jan  1 00:00:00 2020\nFrom: A <a@b.org>\nSubject: Hello\n"
-    f"Message-ID: <1@b.org>\nDate: Thu, 01 Jan 2020 00:00:00 +0000\n\n{PROSE}\n"
-)
 WARC = (
     "WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Target-URI: http://a.org/\r\n"
     "WARC-Date: 2020-01-01T00:00:00Z\r\nContent-Type: text/plain\r\n"
@@ -54,14 +52,24 @@ def parquet():
     return buffer.getvalue()
 
 
-def tar():
+def tar(name, content, pack=bytes):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        info = tarfile.TarInfo("paper/main.tex")
-        info.size = len(LATEX)
-        archive.addfile(info, io.BytesIO(LATEX.encode()))
+        content = content if isinstance(content, bytes) else content.encode()
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+    return pack(buffer.getvalue())
+
+
+def zipped(name, content):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
     return buffer.getvalue()
 
+
+NOTEBOOK = json.dumps({"cells": [{"cell_type": "markdown", "source": [PROSE]}]})
 
 # Name without meaning: content; and the kind, domain and a phrase of what is read.
 FILES = {
@@ -79,10 +87,11 @@ FILES = {
         "threads",
         "forum",
     ),
-    "box": (MAIL, "mail", "mail"),
-    "letter.eml": (MAIL.partition("\n")[2], "mail", "mail"),
     "paper": (LATEX, "latex", "papers"),
-    "papers": (tar(), "latex", "papers"),
+    "papers": (tar("paper/main.tex", LATEX), "latex", "papers"),
+    "bundle": (tar("notes/a.jsonl", json.dumps({"text": PROSE})), "archive", "archives"),
+    "bundle.zip": (zipped("a/b.html", f"<html><p>{PROSE}</p></html>"), "archive", "archives"),
+    "a.ipynb": (NOTEBOOK, "notebook", "notebooks"),
     "module.py": (f'"""{PROSE}"""\nimport os\n', "code", "code"),
 }
 
@@ -91,6 +100,8 @@ UNPACKED = [
     ("table", gzip.compress),
     ("table", bz2.compress),
     ("papers", bz2.compress),
+    ("bundle.zip", gzip.compress),
+    ("bundle.zip", bz2.compress),
     ("crawl", bz2.compress),
 ]
 
@@ -156,7 +167,7 @@ def test_packed_files_that_are_damaged_at_once_say_how(tmp_path):
     assert all("damaged" in why for why in whys.values()), whys
 
 
-@pytest.mark.parametrize("name", ["plain", "lines", "page", "paper", "box", "dump", "posts"])
+@pytest.mark.parametrize("name", ["plain", "lines", "page", "paper", "module.py", "dump", "posts"])
 def test_what_follows_a_packed_file_is_named_and_the_file_kept(tmp_path, name):
     content = FILES[name][0]
     for garbage in (b"", b"\0" * 600, b"GARBAGE", b"\0\0GARBAGE" * 9999):
@@ -164,7 +175,7 @@ def test_what_follows_a_packed_file_is_named_and_the_file_kept(tmp_path, name):
         (row,), broken = read(path)
         assert "sentence of some words" in row["text"]
         assert len(broken) == bool(garbage.strip(b"\0"))
-        assert all("gzip has not packed" in entry["why"] for entry in broken)
+        assert all("what follows is not packed" in entry["why"] for entry in broken)
 
 
 @pytest.mark.parametrize("kind", ["auto", "text"])
@@ -354,3 +365,78 @@ def test_fingerprint_follows_the_licence_of_code(tmp_path):
     assert "MIT" in before
     write(licence, "Apache License, Version 2.0\n")
     assert "Apache-2.0" in now()
+
+
+def test_an_archive_gives_what_its_files_are_and_what_is_wrong_with_them(tmp_path):
+    """One in another too, to a depth; names cannot lead out of the folder that they are put in."""
+    inner = tar("in.jsonl", json.dumps({"text": f"inner {PROSE}"}), gzip.compress)
+    for _ in range(3):
+        inner = tar("deep.tar", inner)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("../../out.txt", PROSE)
+        archive.writestr("a.py", f'"""{PROSE}"""\n')
+        archive.writestr("b.jsonl", json.dumps({"text": PROSE}) + "\n{\n")
+        archive.writestr("c.png", bytes(range(256)))
+        archive.writestr(".hidden.txt", PROSE)
+        archive.writestr("near.tar.gz", tar("x/y.txt", PROSE, gzip.compress))
+        archive.writestr("far.tar", inner)
+    data = buffer.getvalue()
+    write(tmp_path / "a.zip", data)
+    rows, broken = read(tmp_path / "a.zip")
+    assert [json.loads(row["meta"])["member"] for row in rows] == [
+        "../../out.txt",
+        "a.py",
+        "b.jsonl",
+        "near.tar.gz",
+    ]
+    assert [row["markup"] for row in rows] == ["plain", "code", "plain", "plain"]
+    whys = [(entry["record"], entry["why"][:25]) for entry in broken]
+    assert whys == [
+        (4, "malformed JSON: Expecting"),
+        (5, "neither text nor a format"),
+        (7, "an archive inside of 3 ot"),
+    ]
+    assert not (tmp_path.parent / "out.txt").exists()
+    damaged = data.replace(b"a.py", b"a.px", 1)
+    rows, broken = read(write(tmp_path / "b.zip", damaged))
+    assert len(rows) == 3 and len(broken) == 4
+
+
+def test_a_notebook_gives_its_cells_in_order(tmp_path):
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "Words."]},
+        {"cell_type": "code", "source": "x = 1\nx", "outputs": [{"text": "1"}]},
+        {"cell_type": "code", "source": []},
+        {"cell_type": "raw", "source": "Last."},
+    ]
+    notebook = {"metadata": {"kernelspec": {"language": "R"}}, "cells": cells}
+    (row,), broken = read(write(tmp_path / "a.ipynb", json.dumps(notebook)))
+    assert row["text"] == "# Title\nWords.\n\n```r\nx = 1\nx\n```\n\nLast." and broken == []
+    old = {"worksheets": [{"cells": [{"cell_type": "code", "input": ["y"]}]}]}
+    (row,), _ = read(write(tmp_path / "b.ipynb", json.dumps(old)))
+    assert row["text"] == "```python\ny\n```"
+    for text in ("[1]", "{", '{"cells": [3]}', '{"cells": [{"source": 3}]}'):
+        write(tmp_path / "good.txt", PROSE)
+        write(tmp_path / "c.ipynb", text)
+        rows, (entry,) = read(f"{tmp_path}/c.ipynb,{tmp_path}/good.txt")
+        assert len(rows) == 1 and "no notebook" in entry["why"]
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a\x1b]0;b"), RecursionError(), MemoryError(), KeyError(1)]
+)
+def test_whatever_a_reader_raises_is_a_broken_record_and_no_more(tmp_path, monkeypatch, error):
+    """And names reach no message with the characters that a terminal obeys."""
+
+    def fail(path, fields):
+        yield Record(1, PROSE)
+        raise error
+
+    write(tmp_path / "a\x1b]0;pwn\x07.jsonl", "{}")
+    write(tmp_path / "b.txt", PROSE)
+    monkeypatch.setattr(tables, "read_json", fail)
+    rows, (broken,) = read(tmp_path)
+    assert len(rows) == 2 and broken["record"] == 2
+    assert type(error).__name__ in broken["why"]
+    assert broken["file"].endswith("a\\x1b]0;pwn\\x07.jsonl") and broken["why"].isprintable()

@@ -8,19 +8,19 @@ import random
 
 import fsspec
 import pytest
-import zstandard
 from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs
 
 from data import storage
 from data.errors import BadInput
+from data.unpacking import zstd
 
 PACKINGS = {
     "plain": bytes,
     "gz": gzip.compress,
     "gz of two members": lambda data: gzip.compress(data[:5]) + gzip.compress(data[5:]),
-    "zst": zstandard.compress,
-    "zst of two frames": lambda data: zstandard.compress(data[:5]) + zstandard.compress(data[5:]),
+    "zst": zstd.compress,
+    "zst of two frames": lambda data: zstd.compress(data[:5]) + zstd.compress(data[5:]),
     "bz2": bz2.compress,
     "xz": lzma.compress,
 }

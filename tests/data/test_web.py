@@ -8,6 +8,8 @@ import pytest
 
 from data.errors import BadInput
 from data.readers import web
+from data.readers.borders import to_the_damage
+from tests.data.test_encodings import OLDER
 from tests.data.test_warc import WARCS, page, read, read_page, real, response, warc_record
 
 ARTICLE = "<p>" + "A paragraph of some length that anybody would call content. " * 4 + "</p>"
@@ -40,8 +42,29 @@ def test_what_is_no_page_is_numbered_and_passed_over(tmp_path):
         ),
         warc_record(content=response(html)),
     ]
-    (record,) = read(tmp_path, b"".join(records))
+    broken, record = read(tmp_path, b"".join(records))
     assert record.number == len(records)
+    assert (broken.number, broken.why) == (12, "it holds zero bytes and is no text")
+
+
+def test_pages_that_are_a_little_wrong_are_read_all_the_same(tmp_path):
+    html = page(1)
+    interim = b"HTTP/1.1 100 Continue\r\n\r\n"
+    for content in (
+        response(html.replace(b"word1", b"wo\0rd1", 1)),
+        response(html, Content_Type="text/html charset=utf-8"),
+        interim * 2 + response(html),
+    ):
+        (record,) = read(tmp_path, warc_record(content=content))
+        assert (record.why, record.meta["title"], record.meta["status"]) == ("", "T1", 200)
+        assert "word1 word1" in record.text
+
+
+@pytest.mark.parametrize("codec", ["cp949", "shift_jis", "cp1251", "euc_jp", "gb18030"])
+def test_pages_that_declare_no_encoding_are_decoded(tmp_path, codec):
+    html = f"<html><body><p>{OLDER[codec] * 5}</p></body></html>"
+    (record,) = read(tmp_path, warc_record(content=response(html.encode(codec))))
+    assert "".join(record.text.split()) == "".join((OLDER[codec] * 5).split())
 
 
 def test_resources_conversions_and_plain_text_are_documents(tmp_path):
@@ -221,6 +244,18 @@ def test_tags_made_to_stall_the_parser_lose_their_attributes(monkeypatch):
     assert max(lengths) < 100
 
 
+def test_a_list_of_links_stays_with_the_paragraph_that_announces_it():
+    items = "<ul><li><a href=a>HTTP: here</a></li><li><a href=b>FTP: there</a></li></ul>"
+    ways = f"<h2>Ways</h2><p>We provide it via three methods:</p>{items}"
+    body = "<div>" * 4 + ways + "</div>" * 4
+    assert web.extract(f"<body>{body}</body>").split("\n\n")[1:] == [
+        "We provide it via three methods:",
+        "  \u2022 HTTP: here\n  \u2022 FTP: there",
+    ]
+    menu = items.replace("HTTP", "Home")
+    assert "Home" not in web.extract(f"<body>{ARTICLE}<div><div>{body}{menu}</div></div></body>")
+
+
 def test_html_file(tmp_path):
     html = (
         "<html><head><title> A \n title </title><link rel=canonical href='http://a.example/x'>"
@@ -233,7 +268,7 @@ def test_html_file(tmp_path):
         assert record.meta == {"title": "A title"}
         assert record.text.startswith("A paragraph of some length")
     (tmp_path / "c.html").write_bytes(gzip.compress(html.encode() * 9)[:-30])
-    (record,) = web.read_html(str(tmp_path / "c.html"))
+    (record,) = to_the_damage(web.read_html(str(tmp_path / "c.html")))
     assert "breaks off" in record.why and not record.text
     (tmp_path / "d.html").write_bytes(b"\0\1\2")
     assert "no text" in next(web.read_html(str(tmp_path / "d.html"))).why

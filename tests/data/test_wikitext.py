@@ -6,10 +6,11 @@ import time
 from xml.sax.saxutils import escape
 
 import pytest
-import zstandard
 
 from data.readers import wikitext
+from data.readers.borders import to_the_damage
 from data.readers.wikitext import to_text
+from data.unpacking import zstd
 
 MAX_SECS = 10
 
@@ -270,7 +271,7 @@ def dump(*pages, site=ENGLISH_SITE, language="en", before=""):
 
 def read(tmp_path, data, name="pages-articles.xml"):
     (tmp_path / name).write_bytes(data)
-    records = list(wikitext.read(str(tmp_path / name)))
+    records = list(to_the_damage(wikitext.read(str(tmp_path / name))))
     assert [record.number for record in records] == list(range(1, len(records) + 1))
     return records
 
@@ -288,8 +289,7 @@ PAGES = (
 
 @pytest.mark.parametrize(
     ("suffix", "pack"),
-    [("", bytes), (".bz2", bz2.compress), (".gz", gzip.compress)]
-    + [(".zst", zstandard.ZstdCompressor().compress)],
+    [("", bytes), (".bz2", bz2.compress), (".gz", gzip.compress)] + [(".zst", zstd.compress)],
 )
 def test_dump_gives_a_record_an_article(tmp_path, suffix, pack):
     records = read(tmp_path, pack(dump(*PAGES)), "pages-articles.xml" + suffix)

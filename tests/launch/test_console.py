@@ -1,7 +1,8 @@
 """What reaches a terminal: nothing that it would obey."""
 
+from data.errors import printable
 from launch import cli
-from launch.console import Progress, printable
+from launch.console import Progress
 
 
 def test_control_characters_of_names_are_spelled_out(capsys, tmp_path):

@@ -8,9 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.readers import tables
+from data.readers import parquet
+from data.readers.borders import to_the_damage
 from data.readers.fields import Fields
-from tests.data.test_tables import ROWS, TEXTS, USUAL, check_rows, read_table, write
+from tests.data.test_tables import ROWS, TEXTS, USUAL, check_rows, write
+
+
+def read_table(tmp_path, table, names=USUAL, **options):
+    pq.write_table(table, tmp_path / "a.parquet", **options)
+    return list(to_the_damage(parquet.read(str(tmp_path / "a.parquet"), names)))
 
 
 def test_parquet_gives_the_rows(tmp_path):
@@ -20,7 +26,7 @@ def test_parquet_gives_the_rows(tmp_path):
     names = Fields("text", "url", "date", "lang")
     check_rows(read_table(tmp_path, table, names))
     pq.write_table(table, tmp_path / "a.parquet")
-    check_rows(tables.read_parquet((tmp_path / "a.parquet").as_uri(), USUAL))
+    check_rows(parquet.read((tmp_path / "a.parquet").as_uri(), USUAL))
 
 
 @pytest.mark.parametrize(
@@ -94,6 +100,21 @@ def test_parquet_without_a_text_is_one_broken_record(tmp_path):
     assert read_table(tmp_path, pa.table({"text": pa.array([], pa.string())})) == []
 
 
+def test_cells_and_row_groups_that_would_fill_the_memory_are_broken(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "MAX_RECORD_BYTES", 1000)
+    table = pa.table({"text": ["a" * 999, "b" * 1001, *"c" * 99]})
+    one, two, three, *_ = read_table(tmp_path, table)
+    assert (len(one.text), three.text) == (999, "c") and "more than 1000 bytes" in two.why
+    table = pa.table({"text": ["a", "b" * 5000, "c"]})
+    one, two, three = read_table(tmp_path, table, row_group_size=1)
+    assert (one.text, three.text, three.number) == ("a", "c", 3) and "row group" in two.why
+    monkeypatch.setattr(parquet, "FREE_BYTES", 0)
+    monkeypatch.setattr(parquet, "MAX_RATIO", 10)
+    table = pa.table({"text": ["a" * 900] * 99})
+    (record,) = read_table(tmp_path, table, compression="zstd", use_dictionary=False)
+    assert "more than 10 times its size" in record.why
+
+
 def test_damaged_parquet_never_raises(tmp_path):
     table = pa.table({"text": [f"Text {number} " * 20 for number in range(300)]})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=50)
@@ -104,7 +125,7 @@ def test_damaged_parquet_never_raises(tmp_path):
         for _ in range(3):
             data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         path = write(tmp_path / "b.parquet", bytes(data[: rng.choice([len(data), 500])]))
-        list(tables.read_parquet(path, USUAL))
+        list(to_the_damage(parquet.read(path, USUAL)))
     for data in (b"", b"PAR1", b"this is no parquet", whole[:-100]):
-        (record,) = tables.read_parquet(write(tmp_path / "b.parquet", data), USUAL)
+        (record,) = to_the_damage(parquet.read(write(tmp_path / "b.parquet", data), USUAL))
         assert "damaged or breaks off" in record.why
