@@ -6,6 +6,11 @@ import tempfile
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Eight devices on two cores that others use too can wait long for each other; XLA would abort after
+# 40 s.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=1200"
+)
 
 import jax
 import pytest
