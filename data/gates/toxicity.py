@@ -16,7 +16,7 @@ import numpy as np
 
 from data.errors import BadInput
 from data.gates import classifier, language, repair
-from data.readers import tables
+from data.readers import parquet, tables
 from data.readers.fields import Fields
 from data.words import Words, build_set, finish, frozen, ngrams, probe, roll, split_words
 
@@ -268,7 +268,7 @@ def _read_examples(name: str, config: ExamplesConfig) -> Iterator[tuple[str, str
     read = tables.read_json
     for reader, suffixes in (
         (tables.read_csv, (".csv", ".tsv")),
-        (tables.read_parquet, (".parquet",)),
+        (parquet.read, (".parquet",)),
     ):
         if any(suffix in suffixes for suffix in Path(config.path).suffixes):
             read = reader

@@ -41,7 +41,7 @@ POLICY = (
 
 SHOWN = tuple(name for name in STAGES if name != "report")
 # What the template reads; for messages.
-FILES = ("config.json", "curate/funnel.json", f"curate/{rundir.SCORE}", "tokenizer/shards.json")
+FILES = ("config.json", "curate/funnel.json", "tokenizer/shards.json")
 FILES += ("eval/results.json",)
 # What code and template raise on values of another kind than they were written for.
 SHAPE_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)

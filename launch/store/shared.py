@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data.errors import BadInput
-from launch.store.rundir import LOCKLESS, SCORE, RunDir, digest, read_json, remove, write_json
+from launch.store.rundir import LOCKLESS, RunDir, digest, read_json, remove, write_json
 
 POLL_SECS = 1.0
-OWN = ("started.json", "done.json", SCORE)  # what a run says of its own work on a stage
+OWN = ("started.json", "done.json")  # what a run says of its own work on a stage
 
 
 class Store:
