@@ -18,6 +18,7 @@ from data.errors import BadInput
 from data.gates import classifier, language, repair
 from data.readers import parquet, tables
 from data.readers.fields import Fields
+from data.unpacking import DAMAGE
 from data.words import Words, build_set, finish, frozen, ngrams, probe, roll, split_words
 
 ENGLISH = "en"
@@ -280,5 +281,5 @@ def _read_examples(name: str, config: ExamplesConfig) -> Iterator[tuple[str, str
             if record.why:
                 raise BadInput(f"{where}: row {record.number}: {record.why}")
             yield record.text, str(record.meta[config.label])
-    except OSError as error:
+    except DAMAGE as error:
         raise BadInput(f"{where}: {error}") from error

@@ -32,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
+from google.protobuf.message import DecodeError
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import Tokenizer as FastTokenizer
 
@@ -263,7 +264,10 @@ class _Pieces:
         content = path.read_bytes()
         if RANK_LINE.match(content):
             raise ValueError(f"holds the ranks of tiktoken, and not how it splits; {NO_VOCABULARY}")
-        self._model = model = ModelProto.FromString(content)
+        try:
+            self._model = model = ModelProto.FromString(content)
+        except DecodeError as error:
+            raise ValueError("not a SentencePiece model") from error
         if about.tokenizer_class in (LLAMA, "") and about.add_prefix_space is not None:
             model.normalizer_spec.add_dummy_prefix = about.add_prefix_space
         self._processor = _processor(model)

@@ -328,7 +328,7 @@ def test_a_damaged_config_json_is_named(finished, verb, content):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (None, "holds no tokenizer of our own"),
+        (None, "holds no tokenizer that was trained here"),
         (b"other", "tokenizer.model: not a SentencePiece model"),
     ],
 )
