@@ -311,7 +311,7 @@ def read(
 
 def _records(unit: Unit, source: SourceConfig, depth: int = 0) -> Iterator[Record]:
     def read_file(path: str, name: str) -> Iterator[Record]:
-        file = storage.File(name, path, str(Path(path).parent), 0, 0)
+        file = storage.File(name, path, str(Path(path).parent), 0)
         kind = kind_of(file)
         if kind == "archive" and depth == archives.MAX_DEPTH:
             kind = f"an archive inside of {archives.MAX_DEPTH} others"
