@@ -9,6 +9,9 @@ JOBS ?= 2
 SHARED := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 IN_VENV := .venv/bin/python
 
+# Images of containers often set it; each process would then compile what it imports, for seconds.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: install run test test-slow lint
 
 # .venv/stamp says what was installed: interpreter version, contents of setup.py, place of the

@@ -26,7 +26,8 @@ def run(tmp_path, **overrides):
     """(eval's summary, eval/results.json, standard error) of a shrunk quickstart."""
     config = f"--config={ROOT}/configs/quickstart.py"
     chosen = SMALL | STAGES | sources(tmp_path / "text") | overrides
-    code, out, err = seedbed("run", config, f"--run={tmp_path}/run", "--json", **chosen)
+    flags = (f"--run={tmp_path}/run", "--workers=1", "--json")
+    code, out, err = seedbed("run", config, *flags, **chosen)
     assert code == 0, err
     results = json.loads((tmp_path / "run" / "eval" / "results.json").read_text())
     return parse(out)["stages"]["eval"], results, err

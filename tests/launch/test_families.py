@@ -49,7 +49,7 @@ def test_family_trains_two_steps(family, tmp_path):
     chosen |= {"stages": "('curate', 'tokenizer', 'pretrain')", "mesh.max_replicated": 0.2}
     config = f"--config={ROOT}/configs/families.py:{family}"
     overrides = own_layout() | chosen | sources(tmp_path / "text")
-    code, _, err = seedbed("run", config, f"--run={tmp_path}/run", "--json", **overrides)
+    code, _, err = seedbed("run", config, f"--run={tmp_path}/run", "--workers=1", **overrides)
     assert code == 0, err
     lines = [line for line in metrics(tmp_path / "run")["pretrain"] if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2]

@@ -65,7 +65,7 @@ class Prepared:
             run = f"--run={folder}/prepared"
             # The eight devices of this process: the mesh is no input of these stages.
             flags = [*overrides(folder), "--config.mesh.data=8"]
-            assert run_command([verb, self.config, run, "--json", *flags]) == 0
+            assert run_command([verb, self.config, run, "--workers=1", "--json", *flags]) == 0
 
     def copy(self, name):
         return Path(shutil.copytree(self.folder / "prepared", self.folder / name))

@@ -107,7 +107,7 @@ def seen(tmp_path_factory):
         (folder / "set.jsonl").write_text('{"text": "no document has these words"}\n')
         changes = {"data.sources.docs.gates": "('length', 'contamination')"}
         changes["eval.sets"] = folder / "set.jsonl"
-        Pulse(folder)("run", "--workers=1", **changes)
+        Pulse(folder)("run", **changes)
     return recorder.seen
 
 

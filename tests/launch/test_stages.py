@@ -116,7 +116,8 @@ class Pulse:
     def seedbed(self, verb, *arguments, **changes):
         """Exit code, standard output and standard error of a verb."""
         config = f"--config={ROOT}/configs/quickstart.py"
-        flags = [verb, config, f"--run={self.path}", "--json", *arguments]
+        workers = ["--workers=1"] * (verb in ("run", "curate", "tokenizer"))
+        flags = [verb, config, f"--run={self.path}", "--json", *workers, *arguments]
         return seedbed(*flags, **(self.overrides | changes))
 
     def __call__(self, verb, *arguments, **changes):

@@ -54,7 +54,7 @@ def bring_in(folder, name, template=None):
 def tune(folder, stages, **changes):
     chosen = SIZES | sources(folder / "text") | {"stages": stages} | changes
     config = f"--config={ROOT}/configs/tune.py:{folder}/imported"
-    return seedbed("run", config, f"--run={folder}/run", "--json", **chosen)
+    return seedbed("run", config, f"--run={folder}/run", "--workers=1", **chosen)
 
 
 def ask(run, question):
@@ -236,7 +236,7 @@ def test_no_template_and_no_control_is_refused_first(tmp_path):
     chosen = SMALL | MIX | sources(tmp_path / "text") | {"tokenizer.path": taken}
     chosen["tokenizer.vocab_size"] = MODEL.vocab_size
     config = f"--config={ROOT}/configs/quickstart.py"
-    code, _, err = seedbed("run", config, f"--run={tmp_path}/run", "--json", **chosen)
+    code, _, err = seedbed("run", config, f"--run={tmp_path}/run", "--workers=1", **chosen)
     assert code == 2 and "this model's tokenizer has no chat template" in err
 
 
