@@ -10,7 +10,7 @@ import numba
 import numpy as np
 
 from data.gates import lines, repetition
-from data.words import ALPHABETIC, probe, read_char
+from data.words import ALPHABETIC, BLANK, WORD, probe, read_char
 
 # Cheap to dear: the first that fails is the one named.
 RULES = (
@@ -60,6 +60,7 @@ RULES = (
     DUPLICATE_NGRAMS,
 ) = range(len(RULES))
 PASSES = -1
+APOSTROPHES, JOINS = (ord("'"), 0x2019), (ord("."), ord(","))  # don't; 3.14, example.org
 LINE_RULES, C4_LINE_RULES, DUPLICATE_RULES, NGRAM_RULES = (
     np.uint32(sum(1 << rule for rule in range(first, last + 1)))
     for first, last in (
@@ -123,7 +124,7 @@ def find_failures(
         )
         rule, value = _check_words(asked, text, languages[k], limits, tables)
         if rule == PASSES:
-            rule, value = _check_symbols(asked, text, limits)
+            rule, value = _check_symbols(asked, text, limits, tables)
         if rule == PASSES and asked & LINE_RULES:
             count = lines.read_lines(
                 data, text.first, text.end, text.starts, tables.entries, tables.marks, found
@@ -157,7 +158,7 @@ def _check_words(asked, text, language, limits, tables):
         if value < limits.min_stop_words:
             return STOP_WORDS, value
     if (asked >> ALPHABETIC_WORDS) & 1 and num_words > 0:
-        value = _count_alphabetic(text, tables.entries) / num_words
+        value = _count_alphabetic(text, tables.entries) / (num_words + _marks(text, limits, tables))
         if value < limits.min_alphabetic_words:
             return ALPHABETIC_WORDS, value
     return PASSES, 0.0
@@ -194,9 +195,27 @@ def _count_alphabetic(text, entries):
 
 
 @numba.njit(cache=True, nogil=True)
-def _check_symbols(asked, text, limits):
+def _marks(text, limits, tables):
+    """How many words more a text has where marks count as words, each with its repetitions once.
+
+    Within a word an apostrophe does not count, and a point or a comma joins two words to one.
+    """
+    total, before, i = 0, np.uint32(0), text.first
+    while limits.marks_count and i < text.end:
+        char, size = read_char(text.data, i)
+        i += size
+        if tables.entries[char] & (WORD | BLANK) == 0 and char != before:
+            after = read_char(text.data, i)[0] if i < text.end else char
+            within = tables.entries[before] & tables.entries[after] & WORD
+            total += -1 if within and char in JOINS else not (within and char in APOSTROPHES)
+        before = char
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def _check_symbols(asked, text, limits, tables):
     part = text.data[text.first : text.end]
-    num_words = max(len(text.hashes), 1)
+    num_words = max(len(text.hashes) + _marks(text, limits, tables), 1)
     hashes, ellipses, braces, newlines = lines.count_symbols(part)
     for value in (hashes / num_words, ellipses / num_words):
         if _fails(asked, SYMBOL_RATIO, value, 0.0, limits.max_symbol_to_word_ratio):

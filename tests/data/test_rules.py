@@ -55,6 +55,7 @@ LOOSE = {
         "max_bullet_lines": 1.0,
         "max_ellipsis_lines": 1.0,
         "min_alphabetic_words": 0.0,
+        "marks_count": False,
         "min_stop_words": 0,
         "max_duplicate_lines": 1.0,
         "max_duplicate_line_chars": 1.0,
@@ -199,6 +200,22 @@ def test_a_text_passes_at_the_threshold_and_fails_beyond(rule, text, threshold, 
     assert judge([text], loose(**{threshold: value}), [rule]) == [("", 0.0)]
     failure = judge([text], loose(**{threshold: tighten(threshold, value)}), [rule])
     assert failure == [(rule, pytest.approx(value, rel=1e-6))]
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "threshold", "value"),
+    [  # aa , b 'b . cc ? ! ? 1,5 . are 11, 4 with a letter; 10 words, # and ., repeated or not
+        ("gopher_alphabetic_words", "aa, b'b. cc???!? 1,5.", "min_alphabetic_words", 4 / 11),
+        ("gopher_symbol_ratio", f"# {TEN}.......", "max_symbol_to_word_ratio", 2 / 12),
+        ("fineweb_newline_ratio", "a, b\nc", "max_newlines_per_word", 1 / 4),
+    ],
+)
+def test_marks_count_as_words_where_asked(rule, text, threshold, value):
+    asked = {threshold: value, "marks_count": True}
+    assert judge([text], loose(**asked), [rule]) == [("", 0.0)]
+    asked[threshold] = tighten(threshold, value)
+    (failure,) = judge([text], loose(**asked), [rule])
+    assert failure == (rule, pytest.approx(value))
 
 
 @pytest.mark.parametrize(("n", "text", "value"), NGRAM_CASES)
