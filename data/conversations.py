@@ -94,6 +94,8 @@ def read_pairs(key: str, own: OwnSet) -> Read:
             raise ValueError('has no "chosen" and "rejected", nor answers with ranks')
         for prompt, better, worse in found:
             _check_turns(prompt)
+            if better == worse:
+                raise ValueError("the better answer and the worse are the same text")
             yield PairText(tuple(prompt), better, worse)
 
     return _read(key, own, convert, lambda pair: pair.messages)
@@ -123,7 +125,7 @@ def _read(
                 draw = int.from_bytes(digest, "big") / 2**64
                 (found.heldout if draw < own.heldout_fraction else found.train).append(one)
     if not found.train:
-        why = f"; record 1: {found.broken[0]['why']}" if found.broken else ""
+        why = "; {file}: {why}".format(**found.broken[0]) if found.broken else ""
         raise BadInput(f"{key}.path={own.path}: no usable row to train on{why}")
     return found
 
@@ -133,7 +135,7 @@ def _rows(key: str, file: storage.File) -> Iterator[tuple[int, tables.Row]]:
     try:
         kind = kinds.recognise(file.name, storage.head(file.path))
         if kind not in KINDS:
-            yield 1, "neither JSON, CSV nor parquet"
+            yield 1, "it is empty" if file.num_bytes == 0 else "neither JSON, CSV nor parquet"
         elif kind == "parquet":
             yield from _joined(parquet.rows(file.path))
         else:

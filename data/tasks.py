@@ -155,7 +155,10 @@ def _judged_table(batch: chain.Batch) -> pa.Table:
         for text, why in zip(batch.texts, batch.why, strict=True)
     ]
     columns["edits"] = [json.dumps(found) if found else "" for found in batch.edits]
-    columns["bytes_read"] = [len(text.encode("utf-8", "replace")) for text in batch.raw]
+    # With the line feed that repair puts at an end, so that no text grows.
+    columns["bytes_read"] = [
+        len(text.encode("utf-8", "replace")) + (not text.endswith("\n")) for text in batch.raw
+    ]
     arrays = [pa.array(columns[field.name], field.type) for field in JUDGED]
     return pa.Table.from_arrays(arrays, schema=JUDGED)
 

@@ -33,6 +33,8 @@ def check(chosen: Settings, run: RunDir, names: Sequence[str]) -> None:
     function = chosen.reward.function if chosen.reward else ""
     if function and any("reward.function" in STAGES[name].reads for name in names):
         find_function(function)
+    for name in names:
+        _check_examples(chosen, name)
     own = {
         name: own_sets.read(chosen, name, lambda _: None)
         for name in names
@@ -42,6 +44,18 @@ def check(chosen: Settings, run: RunDir, names: Sequence[str]) -> None:
         for name in chosen.eval.tasks:
             _check_shots(task.load(name, chosen.eval.data), chosen.eval.num_shots)
     _check_chat(chosen, own.get("sft", {}))
+
+
+def _check_examples(chosen: Settings, name: str) -> None:
+    section = getattr(chosen, name, None)
+    if chosen.instruct is None or chosen.instruct.num_train or own_sets.sets_of(chosen, name):
+        return
+    if name == "sft" or hasattr(section, "rollout"):
+        key = "sft.data" if name == "sft" else "rollout.data"
+        raise BadInput(
+            f"stages has {name!r}, instruct.num_train is 0 and {key} is empty; set "
+            f"{key}.NAME.path, or instruct.num_train above 0"
+        )
 
 
 def _check_start(chosen: Settings, run: RunDir) -> None:

@@ -152,7 +152,8 @@ def _print_config(parsed: Parsed) -> int:
         )
     else:
         for row in rows:
-            print(f"{row['key']:44} {row['value']!s:24} {row['origin']:13} {row['about']}".rstrip())
+            cells = f"{row['key']:43}  {row['value']!s:23}  {row['origin']:12}  {row['about']}"
+            print(cells.rstrip())
     return DONE
 
 

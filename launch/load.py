@@ -44,21 +44,18 @@ class Start(NamedTuple):
     step: int | None
 
 
-def find_start(start: str) -> Start:
+def find_start(start: str, flag: str = "start") -> Start:
     """The model that `start` names: RUN, RUN:STAGE or RUN:STAGE:STEP.
 
     Raises:
       BadInput: there is no such run, or it has no such model.
     """
     found = START.fullmatch(start)
-    run, step = RunDir(Path(found["run"]), "start"), found["step"]
+    run, step = RunDir(Path(found["run"]), flag), found["step"]
     run.read_config()
-    stage = choose_stage(run, found["stage"], f"start={run.path}:")
-    if not run.checkpoints(stage).is_dir():
-        made = [name for name in MAKERS if run.checkpoints(name).is_dir()]
-        raise BadInput(f"start={start}: no model of stage {stage!r} is there; it has {made}")
+    stage = choose_stage(run, found["stage"], f"{flag}={run.path}:")
     if step is None and run.read_done(stage) is None:
-        raise BadInput(f"start={start}: {stage} is not finished; name a step, as in RUN:STAGE:STEP")
+        raise BadInput(f"{flag}={start}: {stage} is not finished; name a step: RUN:STAGE:STEP")
     return Start(run, stage, None if step is None else int(step))
 
 
@@ -73,6 +70,9 @@ def choose_stage(run: RunDir, stage: str | None, flag: str = "--stage=") -> str:
         raise BadInput(f"{run.path}: no finished stage; it needs one of {', '.join(MAKERS)}")
     if stage not in MAKERS:
         raise BadInput(f"{flag}{stage}: must be one of {', '.join(MAKERS)}")
+    if not run.checkpoints(stage).is_dir():
+        made = ", ".join(name for name in MAKERS if run.checkpoints(name).is_dir())
+        raise BadInput(f"{flag}{stage}: no model of it is in {run.path}; it has {made or 'none'}")
     return stage
 
 
@@ -104,7 +104,7 @@ def load_run(path: Path | str, stage: str = "") -> tuple[TransformerConfig, Para
     Raises:
       BadInput: there is no such run, it has no such model, or a file of it is damaged.
     """
-    found = find_start(f"{path}:{stage}" if stage else str(path))
+    found = find_start(f"{path}:{stage}" if stage else str(path), "path")
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     config, params = load_model(found.run, found.stage, mesh)
     return config, params, load_tokenizer(found.run)

@@ -24,10 +24,10 @@ values and where each comes from."""
 KEYS = """## Configuration keys
 
 A key is given in a config file, or on the command line as `--config.KEY=VALUE`. NAME stands for a
-name of your choice; letters such as D and N are those of the README. Of the sections a
-configuration needs those that its stages read. What `optimizer`, `loop` and `rollout` say holds for
-every training stage whose own section, such as `sft.loop`, does not say otherwise; the quickstart's
-stages have each a `peak_lr` of their own.
+name of your choice; letters such as D and N are those of the README. A configuration needs only the
+sections that its stages read. What `optimizer`, `loop` and `rollout` say holds for every training
+stage whose own section, such as `sft.loop`, does not say otherwise; each stage of the quickstart
+has its own `peak_lr`.
 
 The keys of `mesh` and `layout`, and those marked with * below, change a result by rounding at most:
 a run may go on under other values of them."""

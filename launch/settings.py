@@ -52,7 +52,7 @@ class EvalConfig:
 
     batch_size: int = 64  # rows or prompts at once
     max_new_tokens: int = 48  # longest answer, tokens
-    # Prompts, at least, on which a policy is compared with the one it started from: every k-th.
+    # Least number of prompts on which a policy is compared with its start; every k-th is taken.
     num_comparisons: int = 400
     # Held out, for the losses while training: documents of each domain, conversations of each kind.
     num_heldout: int = 8

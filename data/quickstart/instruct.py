@@ -107,7 +107,7 @@ def build(config: InstructConfig) -> dict[str, list[Example]]:
 
     Returns:
         {"train": num_train examples, shuffled; "heldout": by kind, distinct prompts, at most
-        num_heldout_per_kind of each kind (fewer where a kind has fewer)}.
+        num_heldout_per_kind of each kind (fewer where a kind has fewer); none if num_train is 0}.
 
     Raises:
         ValueError: the installation has fewer than NUM_WORDS words.
@@ -122,7 +122,8 @@ def build(config: InstructConfig) -> dict[str, list[Example]]:
             instances = makers[kind].train(rng, counts[kind])
             train += [_example(config, kind, "train", i, x) for i, x in enumerate(instances)]
             rng = random.Random(f"{config.seed} {kind} heldout")
-            instances = makers[kind].heldout(rng, config.num_heldout_per_kind)
+            count = config.num_heldout_per_kind if config.num_train else 0
+            instances = makers[kind].heldout(rng, count)
             heldout += [_example(config, kind, "heldout", i, x) for i, x in enumerate(instances)]
     random.Random(f"{config.seed} order").shuffle(train)
     return {"train": train, "heldout": heldout}

@@ -131,6 +131,9 @@ def _measure_dialog(job: Job, models: dict[str, Params]) -> dict:
     """Greedy answers by kind, and sampled answers beside those of the model it started from."""
     config = job.settings.eval
     examples = _examples(job)
+    if not examples:
+        job.progress.note("no conversation is held out: answers are not measured")
+        return {}
     respond = functools.partial(
         conversations.answer, job, max_new_tokens=config.max_new_tokens, seed=job.settings.seed
     )

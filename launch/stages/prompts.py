@@ -44,10 +44,6 @@ def read(job: Job) -> Prompts:
         )
         return [{**row, "index": row["index"] + first} for row in found]
 
-    if not sets.train:
-        raise BadInput(
-            f"{job.stage}: instruct.num_train is 0 and rollout.data is empty: no prompts"
-        )
     sources = {name: (rows(name, found), sets.weights[name]) for name, found in sets.train.items()}
     heldout = {
         name.removeprefix(BUILT_IN): rows(f"{name}, held out", few)
@@ -81,7 +77,7 @@ def find_function(name: str) -> score.RewardFn:
     except (ImportError, AttributeError, ValueError) as error:
         raise BadInput(
             f"reward.function is {name!r}: {error}; allowed: {GRADE}, or MODULE:NAME of a function "
-            "of (example, answer)"
+            "of (example, answer), the module in the working directory or installed"
         ) from error
     if not callable(found) or len(inspect.signature(found).parameters) < 2:
         raise BadInput(f"reward.function is {name!r}; it must be a function of (example, answer)")

@@ -3,7 +3,6 @@
 import collections
 
 from alignment import sft
-from data.errors import BadInput
 from launch import own_sets
 from launch.job import Job, lm_rows
 from launch.stages import conversations
@@ -15,8 +14,6 @@ from train.lm import lm_loss
 def run(job: Job) -> dict:
     """Trains on demonstrations; the loss is on the assistant's tokens alone."""
     config, sets = job.section, conversations.read(job)
-    if not sets.train:
-        raise BadInput("sft.data is empty and instruct.num_train is 0: nothing to train on")
     sources, totals = {}, collections.Counter()
     for name, examples in sets.train.items():
         rows, counts = sft.pack_demonstrations(examples, job.tokenizer, config.seq_len)

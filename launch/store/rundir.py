@@ -392,12 +392,12 @@ def read_json(path: Path, keys: tuple[str, ...] = ()) -> dict | None:
     try:
         value = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:  # malformed JSON, or not UTF-8
-        raise BadInput(f"{path}: not JSON ({error}); remove it and run again") from error
+        raise BadInput(f"{path}: not JSON ({error}); it must be what a run wrote there") from error
     if not isinstance(value, dict):
-        raise BadInput(f"{path}: not a JSON object; remove it and run again")
+        raise BadInput(f"{path}: not a JSON object; it must be what a run wrote there")
     missing = [key for key in keys if key not in value]
     if missing:
-        raise BadInput(f"{path}: lacks {missing}; remove it and run again")
+        raise BadInput(f"{path}: lacks {missing}; it must be what a run wrote there")
     return value
 
 

@@ -4,13 +4,14 @@ seedbed chat --run=runs/quickstart
 """
 
 import functools
+import io
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
 
-from data.errors import BadInput
+from data.errors import BadInput, printable
 from data.tokens import chat
 from eval import batching, dialog
 from launch import load
@@ -34,8 +35,8 @@ def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int | None, as_js
       as_json: print nothing but the returned object.
 
     Returns:
-      {"stage", "turns": [{"prompt", "answer"}]}; a line of standard input that alone is too long
-      has "error" in place of "answer", and the session continues without it.
+      {"stage", "turns": [{"prompt", "answer"}]}; a line of standard input that alone is too long,
+      or is not UTF-8, has "error" in place of "answer", and the session continues without it.
 
     Raises:
       BadInput: there is no such run, it has no such model, or `prompt` is too long.
@@ -80,10 +81,13 @@ def _answer_lines(
     """Turns of a session: a line that cannot be answered is refused, and the next one is read."""
     for question in questions:
         try:
+            question.encode()
             turn = {"prompt": question, "answer": reply(question)}
-        except BadInput as error:
-            print(f"seedbed: {error}", file=sys.stderr, flush=True)
-            yield {"prompt": question, "error": str(error)}
+        except (BadInput, UnicodeEncodeError) as error:
+            shown = printable(question, len(question))
+            why = str(error) if isinstance(error, BadInput) else f"a line is not UTF-8: {shown}"
+            print(f"seedbed: {why}", file=sys.stderr, flush=True)
+            yield {"prompt": shown, "error": why}
             continue
         if not as_json:
             print(turn["answer"], flush=True)
@@ -144,6 +148,8 @@ def _continue(config, params, tokenizer, num_tokens: int, text: str) -> str:
 
 
 def _questions(path: Path, stage: str):
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 ends no session
     if sys.stdin.isatty():
         print(f"{path}, {stage}. One line a turn; Ctrl-D ends.", file=sys.stderr)
     while True:
@@ -152,10 +158,5 @@ def _questions(path: Path, stage: str):
         line = sys.stdin.readline()
         if not line:
             return
-        try:
-            line.encode()
-        except UnicodeEncodeError:
-            print("seedbed: a line of standard input is not UTF-8", file=sys.stderr, flush=True)
-            continue
         if line.strip():
             yield line.strip()

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from launch.schema import about, keys_of
 from launch.settings import SHARED, Settings
+from launch.store.rundir import flatten
 
 COMMAND_LINE, FILE, DEFAULT = "command line", "config file", "default"
 
@@ -53,8 +54,10 @@ def run_config(config: ConfigDict, settings: Settings, overridden: Collection[st
         given, meanings = config.get(name, {}), about(cls)
         for key, field in keys_of(cls).items():
             value = given.get(key, field.default)
-            if value is not dataclasses.MISSING:
-                yield row(f"{name}.{key}", value, key in given, meanings.get(key, ""))
+            plain = value.to_dict() if isinstance(value, ConfigDict) else value
+            for place, item in flatten({key: plain}).items():
+                if item is not dataclasses.MISSING:
+                    yield row(f"{name}.{place}", item, key in given, meanings.get(key, ""))
 
     shared = tuple(SHARED.values())
     found = list(rows(settings, config, "", False))

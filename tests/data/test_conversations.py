@@ -139,6 +139,20 @@ def test_a_broken_line_is_named_and_the_others_are_read(tmp_path, line, why):
     assert (broken["file"], broken["record"]) == ("a.jsonl", 3) and why in broken["why"]
 
 
+def test_a_pair_of_equal_answers_is_malformed(tmp_path):
+    rows = [{"prompt": "Hi", "chosen": "a", "rejected": worse} for worse in "ab"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_pairs("reward.data.mine", OwnSet(str(tmp_path / "a.jsonl"), **ALL))
+    assert [(pair.chosen, pair.rejected) for pair in found.train] == [("a", "b")]
+    assert [(row["record"], row["why"][-17:]) for row in found.broken] == [(1, "are the same text")]
+
+
+def test_an_empty_file_is_called_empty(tmp_path):
+    (tmp_path / "a.jsonl").touch()
+    with pytest.raises(BadInput, match=r"no usable row to train on; a.jsonl: it is empty"):
+        read_conversations("sft.data.mine", OwnSet(str(tmp_path / "a.jsonl")), needs_answer=True)
+
+
 @pytest.mark.parametrize("content", ["", "{\n", "[{]", "[]"])
 def test_nothing_to_train_on_is_refused_by_the_key(tmp_path, content):
     (tmp_path / "a.jsonl").write_text(content)

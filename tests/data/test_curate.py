@@ -229,6 +229,15 @@ def test_parts_of_the_only_record_are_parted_one_by_one(tmp_path):
     assert 1 <= funnel["heldout"]["books"]["documents"] < funnel["kept"]["books"]["documents"]
 
 
+def test_no_text_grows(tmp_path):
+    """Repair ends a text with a line feed; as read it counts with one too."""
+    texts = [prose(seed).rstrip() for seed in range(9)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    funnel = run(config_of({"web": source_of(tmp_path / "a.jsonl", ())}), tmp_path)
+    size = sum(len(text) + 1 for text in texts)
+    assert funnel["read"] == funnel["kept"] == {"web": {"documents": 9, "bytes": size}}
+
+
 def test_a_document_keeps_its_side_when_others_come(tmp_path):
     sides = []
     for count in (40, 60):

@@ -279,6 +279,10 @@ def test_kinds_of_weight_zero_are_left_out():
     assert {example.kind for example in small["heldout"]} == {"copy", "add"}
 
 
+def test_nothing_is_held_out_where_nothing_is_to_be_trained_on():
+    assert instruct.build(dataclasses.replace(CONFIG, num_train=0)) == {"train": [], "heldout": []}
+
+
 def test_same_in_every_process():
     program = (
         "import hashlib; from tests.data.test_instruct import CONFIG;"

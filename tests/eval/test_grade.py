@@ -17,7 +17,7 @@ def example(kind, check, reference):
 def heldout():
     config = InstructConfig(
         seed=0,
-        num_train=0,
+        num_train=1,
         num_heldout_per_kind=20,
         filler_rate=0.0,
         mix=dict.fromkeys(KINDS, 1.0),

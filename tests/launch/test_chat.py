@@ -39,6 +39,17 @@ def test_a_line_that_is_too_long_is_refused_and_the_session_goes_on(parts, capsy
     assert out == f"{turns[0]['answer']}\n{turns[2]['answer']}\n"
 
 
+def test_a_line_that_is_not_utf_8_is_named_and_the_session_goes_on(capsys):
+    turns = list(chat._answer_lines(["one", "\udcff bad", "two"], str.upper, as_json=True))
+    why = r"a line is not UTF-8: \udcff bad"
+    assert turns == [
+        {"prompt": "one", "answer": "ONE"},
+        {"prompt": r"\udcff bad", "error": why},
+        {"prompt": "two", "answer": "TWO"},
+    ]
+    assert capsys.readouterr().err == f"seedbed: {why}\n"
+
+
 def test_a_refused_line_leaves_the_conversation_as_it_was(parts):
     disturbed, undisturbed = converse(parts), converse(parts)
     assert disturbed("one word") == undisturbed("one word")

@@ -122,6 +122,14 @@ def test_help_names_every_verb_and_exit_code():
         (["run", QUICKSTART, "--config.seed"], "Missing value for flag --config.seed"),
         (["run", QUICKSTART, "--config.model.qk_norm=maybe"], "model.qk_norm is 'maybe'"),
         (["run", QUICKSTART, "--config.stages=('tokenizer','curate')"], "once, in this order"),
+        (
+            ["run", QUICKSTART, EIGHT, "--config.instruct.num_train=0"],
+            "stages has 'sft', instruct.num_train is 0 and sft.data is empty; set sft.data.NAME",
+        ),
+        (
+            ["ppo", QUICKSTART, EIGHT, "--config.instruct.num_train=0"],
+            "stages has 'ppo', instruct.num_train is 0 and rollout.data is empty; set rollout.",
+        ),
         (["run", QUICKSTART, "--config.stages=("], "stages has '('; allowed"),
         (["run", QUICKSTART, "--config.data.sources.docs.gates=('nope',)"], "'nope' is not one of"),
         (["run", QUICKSTART, "--config.data.sources.docs.weight=-1.0"], "weight: -1.0 must be"),
@@ -286,7 +294,7 @@ def test_a_damaged_done_json_is_named(small, tmp_path, content):
 
 @pytest.fixture
 def finished(tmp_path):
-    """A run that says sft is finished: configuration and tokenizer, no checkpoint."""
+    """A run that says sft is finished: configuration and tokenizer, no step of a checkpoint."""
     run = RunDir(tmp_path / "run")
     run.write_config(
         {
@@ -300,6 +308,7 @@ def finished(tmp_path):
     )
     for stage in ("tokenizer", "sft"):
         run.begin(stage, {}, {}, fresh=True)
+    run.checkpoints("sft").mkdir(parents=True)
     rundir.write_json(
         run.stage("sft") / "done.json", {"inputs": "1f", "summary": {}, "products": []}
     )
@@ -310,11 +319,12 @@ def finished(tmp_path):
     ("stage", "words"),
     [
         ("reward", "--stage=reward: must be one of import, pretrain, sft, dpo, ppo"),
-        ("sft", "checkpoints/sft: no finished checkpoint here"),
+        ("dpo", "--stage=dpo: no model of it is in {path}; it has sft"),
     ],
 )
 def test_chat_with_a_stage_that_cannot_is_refused(finished, stage, words):
-    assert words in refusal("chat", f"--run={finished.path}", f"--stage={stage}", "--prompt=x")
+    line = refusal("chat", f"--run={finished.path}", f"--stage={stage}", "--prompt=x")
+    assert words.format(path=finished.path) in line
 
 
 @pytest.mark.parametrize("content", ['{"config": {"sf', "{}", ""])

@@ -228,7 +228,7 @@ def test_a_source_that_cannot_be_honoured_is_one_line(tmp_path, fault):
             "run: no finished stage; it needs one of import, pretrain, sft, dpo, ppo",
         ),
         (["export", "--run=run", "--hf=new", "--stage=reward"], "--stage=reward: must be one of"),
-        (["export", "--run=run", "--hf=new", "--stage=sft"], "sft: no finished checkpoint here"),
+        (["export", "--run=run", "--hf=new", "--stage=sft"], "--stage=sft: no model of it is in"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, monkeypatch, arguments, words):

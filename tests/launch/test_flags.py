@@ -179,3 +179,9 @@ def test_the_table_for_people_shows_rows_of_a_list_as_lines():
         f"    {'secs':24} 1.5",
         f"    {'rest':24} []",
     ]
+
+
+def test_config_lists_own_prompts_by_their_keys():
+    code, out, _ = seedbed("config", QUICKSTART, "--config.rollout.data.mine.path=x", "--json")
+    rows = {row["key"]: row for row in json.loads(out)["keys"]}
+    assert code == 0 and rows["rollout.data.mine.path"]["value"] == "x"

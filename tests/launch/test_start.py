@@ -143,7 +143,7 @@ def test_chat_stages_start_from_a_run_without_pretraining_of_their_own(base):
     ("changes", "words"),
     [
         ({"start": "nowhere"}, "nowhere: no such run"),
-        ({"start": "BASE:sft"}, "no model of stage 'sft' is there; it has ['pretrain']"),
+        ({"start": "BASE:sft"}, ":sft: no model of it is in {base}/base; it has pretrain"),
         ({"start": "BASE:pretrain:99"}, "no checkpoint of step 99; there are [1, 2, 3, 4]"),
         ({"start": "BASE", "model.d_model": 48}, "model.d_model is 48; it must be"),
         ({"stages": "('tokenizer','sft')"}, "stages has 'tokenizer'; it needs 'curate' too"),
@@ -156,7 +156,7 @@ def test_a_start_that_is_not_there_or_does_not_fit_is_one_line(base, changes, wo
     }
     stages = changes.pop("stages", BASE)
     code, _, err = start(base, "wrong", stages, **changes)
-    assert code == 2 and words in err.splitlines()[-1], err
+    assert code == 2 and words.format(base=base) in err.splitlines()[-1], err
 
 
 @pytest.mark.parametrize(
