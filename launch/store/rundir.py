@@ -392,12 +392,14 @@ def read_json(path: Path, keys: tuple[str, ...] = ()) -> dict | None:
     try:
         value = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:  # malformed JSON, or not UTF-8
-        raise BadInput(f"{path}: not JSON ({error}); it must be what a run wrote there") from error
+        raise BadInput(
+            f"{path}: not JSON ({error}); if a run wrote it, remove it and run again"
+        ) from error
     if not isinstance(value, dict):
-        raise BadInput(f"{path}: not a JSON object; it must be what a run wrote there")
+        raise BadInput(f"{path}: not a JSON object; if a run wrote it, remove it and run again")
     missing = [key for key in keys if key not in value]
     if missing:
-        raise BadInput(f"{path}: lacks {missing}; it must be what a run wrote there")
+        raise BadInput(f"{path}: lacks {missing}; if a run wrote it, remove it and run again")
     return value
 
 
