@@ -45,7 +45,7 @@ class Start(NamedTuple):
 
 
 def find_start(start: str, flag: str = "start") -> Start:
-    """The model that `start` names: RUN, RUN:STAGE or RUN:STAGE:STEP.
+    """The model that `start` names: RUN, RUN:STAGE or RUN:STAGE:STEP; `flag` names it in messages.
 
     Raises:
       BadInput: there is no such run, or it has no such model.

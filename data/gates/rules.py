@@ -49,8 +49,9 @@ class GopherConfig:
         max_bullet_lines: `bullet_lines`, ratio of lines that begin with a bullet (0.9).
         max_ellipsis_lines: `ellipsis_lines`, ratio of lines that end in an ellipsis (0.3).
         min_alphabetic_words: `alphabetic_words`, ratio of words with a letter (0.8).
-        marks_count: whether `alphabetic_words` and `symbol_ratio` count punctuation as words, as
-            datatrove does, with which FineWeb was made; the paper does not say.
+        marks_count: whether `alphabetic_words`, `symbol_ratio` and FineWeb's `newline_ratio` count
+            punctuation as words, as datatrove does, with which FineWeb was made; the paper does
+            not say.
         min_stop_words: `stop_words`, how many different ones of the text's language occur (2); a
             language that `stop_words` has no list for passes.
         max_duplicate_lines: `duplicate_lines`, ratio of lines seen before (0.3).
