@@ -74,8 +74,8 @@ def run(
 ) -> TrainState:
     """Trains from the newest checkpoint, or from `state`, to `config.num_steps`.
 
-    The next step is dispatched before the metrics of the last one are read, so the device waits
-    only where the host evaluates or saves. What is not finite, or blown up, is not saved.
+    The next step is dispatched before the last one's metrics are read: the device waits only after
+    the first step and where the host evaluates or saves. What is infinite or blown up is not saved.
 
     Args:
       config, step_fn: length and intervals; what `step.make_step` gives.
@@ -166,6 +166,8 @@ class Meter:
         self._newest = metrics
         if step == 1 or step % self._config.log_every == 0 or step == self._config.num_steps:
             self._pending = (step, metrics)
+        if step == 1:  # one waits for this line, to see that it begins well
+            self._flush()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
