@@ -122,7 +122,8 @@ def curate(
             name in the configuration: then the tables are there all the same.
     """
     found = sources.survey(config.sources)
-    log(f"{len(found.units)} files in {', '.join(found.sources)}")
+    count = len(found.units)
+    log(f"{count} file{'s' if count > 1 else ''} in {', '.join(found.sources)}")
     if found.broken:
         log(f"skipped {len(found.broken)} files, the first {funnel.name(found.broken[0])}")
     if leaving := [unit.file for unit in found.units if unit.file.leads_to]:
