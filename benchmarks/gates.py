@@ -78,8 +78,8 @@ def main() -> None:
             (f"language {name}", lambda name=name: measure_language(root, name))
             for name in LANGUAGES
         ),
-        ("toxicity", lambda: measure_toxicity(root, section.gates.toxicity)),
-        ("quality", lambda: measure_quality(root, section.gates.quality)),
+        ("toxicity", lambda: measure_toxicity(root, section.gates)),
+        ("quality", lambda: measure_quality(root, section.gates)),
         ("duplicates", lambda: measure_duplicates(choose(root), section.dedup)),
         ("contamination", lambda: measure_contamination(choose(root), evaluation, section.gates)),
     ):
@@ -181,11 +181,12 @@ def view_of(texts: Sequence[str]) -> chain.View:
     return chain.View(list(texts), list(range(len(texts))))
 
 
-def measure_toxicity(root: Path, config: toxicity.ToxicityConfig) -> dict:
+def measure_toxicity(root: Path, gates: chain.GateConfig) -> dict:
     """AUC on tweets and HateCheck, accuracy by what a case tests, and whom false alarms hit.
 
     Source of HateCheck: Roettger et al. 2021, https://arxiv.org/abs/2012.15606.
     """
+    config, counted = gates.toxicity, gates.classifier
     tweets = [(row["tweet"], row["class"] != "2") for row in rows(root, TWEETS, ".csv")]
     cases, how = rows(root, HATECHECK, ".csv"), "the model of the configuration"
     with tempfile.TemporaryDirectory() as folder:
@@ -195,7 +196,8 @@ def measure_toxicity(root: Path, config: toxicity.ToxicityConfig) -> dict:
             for row in rows(root, TOXIGEN, ".jsonl"):
                 examples.append((row["text"], row["label"] == "hate", 1))
             texts, labels, groups = zip(*examples, strict=True)
-            model = classifier.train(list(map(repair.repair, texts)), labels, config.train, groups)
+            texts = list(map(repair.repair, texts))
+            model = classifier.train(texts, labels, counted, config.l2, groups)
             model.save(Path(folder) / "model")
             config = replace(config, model=str(Path(folder) / "model"))
             tweets = [one for one in tweets if place(one[0]) >= TRAINING_SHARE]
@@ -224,8 +226,9 @@ def measure_toxicity(root: Path, config: toxicity.ToxicityConfig) -> dict:
     }
 
 
-def measure_quality(root: Path, config: chain.QualityConfig) -> dict:
+def measure_quality(root: Path, gates: chain.GateConfig) -> dict:
     """AUC and rank correlation with people's votes, over all texts and those they agree on."""
+    config = gates.quality
     votes, how = rows(root, VOTES, ".jsonl"), "the model of the configuration"
     if config.model:
         model = classifier.load(Path(config.model), "data.gates.quality.model")
@@ -236,7 +239,7 @@ def measure_quality(root: Path, config: chain.QualityConfig) -> dict:
             texts = {text for _, text in documents(root, folders, extract)}
             parts.append(sorted(texts, key=place)[:MAX_EXAMPLES])
         labels = [True] * len(parts[0]) + [False] * len(parts[1])
-        model = classifier.train(parts[0] + parts[1], labels, config.train)
+        model = classifier.train(parts[0] + parts[1], labels, gates.classifier, config.l2)
     view = view_of([repair.repair(row["text"]) for row in votes])
     scores = model.score(view.data, view.offsets, view.words)
     labels = np.array([row["label"] for row in votes], bool)

@@ -72,7 +72,7 @@ class QualityConfig:
         label: of a classifier of fastText, the one whose probability is the score.
         good, bad: what it is fitted from: paths of texts as in a source; '' for none.
         min_score: a text scored below it is dropped, from 0 to 1.
-        train: how it is fitted.
+        l2: when it is fitted, the penalty of the weights against the sum of the losses.
     """
 
     model: str = ""
@@ -80,11 +80,13 @@ class QualityConfig:
     good: str = ""
     bad: str = ""
     min_score: float = 0.0
-    train: classifier.ClassifierConfig = classifier.ClassifierConfig()
+    l2: float = 3.0
 
     def __post_init__(self):
         if not 0 <= self.min_score <= 1:
             raise ValueError(f"min_score: {self.min_score} must be from 0 to 1")
+        if not self.l2 >= 0:
+            raise ValueError(f"l2: {self.l2} must be at least 0")
         if self.min_score and not self.model:
             raise ValueError(f"min_score: {self.min_score} needs a model, as --fit-quality writes")
 
@@ -102,6 +104,7 @@ class GateConfig:
         gopher, c4, fineweb: the rules named after these papers.
         toxicity: `toxic_words` and `toxicity`.
         quality: `quality`.
+        classifier: what `--fit-quality` and `--fit-toxicity` count in a text.
         contamination_words: `contamination`, words in a row that no evaluation set may share.
         pii: `pii`, kinds of pii.KINDS to replace.
     """
@@ -116,6 +119,7 @@ class GateConfig:
     fineweb: rules.FineWebConfig = rules.FineWebConfig()
     toxicity: toxicity.ToxicityConfig = toxicity.ToxicityConfig()
     quality: QualityConfig = QualityConfig()
+    classifier: classifier.ClassifierConfig = classifier.ClassifierConfig()
     contamination_words: int = 13
     pii: tuple[str, ...] = ("mail", "phone", "ip", "card", "iban", "national_number", "key")
 

@@ -33,7 +33,7 @@ from data.words import (
     split_words,
 )
 
-FORMAT = "seedbed classifier 1"
+FORMAT = "seedbed classifier 2"
 HELD_OUT = 5  # every fifth example of a class is kept for the probabilities
 MIN_EXAMPLES = 2 * HELD_OUT  # of each class
 MAX_STEPS, BIAS_SCALE = 1000, 10.0  # of the optimiser
@@ -46,20 +46,18 @@ BINARY_SUFFIXES = (".bin", ".ftz")  # of fastText's models
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """What is counted, and how weights are found.
+    """What is counted in a text, the same for `toxicity` and `quality`.
 
     Attributes:
         bits: n-grams are hashed into 2 ** bits weights, 10 to 24.
         word_ngrams: words in the longest n-gram of words, 0 (none) to 5.
         char_ngrams: characters in the shortest and the longest n-gram of characters, inside words
             and with a blank at either end; 0 and 0 for none, at most 8.
-        l2: of the weights, against the sum of the losses.
     """
 
     bits: int = 20
     word_ngrams: int = 2
     char_ngrams: tuple[int, ...] = (0, 0)
-    l2: float = 3.0
 
     def __post_init__(self):
         for name, low, high in (("bits", 10, 24), ("word_ngrams", 0, 5)):
@@ -72,8 +70,6 @@ class ClassifierConfig:
             )
         if not self.word_ngrams and not chars[1]:
             raise BadInput("word_ngrams, char_ngrams: both are 0, so that nothing is counted")
-        if not self.l2 >= 0:
-            raise BadInput(f"l2: {self.l2} must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ class Model:
     """A trained classifier.
 
     Attributes:
-        config: how it was trained.
+        config: what it counts.
         weights: float32 [2 ** bits].
         bias: added to every logit.
         slope, shift: a logit x stands for the probability 1 / (1 + exp(-(slope * x + shift))).
@@ -193,6 +189,7 @@ def train(
     texts: Sequence[str],
     labels: Sequence[bool],
     config: ClassifierConfig,
+    l2: float,
     groups: Sequence[int] | None = None,
 ) -> Model:
     """Trains a classifier; each class of each group weighs the same, whatever its examples.
@@ -200,7 +197,9 @@ def train(
     Args:
         texts: examples, normalised as those that are scored later.
         labels: True for the positive class.
-        config: what is counted, and how.
+        config: what is counted.
+        l2: penalty of the weights, half of their squares times this, against the sum of the
+            losses.
         groups: where each example is from, from 0; None for one group.
 
     Returns:
@@ -227,7 +226,7 @@ def train(
     for cell in np.flatnonzero(sizes):
         held_out[np.flatnonzero(cells == cell)[HELD_OUT - 1 :: HELD_OUT]] = True
     rows = _rows(batch, config)
-    penalty = 1 / max(config.l2, 1e-9)
+    penalty = 1 / max(l2, 1e-9)
     weights, bias = _fit(rows[~held_out], positive[~held_out], costs[~held_out], penalty)
     logits = rows[held_out] @ weights + bias
     slope, shift = _calibrate(logits, positive[held_out], costs[held_out])

@@ -60,7 +60,7 @@ class ToxicityConfig:
         max_score: a higher probability is too high, from 0 to 1.
         max_score_by_language: other highest scores for single languages.
         examples: what the model is trained from, by name; each set weighs the same.
-        train: how it is trained.
+        l2: when it is trained, the penalty of the weights against the sum of the losses.
     """
 
     lists: str = ""
@@ -69,7 +69,7 @@ class ToxicityConfig:
     max_score: float = 0.9
     max_score_by_language: Mapping[str, float] = field(default_factory=dict)
     examples: Mapping[str, ExamplesConfig] = field(default_factory=dict)
-    train: classifier.ClassifierConfig = classifier.ClassifierConfig(l2=0.1)
+    l2: float = 0.1
 
     def __post_init__(self):
         limits = {"max_hits_per_word": self.max_hits_per_word, "max_score": self.max_score} | {
@@ -79,6 +79,8 @@ class ToxicityConfig:
         for name, limit in limits.items():
             if not 0 <= limit <= 1:
                 raise BadInput(f"{name}: {limit} must be from 0 to 1")
+        if not self.l2 >= 0:
+            raise BadInput(f"l2: {self.l2} must be at least 0")
         for code in self.max_score_by_language:
             if code not in language.languages():
                 allowed = " ".join(sorted(language.languages()))
@@ -247,7 +249,7 @@ def _count_hits(hashes, offsets, texts, firsts, ngrams, max_words, hits):
             i += max(length, 1)
 
 
-def fit(config: ToxicityConfig) -> classifier.Model:
+def fit(config: ToxicityConfig, counted: classifier.ClassifierConfig) -> classifier.Model:
     """Trains the classifier from the examples.
 
     Raises:
@@ -261,7 +263,7 @@ def fit(config: ToxicityConfig) -> classifier.Model:
             texts.append(repair.repair(text))
             labels.append(label in examples.toxic)
             groups.append(group)
-    return classifier.train(texts, labels, config.train, groups)
+    return classifier.train(texts, labels, counted, config.l2, groups)
 
 
 def _read_examples(name: str, config: ExamplesConfig) -> Iterator[tuple[str, str]]:

@@ -70,12 +70,13 @@ def fit(kind: str, config: CurateConfig, progress: Progress) -> dict:
     if not section.model:
         raise BadInput(f"data.gates.{kind}.model: '' is no path; it says where the model goes")
     if kind == "toxicity":
-        model = toxicity.fit(section)
+        model = toxicity.fit(section, config.gates.classifier)
     else:
         good = _texts("good", section.good, config.max_document_bytes)
         bad = _texts("bad", section.bad, config.max_document_bytes)
         progress.log(f"{len(good)} good and {len(bad)} bad texts")
-        model = classifier.train(good + bad, [True] * len(good) + [False] * len(bad), section.train)
+        labels = [True] * len(good) + [False] * len(bad)
+        model = classifier.train(good + bad, labels, config.gates.classifier, section.l2)
     model.save(Path(section.model))
     return {
         "model": section.model,

@@ -179,7 +179,7 @@ def model(tmp_path):
     good = [f"{line} harbour" for line in PROSE.splitlines() * 4]
     bad = [f"buy cheap pills number {i} now and here" for i in range(24)]
     labels = [True] * len(good) + [False] * len(bad)
-    classifier.train(good + bad, labels, CONFIG.quality.train).save(tmp_path / "model")
+    classifier.train(good + bad, labels, CONFIG.classifier, 3.0).save(tmp_path / "model")
     return str(tmp_path / "model")
 
 
@@ -342,3 +342,5 @@ def test_gates_that_have_nothing_to_go_by_are_listed(model):
     assert chain.list_idle(names, config, True) == ["toxicity"]
     with pytest.raises(ValueError, match="min_score: 0.5 needs a model"):
         dataclasses.replace(CONFIG.quality, min_score=0.5)
+    with pytest.raises(ValueError, match="l2: -1.0 must be at least 0"):
+        dataclasses.replace(CONFIG.quality, l2=-1.0)

@@ -5,6 +5,7 @@ No real list is needed, nor are its words repeated; invented ones do.
 
 import gzip
 import json
+import math
 import random
 import re
 from pathlib import Path
@@ -17,10 +18,9 @@ from data.gates import classifier, toxicity
 from data.words import split_words
 
 DATA = Path("../shared/data")
-TRAIN = classifier.ClassifierConfig(
+COUNTED = classifier.ClassifierConfig(
     bits=14,
     word_ngrams=2,
-    l2=0.1,
 )
 LISTS = {
     "en": "zork\ngrumbly zork\nflubber-wax\nmother of frobs\n2 zorks 1 cup\nsnarkle\n",
@@ -39,7 +39,6 @@ def config(**changes):
         "max_score": 1.0,
         "max_score_by_language": {},
         "examples": {},
-        "train": TRAIN,
     }
     return toxicity.ToxicityConfig(**(values | changes))
 
@@ -135,7 +134,7 @@ def write_examples(path, form):
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.csv.gz", "a.jsonl.gz"])
 def test_a_model_is_fitted_from_examples_and_judges(tmp_path, name):
     examples = write_examples(tmp_path / name, name.split(".")[1][:3])
-    model = toxicity.fit(config(examples={"made_up": examples}))
+    model = toxicity.fit(config(examples={"made_up": examples}), COUNTED)
     assert (model.num_positive, model.num_negative) == (40, 60)
     model.save(tmp_path / "model")
     settings = config(
@@ -151,7 +150,8 @@ def test_sets_of_examples_weigh_the_same_in_any_order(tmp_path):
     one = write_examples(tmp_path / "one.csv", "csv")
     two = write_examples(tmp_path / "two.jsonl", "jsonl")
     models = [
-        toxicity.fit(config(examples=e)) for e in ({"a": one, "b": two}, {"b": two, "a": one})
+        toxicity.fit(config(examples=e), COUNTED)
+        for e in ({"a": one, "b": two}, {"b": two, "a": one})
     ]
     np.testing.assert_array_equal(models[0].weights, models[1].weights)
     assert models[0].num_positive == 80
@@ -168,6 +168,8 @@ def test_files_that_are_read_are_named(folder, tmp_path):
     ("changes", "word"),
     [
         ({"max_hits_per_word": -0.1}, "max_hits_per_word: -0.1"),
+        ({"l2": -1.0}, "l2: -1.0"),
+        ({"l2": math.nan}, "l2: nan"),
         ({"max_score": 1.1}, "max_score: 1.1"),
         ({"max_score_by_language": {"de": 2}}, r"max_score_by_language\.de: 2"),
         ({"max_score_by_language": {"deu": 0.5}}, "'deu'"),
@@ -205,15 +207,15 @@ def test_examples_that_cannot_be_read_are_named(tmp_path, name, content, word):
     examples = write_examples(tmp_path / name, "csv")
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadInput, match=word):
-        toxicity.fit(config(examples={"made_up": examples}))
+        toxicity.fit(config(examples={"made_up": examples}), COUNTED)
 
 
 def test_fitting_needs_examples(tmp_path):
     with pytest.raises(BadInput, match="none are named"):
-        toxicity.fit(config())
+        toxicity.fit(config(), COUNTED)
     absent = toxicity.ExamplesConfig(str(tmp_path / "absent"), "a", "b", ("c",))
     with pytest.raises(BadInput, match="absent"):
-        toxicity.fit(config(examples={"x": absent}))
+        toxicity.fit(config(examples={"x": absent}), COUNTED)
 
 
 @pytest.mark.real

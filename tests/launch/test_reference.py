@@ -64,8 +64,8 @@ def test_every_key_has_a_meaning_and_a_default():
 
 def test_defaults_are_those_of_a_configuration():
     assert "| `mesh.data` | `-1` |" in PAGE
-    assert "| `data.gates.toxicity.train.l2` | `0.1` |" in PAGE
-    assert "| `data.gates.quality.train.l2` | `3.0` |" in PAGE
+    assert "| `data.gates.toxicity.l2` | `0.1` |" in PAGE
+    assert "| `data.gates.quality.l2` | `3.0` |" in PAGE
 
 
 def test_every_verb_flag_and_curve_is_there():
