@@ -145,9 +145,6 @@ def pair_rows(
     Returns:
       (rows {tokens_2L, real_2L, answer_2L, weight}, number of pairs left out); `real` is 1 on all
       tokens and `answer` on those of the answer alone; `weight` is 1, and 0 in a row of zeros.
-
-    Raises:
-      BadInput: no pair fits.
     """
     rows = []
     for pair in pairs:
@@ -158,8 +155,6 @@ def pair_rows(
         ]
         stacked = {key: np.stack([side[key] for side in sides]) for key in sides[0]}
         rows.append({**stacked, "weight": np.float32(1.0)})
-    if not rows:
-        raise BadInput(f"reward.seq_len is {seq_len}: none of {len(pairs)} pairs fits")
     return rows, len(pairs) - len(rows)
 
 

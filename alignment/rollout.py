@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignment.reward import positions_of, scalar_config
-from data.errors import BadInput
 from data.quickstart.instruct import Example
 from data.tokens import chat
 from data.tokens.tokenizer import Tokenizer
@@ -43,9 +42,6 @@ def prompt_rows(
     Returns:
       {tokens_P, real_P, index} of each prompt that fits: `real` is 0 on padding, and `index` is its
       place in `examples`.
-
-    Raises:
-      BadInput: no prompt fits into max_prompt_tokens.
     """
     rows = []
     for index, example in enumerate(examples):
@@ -56,8 +52,6 @@ def prompt_rows(
         tokens_P[max_prompt_tokens - len(ids) :] = ids
         real_P = (np.arange(max_prompt_tokens) >= max_prompt_tokens - len(ids)).astype(np.int32)
         rows.append({"tokens": tokens_P, "real": real_P, "index": np.int32(index)})
-    if not rows:
-        raise BadInput(f"rollout.max_prompt_tokens is {max_prompt_tokens}: no prompt fits")
     return rows
 
 

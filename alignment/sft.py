@@ -45,8 +45,7 @@ def pack_demonstrations(
       `data.tokens.shards.pack_examples`.
 
     Raises:
-      BadInput: the chat format refuses a conversation, or no assistant token at all would be
-        trained on.
+      BadInput: the chat format refuses a conversation.
     """
     rendered = (render(tokenizer, example) for example in examples)
     return pack_examples(rendered, seq_len, tokenizer.pad_id)

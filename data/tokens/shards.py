@@ -102,9 +102,6 @@ def pack_examples(
         The rows, {tokens: int32 [L+1], segments: int32 [L+1], mask: uint8 [L+1]}, and
         {num_rows, num_examples, num_dropped, num_tokens}: rows, conversations placed,
         conversations longer than L+1, and supervised tokens.
-
-    Raises:
-        BadInput: not one supervised token is left, so that training would learn nothing.
     """
     examples = list(examples)
     kept = [example for example in examples if len(example[0]) <= seq_len + 1]
@@ -115,12 +112,6 @@ def pack_examples(
         "num_dropped": len(examples) - len(kept),
         "num_tokens": sum(int(record["mask"].sum()) for record in records),
     }
-    if not report["num_tokens"]:
-        raise BadInput(
-            f"packing: no supervised token in {len(examples)} conversations "
-            f"({report['num_dropped']} dropped as longer than {seq_len + 1} tokens); "
-            "at least one assistant message must fit"
-        )
     return records, report
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from alignment import preference
 from alignment.preference import Pair
 from data.conversations import PairText
+from data.errors import BadInput
 from data.mixture.loader import Batch
 from data.quickstart import instruct
 from data.tokens import chat
@@ -47,9 +48,14 @@ def load(job: Job, policy: Params) -> Rows:
     sources, heldout, num_long = {}, {}, 0
     for name, (split, weight) in sets.items():
         rows, long = _to_rows(job, name, split["train"])
+        if not rows:
+            raise BadInput(
+                f"{name}: none of {len(split['train'])} pairs fits into reward.seq_len, which is "
+                f"{config.seq_len}"
+            )
         sources[name], num_long = (rows, weight), num_long + long
-        if split["heldout"]:
-            heldout[name.removeprefix(MADE)] = _to_rows(job, name, split["heldout"])[0]
+        if kept := _to_rows(job, f"{name}, held out", split["heldout"])[0]:
+            heldout[name.removeprefix(MADE)] = kept
     num_train = sum(len(rows) for rows, _ in sources.values())
     return Rows(sources, heldout, {"train_pairs": num_train, "too_long_pairs": num_long})
 
@@ -110,8 +116,9 @@ def _to_rows(job: Job, name: str, pairs: Sequence[Pair]) -> tuple[list[Batch], i
     """Arrays of pairs, and the number of those that are too long, which are left out."""
     seq_len = job.settings.reward.seq_len
     rows, num_long = preference.pair_rows(pairs, seq_len, job.tokenizer.pad_id)
-    tokens_B2L = np.stack([row["tokens"] for row in rows])
-    refuse_unknown_ids(tokens_B2L, job.model.vocab_size, [name])
+    if rows:
+        tokens_B2L = np.stack([row["tokens"] for row in rows])
+        refuse_unknown_ids(tokens_B2L, job.model.vocab_size, [name])
     if num_long:
         lost = own_sets.share(num_long, len(pairs))
         job.progress.note(f"{name}: {lost} pairs longer than reward.seq_len = {seq_len}, left out")

@@ -44,12 +44,18 @@ def read(job: Job) -> Prompts:
         )
         return [{**row, "index": row["index"] + first} for row in found]
 
-    sources = {name: (rows(name, found), sets.weights[name]) for name, found in sets.train.items()}
-    heldout = {
-        name.removeprefix(BUILT_IN): rows(f"{name}, held out", few)
-        for name, found in sets.heldout.items()
-        if (few := conversations.first(found, job.settings.eval.num_heldout))
-    }
+    sources, heldout = {}, {}
+    for name, found in sets.train.items():
+        sources[name] = rows(name, found), sets.weights[name]
+        if not sources[name][0]:
+            raise BadInput(
+                f"{name}: none of {len(found)} prompts fits into rollout.max_prompt_tokens, which "
+                f"is {job.section.rollout.max_prompt_tokens}"
+            )
+    for name, found in sets.heldout.items():
+        few = conversations.first(found, job.settings.eval.num_heldout)
+        if few and (kept := rows(f"{name}, held out", few)):
+            heldout[name.removeprefix(BUILT_IN)] = kept
     return Prompts(sources, heldout, examples)
 
 
@@ -108,7 +114,7 @@ def optimise(
             job.mesh,
             checkpointer,
             watch,
-            step_tokens=config.loop.batch_size * answers * config.rollout.max_new_tokens,
+            work=loop.Work(config.loop.batch_size * answers * config.rollout.max_new_tokens),
             learning_rate=schedule,
             evaluators=_evaluators(job, prompts, score, reference),
         )

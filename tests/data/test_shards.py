@@ -151,14 +151,13 @@ def test_first_fit_goes_back_to_a_row_with_room():
     assert [int(np.sum(r["segments"] > 0)) for r in records] == [9, 8]
 
 
-def test_nothing_supervised_is_bad_input():
+def test_what_is_not_supervised_counts_no_token():
     ids = np.array([BOS, 10, 11], np.int32)
-    with pytest.raises(BadInput, match="no supervised token in 1 conversations"):
-        pack_examples([(ids, np.zeros(3, np.uint8))], 8, PAD)
-    with pytest.raises(BadInput, match="1 dropped as longer than 3 tokens"):
-        pack_examples([example(np.random.default_rng(0), 4)], 2, PAD)
-    with pytest.raises(BadInput, match="0 conversations"):
-        pack_examples([], 8, PAD)
+    assert pack_examples([(ids, np.zeros(3, np.uint8))], 8, PAD)[1]["num_tokens"] == 0
+    long = example(np.random.default_rng(0), 4)
+    for given in ([long], []):
+        none = {"num_rows": 0, "num_examples": 0, "num_dropped": len(given), "num_tokens": 0}
+        assert pack_examples(given, 2, PAD) == ([], none)
 
 
 def test_supervised_first_token_is_refused():

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 
 from alignment.preference import Pair
+from data.conversations import OwnSet, PairText, Read
 from data.errors import BadInput
 from data.quickstart import instruct
-from launch import load, schema, settings
+from launch import load, own_sets, schema, settings
 from launch.job import Job
-from launch.stages import conversations, pairs
+from launch.stages import conversations, pairs, prompts, sft
 from launch.store.rundir import RunDir, write_json
 from model import sharding
 from model.config import MoEConfig, TransformerConfig
 from model.sharding import MeshConfig
 from tests import chat_oracle
+from tests.alignment.test_rollout import Letters
 from tests.tiny import replace, whole_config
 
 
@@ -66,16 +68,62 @@ def test_how_a_tokenizer_is_used_is_part_of_what_a_model_is_trained_with(tmp_pat
         load.refuse_other_tokenizer(run, "sft", saved)
 
 
-@pytest.mark.parametrize(
-    ("seq_len", "size", "words"),
-    [(3, 60, "reward.seq_len is 3: none of 2 pairs fits"), (8, 40, "token 59")],
-)
-def test_pairs_that_fit_no_row_or_no_model_are_refused(seq_len, size, words):
+def test_pairs_with_a_token_that_the_model_does_not_have_are_refused():
     pair = Pair((1, 2, 3), (4, 59), (5, 6), 1.0)
-    made = job(size)
-    made.section.seq_len, made.tokenizer = seq_len, SimpleNamespace(pad_id=0)
-    with pytest.raises(BadInput, match=words):
+    made = job(40)
+    made.section.seq_len, made.tokenizer = 8, SimpleNamespace(pad_id=0)
+    with pytest.raises(BadInput, match="token 59"):
         pairs._to_rows(made, "pairs", [pair, pair])
+
+
+def own_job(monkeypatch, train, heldout):
+    """Of a stage with rows of 40 tokens and one set of the user's own; notes are kept."""
+    made, notes = job(300, batch_size=1), []
+    made.tokenizer, made.refuse_changed_files = Letters(), lambda: None
+    made.progress = SimpleNamespace(note=notes.append)
+    section = made.section
+    section.seq_len, section.data, section.z_loss = 40, {"mine": OwnSet("x")}, 0.0
+    section.pairs = SimpleNamespace(num_prompts=0)
+    section.rollout = SimpleNamespace(max_prompt_tokens=40)
+    made.settings.eval, made.settings.mesh = SimpleNamespace(num_heldout=8), MeshConfig(data=1)
+    monkeypatch.setattr(own_sets, "read", lambda *_: {"mine": Read(train, heldout, [])})
+    sets = conversations.Sets({"mine": train}, {"mine": heldout}, {"mine": 1.0})
+    monkeypatch.setattr(conversations, "read", lambda _: sets)
+    return made, notes
+
+
+def demonstration(text):
+    messages = ({"role": "user", "content": text},)
+    return instruct.Example("0", "mine", messages, "yes", "exact", "yes")
+
+
+def asked(text):
+    return PairText(({"role": "user", "content": text},), "yes", "no")
+
+
+@pytest.mark.parametrize(
+    ("read", "make", "words"),
+    [
+        (lambda made: pairs.load(made, None), asked, "pairs fits into reward.seq_len, which is 40"),
+        (prompts.read, demonstration, "prompts fits into rollout.max_prompt_tokens, which is 40"),
+        (sft.run, demonstration, "conversations fits into sft.seq_len, which is 40"),
+    ],
+    ids=["pairs", "prompts", "conversations"],
+)
+def test_what_all_is_too_long_is_refused_to_train_on_and_noted_where_it_is_held_out(
+    monkeypatch, read, make, words
+):
+    short, long = [make("a")], [make("a" * 80)]
+    with pytest.raises(BadInput, match=f"^mine: no.* of 1 {words}"):
+        read(own_job(monkeypatch, long, short)[0])
+    made, notes = own_job(monkeypatch, short, long)
+    made.heldout = lambda _, heldout, __: heldout
+    made.start_params, found = lambda: None, []
+    monkeypatch.setattr(sft, "params_hash", lambda _: "")
+    made.train = lambda *_, evaluators, **__: found.append(evaluators) or SimpleNamespace(params={})
+    answer = read(made)
+    assert (found[0] if found else answer.heldout) == {}
+    assert [note for note in notes if "mine, held out:" in note and "1 (100.0%)" in note]
 
 
 def test_heldout_rows_go_through_the_model_as_many_at_once_as_in_training(monkeypatch):
