@@ -1,4 +1,4 @@
-"""Direct preference optimisation on the reward stage's pairs, against the fine-tuned model.
+"""Direct preference optimisation on preference pairs, against the model that it starts from.
 
     seedbed dpo --config=configs/quickstart.py
 
@@ -102,6 +102,10 @@ def dpo_loss(model_config: TransformerConfig, config: DPOConfig) -> LossFn:
     """DPO loss of a batch of `with_reference` rows {tokens_B2L, real_B2L, answer_B2L, ...}.
 
     The weight of a batch is its number of pairs. Formulas and sources: `losses.dpo`.
+
+    Args:
+      model_config: shape of the policy.
+      config: kind of loss, beta and smoothing.
 
     Named sums: 'accuracy' (implicit reward prefers the chosen one), 'margin', and
     'chosen_logprob', which may fall while the margin grows.

@@ -1,8 +1,8 @@
 """The stages of a run, a row each, in order. No jax here: the command line reads these rows.
 
-The body of a stage is `run(job)` in the module of its name beside this file. Every list of stages
-(verbs, their order, what each one waits for, the models to measure, chat with or export, the curves
-of the report) follows from the rows: a new stage is its mathematics, its module and its row.
+The body of a stage is `run(job)` in the module of its name beside this file. The verbs, their
+order, what each stage waits for, and the models to measure, chat with or export follow from the
+rows; docs/extending.md has what else a new stage takes.
 """
 
 import dataclasses
@@ -107,7 +107,7 @@ _MAKING = (
     Stage(
         "dpo",
         "preference pairs straight to a policy",
-        needs=("tokenizer", "reward"),
+        needs=("tokenizer",),
         starts=("sft",),
         reads=(*_POLICY, "dpo", "reward.seq_len", "reward.pairs", "reward.data", "instruct"),
         code=(*_ALIGN, "launch/stages/pairs.py", "launch/stages/dpo.py"),

@@ -409,3 +409,11 @@ def test_a_reward_function_beside_the_command_counts_by_its_file(tmp_path, monke
     assert before == rundir.hash_file(file)
     file.write_text("def score(example, answer):\n    return 2.0\n")
     assert found("own_rewards.short:score") != before
+
+
+def test_dpo_needs_no_reward_model():
+    """It reads the pairs of the section `reward`, and no result of that stage."""
+    config = quickstart.get_config()
+    config.stages = ("curate", "tokenizer", "pretrain", "sft", "dpo")
+    parsed = settings.parse(config)
+    assert parsed.reward.seq_len and STAGES["dpo"].upstream(parsed.stages) == ("tokenizer", "sft")
