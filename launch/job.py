@@ -165,7 +165,8 @@ class Job:
         Args:
           loss: see `step.LossFn`.
           params: where to start; they are donated, so that no second copy stays alive.
-          loader, step_tokens, evaluators: as in `loop.run`.
+          loader, evaluators: as in `loop.run`.
+          step_tokens: read by a step.
           seq_len: tokens a row, for the FLOPs of attention.
           model: shape of the model, if it is not the run's language model.
         """
@@ -179,6 +180,7 @@ class Job:
                 state = state._replace(opt_state=load.load_moments(self.start, state.opt_state))
             step_flops = step_tokens * flop.train_flops(model, seq_len)
             peak_flops, source = flop.peak_flops(model.dtype, model.quantized)
+            work = loop.Work(step_tokens, step_flops, peak_flops, source == "measured")
             return loop.run(
                 config,
                 state,
@@ -187,9 +189,7 @@ class Job:
                 self.mesh,
                 checkpointer,
                 watch,
-                step_tokens=step_tokens,
-                ideal_step_secs=step_flops / peak_flops,
-                is_peak_measured=source == "measured",
+                work=work,
                 learning_rate=make_schedule(optimizer, config.num_steps),
                 evaluators=evaluators,
             )

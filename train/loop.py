@@ -1,12 +1,13 @@
 """The loop around a step: feed, log one step late, checkpoint, evaluate, stop on SIGTERM."""
 
 import dataclasses
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,15 @@ class PreemptedError(Exception):
     """SIGTERM came; everything is saved; the same command resumes from here."""
 
 
+class Work(NamedTuple):
+    """What one step does, for the metrics."""
+
+    tokens: int  # read by it: rows times their length, padding included
+    flops: float | None = None  # of the model; None if no one model is trained
+    peak_flops: float = math.inf  # of all devices together, a second
+    is_peak_measured: bool = False  # then a step that is faster raises it
+
+
 @dataclasses.dataclass
 class Watch:
     """What the loop reports to: one metrics line at a time, plain progress lines."""
@@ -66,9 +76,7 @@ def run(
     checkpointer: "Checkpointer",
     watch: Watch,
     *,
-    step_tokens: int,
-    ideal_step_secs: float | None = None,
-    is_peak_measured: bool = False,
+    work: Work,
     learning_rate: Callable[[int], Any] | None = None,
     evaluators: Mapping[str, Callable[[Any], dict]],
 ) -> TrainState:
@@ -83,7 +91,7 @@ def run(
       loader: iterable of dicts of numpy arrays, with get_state() and set_state().
       mesh: where batches go; the caller has set it (`jax.set_mesh`).
       checkpointer, watch: where states go; where metrics and progress go.
-      step_tokens, ideal_step_secs, is_peak_measured: tokens a step reads; see `Meter`.
+      work: what a step does, for the metrics.
       learning_rate: of the update that follows a number of steps, for the metrics.
       evaluators: {name: fn(params) -> {name: number}}, called every `eval_every` steps and last.
 
@@ -93,7 +101,7 @@ def run(
     """
     state, first = _resume(state, loader, checkpointer)
     watch.truncate(first)
-    meter = Meter(config, watch, step_tokens, ideal_step_secs, is_peak_measured, learning_rate)
+    meter = Meter(config, watch, work, learning_rate)
     batches, growths = iter(loader), []  # growths since the last save
     with listen_for_sigterm() as should_stop:
         for step in range(first, config.num_steps):
@@ -122,27 +130,24 @@ def run(
 class Meter:
     """Reads the metrics of a step after the next one is dispatched, and turns them into lines.
 
-    A line's `tokens` are those of all steps so far: rows times their length, padding included.
+    A line's `tokens` and `flops` are those of all steps so far.
     A line's speed is over its `train_secs`: from the end of the step of the line before to the end
     of its own, on the device, without what was spent in `paused`. The intervals touch and do not
     overlap. The first line of a process has none, since its time is that of compiling.
 
-    Its mfu is over `ideal_step_secs`, of a step at the devices' peak (None if no one model is
-    trained). If the peak was measured, a faster step raises it: other programs ran meanwhile.
+    Its mfu is of the devices' peak. If that was measured, a faster step raises it: other programs
+    ran meanwhile.
     """
 
     def __init__(
         self,
         config: LoopConfig,
         watch: Watch,
-        step_tokens: int,
-        ideal_step_secs: float | None,
-        is_peak_measured: bool,
+        work: Work,
         learning_rate: Callable[[int], Any] | None,
     ):
         self._config, self._watch, self._learning_rate = config, watch, learning_rate
-        self._step_tokens, self._ideal_step_secs = step_tokens, ideal_step_secs
-        self._is_peak_measured = is_peak_measured
+        self._work, self._peak_flops = work, work.peak_flops
         self._paused_secs = 0.0
         self._newest: dict = {}
         self._pending: tuple[int, dict] | None = None
@@ -193,17 +198,20 @@ class Meter:
             ended_secs, self._ended_secs = self._ended_secs, None
         elif ended_secs is None:
             ended_secs = self._clock_secs()
-        line = {"step": step, **_numbers(metrics), "tokens": step * self._step_tokens}
+        line = {"step": step, **_numbers(metrics), "tokens": step * self._work.tokens}
+        if self._work.flops:
+            line["flops"] = step * self._work.flops
         refuse_infinite(step, line)
         if self._learning_rate:
             line["lr"] = float(self._learning_rate(step - 1))
         if self._last is not None:
             steps, secs = step - self._last[0], ended_secs - self._last[1]
-            line |= {"train_secs": secs, "tokens_per_sec": steps * self._step_tokens / secs}
-            if self._ideal_step_secs:
-                if self._is_peak_measured:
-                    self._ideal_step_secs = min(self._ideal_step_secs, secs / steps)
-                line["mfu"] = steps * self._ideal_step_secs / secs
+            line |= {"train_secs": secs, "tokens_per_sec": steps * self._work.tokens / secs}
+            if self._work.flops:
+                flops_per_sec = steps * self._work.flops / secs
+                if self._work.is_peak_measured:
+                    self._peak_flops = max(self._peak_flops, flops_per_sec)
+                line["mfu"] = flops_per_sec / self._peak_flops
         self._last = (step, ended_secs)
         self._watch.write(line)
         self._watch.log(describe(line, self._config.num_steps))

@@ -18,6 +18,7 @@ METRICS = {
     "param_growth": ("ratio", "norm of the trained weights after the update over before it"),
     "lr": ("", "learning rate of the update just made; of ppo and grpo of the last one"),
     "tokens": ("tokens", "read since step 1 (ppo, grpo: longest answers)"),
+    "flops": ("FLOPs", "of the model, since step 1, forward and backward; not of ppo and grpo"),
     "train_secs": (
         "seconds",
         "since the step of the line before, on the device, without evaluation and saving",
@@ -72,5 +73,6 @@ RESULTS = {
     ),
     "preference.MODEL.kl_nats": ("nats an answer", "from the model it started from"),
     "reward_model.accuracy": ("share", "held-out pairs ordered as their labels do"),
+    "reward_model.by_set.SET.mean": ("share", "the same of one set; `pairs` are those made here"),
     "tasks.TASK.MODEL": ("share", "mean of a benchmark's metric; stderr, count, version and shots"),
 }

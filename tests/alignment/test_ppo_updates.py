@@ -122,7 +122,7 @@ def test_a_critic_that_blows_up_stops_and_is_not_saved(short, tmp_path):
                 mesh,
                 checkpointer,
                 loop.Watch(lines.append, lines.append, lambda _: None),
-                step_tokens=80,
+                work=loop.Work(80),
                 evaluators={},
             )
     finally:

@@ -51,6 +51,7 @@ OPTIMIZER = OptimizerConfig(
     eps=1e-8,
     clip_norm=1.0,
 )
+WORK = loop.Work(32)
 CONFIG = LoopConfig(
     num_steps=10,
     batch_size=4,
@@ -122,7 +123,7 @@ class Trial:
     def truncate(self, step):
         self.lines[:] = [line for line in self.lines if line["step"] <= step]
 
-    def run(self, config=CONFIG, *, evaluators=None, step=None, ideal_step_secs=None, rate=None):
+    def run(self, config=CONFIG, *, evaluators=None, step=None, work=WORK, rate=None):
         rows = np.random.default_rng(1).integers(1, 32, (ROWS, 9))
         records = [{"tokens": row.astype(np.int32)} for row in rows]
         loader = Loader({"a": (records[:30], 2.0), "b": (records[30:], 1.0)}, 4, 3, lay_out)
@@ -136,8 +137,7 @@ class Trial:
                 self.mesh,
                 checkpointer,
                 self.watch,
-                step_tokens=32,
-                ideal_step_secs=ideal_step_secs,
+                work=work,
                 learning_rate=rate,
                 evaluators=evaluators or {},
             )
