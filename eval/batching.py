@@ -35,6 +35,7 @@ def generate(
     end_id: int,
     pad_id: int,
     log: Callable[[str], None],
+    top_p: float = 1.0,
 ) -> list[tuple[int, ...]]:
     """Continues every prompt.
 
@@ -52,6 +53,7 @@ def generate(
       end_id: a continuation stops after this token.
       pad_id: fills up rows; any token will do.
       log: takes lines of progress.
+      top_p: as of `model.sampling.draw`.
 
     Returns:
       Token ids, the end token included if it came, in the order of the prompts.
@@ -68,13 +70,14 @@ def generate(
             jax.random.fold_in(jax.random.key(seed), number),
             max_new_tokens=max_new_tokens,
             temperature=temperature,
+            top_p=top_p,
             end_id=end_id,
             pad_id=pad_id,
         )
         rows = zip(np.asarray(generation.tokens_BR), np.asarray(generation.mask_BR), strict=True)
         for index, (tokens_R, mask_R) in zip(chosen, rows, strict=False):
             found[index] = tuple(tokens_R[mask_R == 1].tolist())
-        if _is_told(number, batches):
+        if _is_logged(number, batches):
             log(f"{len(found)} of {len(prompts)} answers")
     return [found[index] for index in range(len(prompts))]
 
@@ -114,7 +117,7 @@ def logprobs(
         sums_BC = _sum_logprobs(config, params, tokens_BL, mask_BL, targets_BCT, weights_BCT)
         for index, sums_C in zip(chosen, np.asarray(sums_BC, np.float64), strict=False):
             found[asked[index]] = sums_C[: len(asked[index])]
-        if _is_told(number, batches):
+        if _is_logged(number, batches):
             log(f"scored {sum(len(row) for _, row in batches[: number + 1])} of {len(inputs)} rows")
     return found.tolist()
 
@@ -142,7 +145,7 @@ def _targets(
     return targets_BCT, weights_BCT
 
 
-def _is_told(number: int, batches: Sequence) -> bool:
+def _is_logged(number: int, batches: Sequence) -> bool:
     return number % LOG_EVERY_BATCHES == LOG_EVERY_BATCHES - 1 or number == len(batches) - 1
 
 

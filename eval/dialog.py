@@ -35,6 +35,7 @@ def respond(
     batch_size: int,
     log: Callable[[str], None],
     max_tokens: int | None = None,
+    top_p: float = 1.0,
 ) -> list[Response]:
     """Answers every conversation.
 
@@ -52,6 +53,7 @@ def respond(
       batch_size: conversations generated together.
       log: takes lines of progress.
       max_tokens: bound on prompt and answer together; None for that of the model's positions.
+      top_p: as of `model.sampling.draw`.
 
     Returns:
       Responses in the order of the conversations.
@@ -74,6 +76,7 @@ def respond(
         end_id=end_id,
         pad_id=tokenizer.pad_id,
         log=log,
+        top_p=top_p,
     )
     return [Response(chat.read_answer(tokenizer, ids), ids, ids[-1] == end_id) for ids in answers]
 

@@ -20,7 +20,7 @@ from absl import flags
 
 from data.engine import WorkerDied
 from data.errors import BadInput, printable
-from launch.flags import CURATE_MODES, VERBS, Parsed, parse, usage
+from launch.flags import CURATE_MODES, SAMPLING, VERBS, Parsed, parse, usage
 from launch.stages.stage import TRAINED
 
 # Those that compute for more than seconds.
@@ -89,7 +89,7 @@ def run_command(arguments: list[str]) -> int:
         return _refuse(str(error))
     except KeyboardInterrupt:
         print(
-            "seedbed: interrupted; the same command goes on from the newest checkpoint",
+            "seedbed: interrupted; the same command resumes from the newest checkpoint",
             file=sys.stderr,
         )
         return INTERRUPTED
@@ -313,8 +313,9 @@ def _chat(given: flags.FlagValues) -> dict:
     RunDir(Path(given.run)).read_config()  # refused before anything slow is imported
     from launch.verbs.chat import run_chat
 
+    sampling = {name.replace("-", "_"): given[name].value for name in SAMPLING}
     answered = run_chat(
-        RunDir(Path(given.run)), given.stage, given.prompt, given.tokens, given.json
+        RunDir(Path(given.run)), given.stage, given.prompt, given.tokens, sampling, given.json
     )
     return {"verb": "chat", "run": given.run, **answered}
 

@@ -24,6 +24,7 @@ VERBS = {
     "bench": "speed of the config's step and decoder on this machine",
     "config": "every key of the config with its value, where that is from, and its meaning",
 }
+SAMPLING = ("temperature", "top-p", "seed")  # of chat
 # What the other verbs have: --config --run --fresh --json.
 FLAGS = {
     **dict.fromkeys(
@@ -34,7 +35,7 @@ FLAGS = {
         *("config", "run", "out", "store", "fresh", "runner", "workers", "ray-address", "json"),
         *("fit-quality", "fit-toxicity", "explain"),
     ),
-    "chat": ("run", "stage", "prompt", "tokens", "json"),
+    "chat": ("run", "stage", "prompt", "tokens", *SAMPLING, "json"),
     "import": ("hf", "gguf", "out", "json"),
     "export": ("run", "stage", "hf", "json"),
     "report": ("run", "json"),
@@ -68,6 +69,9 @@ FLAG_LINES = {
     ),
     "prompt": ("--prompt=TEXT", "chat: answer this and end"),
     "tokens": ("--tokens=N", "chat: longest answer; the run's own limit unless given"),
+    "temperature": ("--temperature=T", "chat: sample at this temperature; 0, greedy, unless given"),
+    "top-p": ("--top-p=P", "chat: sample from the fewest tokens of probability P; 1 unless given"),
+    "seed": ("--seed=N", "chat: of sampling; 0 unless given"),
     "hf": (
         "--hf=DIR",
         "import: config.json, safetensors, tokenizer; export: where they go",
@@ -83,7 +87,7 @@ FLAG_LINES = {
         "--ray-address=ADDRESS",
         "of a Ray cluster; without it Ray is started on this machine",
     ),
-    "explain": ("--explain=ID", "curate: the story of one document of a finished curation"),
+    "explain": ("--explain=ID", "curate: the history of one document of a finished curation"),
     "fit-quality": (
         "--fit-quality",
         "curate: fit the quality model from data.gates.quality.good and bad",
@@ -153,6 +157,9 @@ def parse(verb: str, arguments: list[str]) -> Parsed:
     for name in (*("run", "stage", "prompt", "hf", "gguf", "out", "store"), *DATA_FLAGS):
         flags.DEFINE_string(name, "", name, flag_values=given)
     flags.DEFINE_integer("tokens", None, "tokens", lower_bound=1, flag_values=given)
+    flags.DEFINE_float("temperature", 0.0, "temperature", lower_bound=0.0, flag_values=given)
+    flags.DEFINE_float("top-p", 1.0, "top-p", lower_bound=0.0, upper_bound=1.0, flag_values=given)
+    flags.DEFINE_integer("seed", 0, "seed", lower_bound=0, flag_values=given)
     flags.DEFINE_integer("workers", 0, "workers", lower_bound=0, flag_values=given)
     for name in ("json", "fresh", "fit-quality", "fit-toxicity"):
         flags.DEFINE_bool(name, False, name, flag_values=given)
@@ -195,8 +202,9 @@ def _name_value(values: flags.FlagValues, error: flags.IllegalFlagValueError) ->
     kind = MUST_BE.get(flag.flag_type()) if flag is not None else None
     if kind is None:
         return f"flags: {error}"
-    lowest = getattr(flag.parser, "lower_bound", None)
-    bound = "" if lowest is None else f", {lowest} or more"
+    lowest, highest = (getattr(flag.parser, f"{end}_bound", None) for end in ("lower", "upper"))
+    bound = "" if lowest is None else f", {lowest:g} or more"
+    bound += "" if highest is None else f" and {highest:g} or less"
     return f"{found[1].removesuffix(f': {error.__context__}')}: must be {kind}{bound}"
 
 

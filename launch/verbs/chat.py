@@ -6,7 +6,7 @@ seedbed chat --run=runs/quickstart
 import functools
 import io
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -22,7 +22,14 @@ from model.sharding import MeshConfig, make_mesh
 NEW_TOKENS = 64
 
 
-def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int | None, as_json: bool) -> dict:
+def run_chat(
+    run: RunDir,
+    stage: str,
+    prompt: str,
+    num_tokens: int | None,
+    sampling: Mapping[str, float],
+    as_json: bool,
+) -> dict:
     """Answers one prompt, or lines of standard input until it ends.
 
     Args:
@@ -32,6 +39,7 @@ def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int | None, as_js
       prompt: one question; '' reads standard input, each line a turn of one conversation (of a
         base model: a text of its own).
       num_tokens: longest answer; None for the run's own limit.
+      sampling: temperature (0 is greedy), top_p and seed.
       as_json: print nothing but the returned object.
 
     Returns:
@@ -58,13 +66,14 @@ def run_chat(run: RunDir, stage: str, prompt: str, num_tokens: int | None, as_js
                 f"--tokens={num_tokens}: must be below sft.seq_len = {seq_len}, which prompt and "
                 "answer share"
             )
-        reply = _Conversation(config, params, tokenizer, num_tokens, seq_len)
+        reply = _Conversation(config, params, tokenizer, num_tokens, seq_len, sampling)
     elif stage == "import" and tokenizer.chat_template is not None:
         if tokenizer.pad_id is None:  # it fills what no row sees
             tokenizer.pad_id = 0
-        reply = _Conversation(config, params, tokenizer, num_tokens, config.max_tokens())
+        limit = config.max_tokens()
+        reply = _Conversation(config, params, tokenizer, num_tokens, limit, sampling)
     else:
-        reply = functools.partial(_continue, config, params, tokenizer, num_tokens)
+        reply = functools.partial(_continue, config, params, tokenizer, num_tokens, sampling)
     with jax.set_mesh(mesh):
         if prompt:
             turns = [{"prompt": prompt, "answer": reply(prompt)}]
@@ -97,7 +106,7 @@ def _answer_lines(
 class _Conversation:
     """Turns of one conversation; what no longer fits is forgotten, oldest turn first."""
 
-    def __init__(self, config, params, tokenizer, num_tokens: int, seq_len: int):
+    def __init__(self, config, params, tokenizer, num_tokens: int, seq_len: int, sampling):
         self._tokenizer, self._limit, self._messages = tokenizer, seq_len - num_tokens, []
         self._respond = functools.partial(
             dialog.respond,
@@ -106,10 +115,9 @@ class _Conversation:
             tokenizer,
             max_tokens=seq_len,
             max_new_tokens=num_tokens,
-            temperature=0.0,
-            seed=0,
             batch_size=1,
             log=lambda _: None,
+            **sampling,
         )
 
     def __call__(self, question: str) -> str:
@@ -124,8 +132,8 @@ class _Conversation:
         return answer
 
 
-def _continue(config, params, tokenizer, num_tokens: int, text: str) -> str:
-    """What most likely follows a text, greedily, until the model ends it."""
+def _continue(config, params, tokenizer, num_tokens: int, sampling, text: str) -> str:
+    """What follows a text, until the model ends it."""
     start = [i for i in [tokenizer.bos_id] if i is not None]
     ids = start + tokenizer.encode(text)
     try:
@@ -137,12 +145,11 @@ def _continue(config, params, tokenizer, num_tokens: int, text: str) -> str:
         params,
         [ids],
         max_new_tokens=num_tokens,
-        temperature=0.0,
-        seed=0,
         batch_size=1,
         end_id=-1 if tokenizer.eos_id is None else tokenizer.eos_id,
         pad_id=0,
         log=lambda _: None,
+        **sampling,
     )
     return tokenizer.decode(answer)
 
