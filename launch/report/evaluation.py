@@ -14,7 +14,7 @@ LABELS = {START: "Start"} | {name: STAGES[name].model for name in MODELS}
 SYSTEMS = {"ngram": "byte n-gram", "xz": "xz", "gzip": "gzip"}
 LENGTH = "response_tokens"
 DOCS = "docs"  # all FACT_KINDS together
-# What a stage's answers are judged by: key of eval/results.json, title, is more of it better.
+# The rates of a stage's answers: key of eval/results.json, title, is more of it better.
 RATES = (
     ("verifiable", "Exact match, verifiable tasks", True),
     (DOCS, "Documentation questions", True),

@@ -240,8 +240,10 @@ def _summary(num_params: int | None, trained: Sequence[Mapping], results: Mappin
     for stage, bits in list(results.get("text_by_stage", {}).items())[:1]:
         add(f"bits per byte of held-out text, {models[stage]}", f"{bits:.3f}")
     if found := results.get("reward_model"):
-        value = forms.percent(found["accuracy"]) + forms.interval(found["stderr"])
-        add(f"reward model: accuracy on {found['count']:,} held-out pairs", value)
+        for name, part in found["by_set"].items():
+            value = forms.percent(part["mean"]) + forms.interval(part["stderr"])
+            title = f"reward model: accuracy on {part['count']:,} held-out pairs"
+            add(title if len(found["by_set"]) == 1 else f"{title} of {name}", value)
     for name, by_model in results.get("tasks", {}).items():
         for model in list(by_model)[-1:]:
             found = by_model[model]

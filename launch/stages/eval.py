@@ -51,6 +51,7 @@ def run(job: Job) -> dict:
             "accuracy": accuracy["mean"],
             "stderr": accuracy["stderr"],
             "count": accuracy["count"],
+            "by_set": job.run.read_done("reward")["summary"]["heldout_accuracy_by_set"],
         }
     write_json(job.run.stage("eval") / "results.json", results)
     return headline(results)

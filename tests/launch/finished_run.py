@@ -6,6 +6,7 @@ import random
 
 from tests.launch.test_funnel import write_curation
 
+PAIRS = {"mean": 0.81, "stderr": 0.02, "count": 400}
 STAGES = ("curate", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "eval")
 
 
@@ -109,7 +110,7 @@ def results():
             "dpo": {"win_rate": 0.604, "kl_nats": 3.1, **win},
             "ppo": {"win_rate": 0.652, "kl_nats": 8.46, **win},
         },
-        "reward_model": {"accuracy": 0.81, "stderr": 0.02, "count": 400},
+        "reward_model": {"accuracy": 0.81, "by_set": {"pairs": PAIRS}},
         "samples": [
             {
                 "kind": "unknown",
