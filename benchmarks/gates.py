@@ -203,9 +203,9 @@ def measure_toxicity(root: Path, gates: chain.GateConfig) -> dict:
             tweets = [one for one in tweets if place(one[0]) >= TRAINING_SHARE]
         gate = toxicity.Toxicity(config)
 
-    def ask(texts: Sequence[str]) -> toxicity.Judgement:
+    def ask(texts: Sequence[str]) -> toxicity.Findings:
         view = view_of([repair.repair(text) for text in texts])
-        return gate.judge(view.data, view.offsets, view.words, ["en"] * len(texts))
+        return gate.find(view.data, view.offsets, view.words, ["en"] * len(texts))
 
     found = ask([row["test_case"] for row in cases])
     hateful = np.array([row["label_gold"] == "hateful" for row in cases])

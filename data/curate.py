@@ -1,6 +1,6 @@
 """Curation: sources to documents that are clean, different from each other, and split for training.
 
-judge (read, gates, keys) -> duplicates by URL, exact, near -> repeated paragraphs -> write. Each
+filter (read, gates, keys) -> duplicates by URL, exact, near -> repeated paragraphs -> write. Each
 step is a list of tasks for data.engine, and leaves files that the next one reads; texts stay on
 disk. Every document that is read is in documents/ or, with the reason, in dropped/; funnel.json
 counts them at every step.
@@ -25,7 +25,7 @@ from data import dedup, funnel, ranges, sources, storage
 from data.engine import Engine, Task, key_of
 from data.gates import chain, contamination
 from data.heldout import find_thresholds
-from data.tasks import FACTS, Part, judge, pass_over, write
+from data.tasks import FACTS, Part, filter_part, pass_over, write
 from data.tokens.shards import link
 
 MIN_DOCUMENT_BYTES = 1024
@@ -70,7 +70,7 @@ class CurateConfig:
             raise ValueError(f"max_document_bytes: {self.max_document_bytes} {allowed}")
 
 
-class Fates(NamedTuple):
+class Outcomes(NamedTuple):
     """What deduplication decides over all documents.
 
     Attributes:
@@ -139,9 +139,11 @@ def curate(
         log(f"skipped {count} broken records, the first {funnel.name(broken[0])}")
     is_named = not isinstance(config.sources, str)
     funnel.refuse_unread(is_named, found, parts, log)
-    fates = _deduplicate(config.dedup, parts, cache, engine, log)
-    written = _write(config, parts, fates, cache, engine, log)
-    counted = funnel.count(found, parts, [summary for _, summary in written], fates.largest_cluster)
+    outcomes = _deduplicate(config.dedup, parts, cache, engine, log)
+    written = _write(config, parts, outcomes, cache, engine, log)
+    counted = funnel.count(
+        found, parts, [summary for _, summary in written], outcomes.largest_cluster
+    )
     _publish(out, [folder for folder, _ in written], counted)
     funnel.refuse_lost(is_named, counted, out, log)
     total = sum(counts["documents"] for counts in counted["kept"].values())
@@ -175,7 +177,7 @@ def _judge(
 ) -> list[Part]:
     make = partial(_judge_task, config, found.sources, chain.fingerprint(config.gates), index)
     tasks = [make(units) for units in _groups(found.units)]
-    done = engine.run(cache / "judged", tasks, lambda line: log(f"reading: {line}"))
+    done = engine.run(cache / "filtered", tasks, lambda line: log(f"reading: {line}"))
     starts = np.cumsum([0, *(summary["documents"] for _, summary in done)]).tolist()
     return [
         Part(summary["domain"], folder, summary, start)
@@ -205,7 +207,7 @@ def _judge_task(
     }
     names = sorted({name for unit in units for name in sources.modules(unit.kind, source)})
     size = config.max_document_bytes
-    key = key_of(judge, content, plain, size, models, index[1], modules=names)
+    key = key_of(filter_part, content, plain, size, models, index[1], modules=names)
     label = f"{units[0].domain}: {units[0].file.name}"
 
     def halve() -> list[Task]:
@@ -216,7 +218,7 @@ def _judge_task(
         parts = (units[:middle], units[middle:])
         return [_judge_task(config, found, models, index, part) for part in parts]
 
-    return Task(judge, key, arguments, label, halve)
+    return Task(filter_part, key, arguments, label, halve)
 
 
 def _groups(units: list[sources.Unit]) -> Iterable[list[sources.Unit]]:
@@ -241,7 +243,7 @@ def _deduplicate(
     cache: Path,
     engine: Engine,
     log: Callable[[str], None],
-) -> Fates:
+) -> Outcomes:
     facts = [np.load(part.folder / "facts.npy", mmap_mode="r") for part in parts]
     alive = np.concatenate([part["alive"] for part in facts])
     find = partial(_over_ranges, parts, cache, engine)
@@ -263,7 +265,7 @@ def _deduplicate(
     if len(repeats):
         log(f"{len(gone)} repeated paragraphs taken out, {len(docs)} documents dropped for it")
     dropped[dedup.PARAGRAPHS] = (docs, np.full(len(docs), -1))
-    return Fates(alive, dropped, gone, largest)
+    return Outcomes(alive, dropped, gone, largest)
 
 
 def _over_ranges(
@@ -312,30 +314,30 @@ def _facts_of(
 def _write(
     config: CurateConfig,
     parts: list[Part],
-    fates: Fates,
+    outcomes: Outcomes,
     cache: Path,
     engine: Engine,
     log: Callable[[str], None],
 ) -> list[tuple[Path, dict]]:
-    fates_path, repeats_path = cache / "fates.parquet", cache / "repeats.npy"
-    table = _fates_table(parts, fates)
-    pq.write_table(table, fates_path)
-    np.save(repeats_path, fates.repeats)
-    heldout = find_thresholds(config.heldout_fraction, parts, fates.alive)
+    outcomes_path, repeats_path = cache / "outcomes.parquet", cache / "repeats.npy"
+    table = _outcomes_table(parts, outcomes)
+    pq.write_table(table, outcomes_path)
+    np.save(repeats_path, outcomes.repeats)
+    heldout = find_thresholds(config.heldout_fraction, parts, outcomes.alive)
     tasks = []
     docs = table.column("doc").to_numpy()
     for part in parts:
         ends = [part.start, part.start + part.summary["documents"]]
         low, high = np.searchsorted(docs, ends)
-        first, last = np.searchsorted(fates.repeats[:, 0], ends)
+        first, last = np.searchsorted(outcomes.repeats[:, 0], ends)
         own = table.slice(low, high - low).to_pydict()
         own["doc"] = [doc - part.start for doc in own["doc"]]
-        gone = fates.repeats[first:last] - [part.start, 0, 0]
+        gone = outcomes.repeats[first:last] - [part.start, 0, 0]
         key = key_of(write, part.folder.name, own, gone.tolist(), heldout[part.domain])
         arguments = {
-            "judged": str(part.folder),
+            "filtered": str(part.folder),
             "start": part.start,
-            "fates": str(fates_path),
+            "outcomes": str(outcomes_path),
             "repeats": str(repeats_path),
             "heldout": heldout[part.domain],
         }
@@ -343,10 +345,10 @@ def _write(
     return engine.run(cache / "written", tasks, lambda line: log(f"writing: {line}"))
 
 
-def _fates_table(parts: list[Part], fates: Fates) -> pa.Table:
+def _outcomes_table(parts: list[Part], outcomes: Outcomes) -> pa.Table:
     """(doc, why, kept): the id of the one that stays, by documents dropped, ascending."""
     docs, whys, kept = [np.empty(0, np.int64)], [], [np.empty(0, np.int64)]
-    for way, (gone, staying) in fates.dropped.items():
+    for way, (gone, staying) in outcomes.dropped.items():
         docs.append(gone)
         kept.append(staying)
         whys += [way] * len(gone)
@@ -369,7 +371,7 @@ def _ids(docs: np.ndarray, parts: list[Part]) -> dict[int, str]:
     edges = np.searchsorted(docs, [*(part.start for part in parts), np.iinfo(np.int64).max])
     for part, low, high in zip(parts, edges, edges[1:], strict=False):
         if low < high:
-            table = pq.read_table(part.folder / "judged.parquet", columns=["id"])
+            table = pq.read_table(part.folder / "filtered.parquet", columns=["id"])
             found = table.column("id").take(pa.array(docs[low:high] - part.start)).to_pylist()
             ids |= dict(zip(docs[low:high].tolist(), found, strict=True))
     return ids

@@ -1,4 +1,4 @@
-"""Reading what curation wrote: its documents, a sample or a few of them, and the story of one."""
+"""Reading what curation wrote: its documents, a sample or a few of them, and the history of one."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -183,14 +183,14 @@ def _shares(sizes: dict[str, int], num_bytes: int) -> dict[str, float]:
 
 
 def explain(folder: Path, key: str) -> dict:
-    """Tells the story of one document.
+    """The history of one document.
 
     Args:
         folder: a finished curation.
         key: the document's id.
 
     Returns:
-        {fate: kept or dropped, and the columns of its row}; of a duplicate also `stays`, the
+        {outcome: kept or dropped, and the columns of its row}; of a duplicate also `stays`, the
         row of the one that stays for it.
 
     Raises:
@@ -211,14 +211,14 @@ def explain(folder: Path, key: str) -> dict:
 
 
 def _find(folder: Path, key: str) -> dict | None:
-    for table, fate in (("documents", "kept"), ("dropped", "dropped")):
+    for table, outcome in (("documents", "kept"), ("dropped", "dropped")):
         for path in sorted((folder / table).glob("*.parquet")):
             try:
                 rows = pq.read_table(path, filters=[("id", "==", key)]).to_pylist()
             except (OSError, pa.ArrowException) as error:
                 raise _damaged(path) from error
             if rows:
-                return {"fate": fate, **rows[0]}
+                return {"outcome": outcome, **rows[0]}
     return None
 
 

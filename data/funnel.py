@@ -20,7 +20,7 @@ def count(
 
     Args:
         found: the sources.
-        parts: what data.tasks.judge left.
+        parts: what data.tasks.filter_part left.
         written: summaries of data.tasks.write, in the same order.
         largest_cluster: documents in the biggest cluster of near-duplicates.
 
@@ -123,7 +123,7 @@ def refuse_unread(
     Args:
         is_named: whether the configuration names the domains, rather than one path.
         found: the sources.
-        parts: what data.tasks.judge left.
+        parts: what data.tasks.filter_part left.
         log: takes a line on each other such domain.
 
     Raises:

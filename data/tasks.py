@@ -1,4 +1,4 @@
-"""What one task does to one part of the corpus: read and judge it; write what is left of it."""
+"""What one task does to one part of the corpus: read and filter it; write what is left of it."""
 
 import datetime
 import json
@@ -17,7 +17,7 @@ from data.document import SCHEMA, place
 from data.gates import chain, urls
 from data.words import split_words
 
-# Read, judged and written at once.
+# Read, filtered and written at once.
 BATCH_BYTES = 4 << 20
 BATCH_DOCUMENTS = 4096
 # Dropped documents of each gate, and kept ones, that a task puts forward for the report.
@@ -29,7 +29,7 @@ PERMUTATIONS = 1  # seed of MinHash
 
 FATES = [("why", pa.string()), ("reason", pa.string()), ("detail", pa.string())]
 SCORES = [(name, pa.float32()) for name in ("language_score", "quality", "toxicity")]
-JUDGED = pa.schema([*SCHEMA, *FATES, *SCORES, ("edits", pa.string()), ("bytes_read", pa.int64())])
+FILTERED = pa.schema([*SCHEMA, *FATES, *SCORES, ("edits", pa.string()), ("bytes_read", pa.int64())])
 KEPT_COLUMNS = [*SCHEMA.names, *(name for name, _ in SCORES), "edits", "split"]
 DROPPED_COLUMNS = [*SCHEMA.names, *(name for name, _ in (*FATES, *SCORES)), "edits", "duplicate_of"]
 # What a cluster's choice and the split go by: one a document. `group` and `own` place the hash of
@@ -47,7 +47,7 @@ FACTS = np.dtype(
 
 
 class Part(NamedTuple):
-    """What `judge` left of a part: domain, folder, summary, number of its first document."""
+    """What `filter_part` left of a part: domain, folder, summary, number of its first document."""
 
     domain: str
     folder: Path
@@ -55,7 +55,7 @@ class Part(NamedTuple):
     start: int
 
 
-def judge(
+def filter_part(
     out: Path,
     units: list[sources.Unit],
     source: sources.SourceConfig,
@@ -67,8 +67,8 @@ def judge(
     """Reads files of one domain, sends their documents through its gates, and leaves keys.
 
     Args:
-        out: gets judged.parquet (every document, its fate so far), facts.npy, and a .npy of keys
-            for each way of deduplication.
+        out: gets filtered.parquet (every document, its outcome so far), facts.npy, and a
+            .npy of keys for each way of deduplication.
         units: the files.
         source: their source.
         config, dedup_config, max_document_bytes: as of data.curate.CurateConfig.
@@ -87,7 +87,7 @@ def judge(
     broken: list[dict] = []
     facts, keys = [], {way: [] for way in (*dedup.WAYS, dedup.PARAGRAPHS)}
     num_documents = 0
-    with pq.ParquetWriter(out / "judged.parquet", JUDGED, compression="zstd") as writer:
+    with pq.ParquetWriter(out / "filtered.parquet", FILTERED, compression="zstd") as writer:
         for rows in _batches(units, source, max_document_bytes, broken):
             batch = gates.decide(rows)
             writer.write_table(_judged_table(batch))
@@ -113,9 +113,9 @@ def pass_over(out: Path, domain: str, path: str) -> dict:
     """Stands for a file that kills the process which reads it: no document, and one that is broken.
 
     Returns:
-        As `judge` does.
+        As `filter_part` does.
     """
-    pq.write_table(JUDGED.empty_table(), out / "judged.parquet")
+    pq.write_table(FILTERED.empty_table(), out / "filtered.parquet")
     np.save(out / "facts.npy", np.empty(0, FACTS))
     ways = (*dedup.WAYS, dedup.PARAGRAPHS)
     for way in ways:
@@ -159,8 +159,8 @@ def _judged_table(batch: chain.Batch) -> pa.Table:
     columns["bytes_read"] = [
         len(text.encode("utf-8", "replace")) + (not text.endswith("\n")) for text in batch.raw
     ]
-    arrays = [pa.array(columns[field.name], field.type) for field in JUDGED]
-    return pa.Table.from_arrays(arrays, schema=JUDGED)
+    arrays = [pa.array(columns[field.name], field.type) for field in FILTERED]
+    return pa.Table.from_arrays(arrays, schema=FILTERED)
 
 
 def _facts(batch: chain.Batch) -> np.ndarray:
@@ -253,9 +253,9 @@ def _key_array(hashes: np.ndarray, rows: Any) -> np.ndarray:
 
 def write(
     out: Path,
-    judged: str,
+    filtered: str,
     start: int,
-    fates: str,
+    outcomes: str,
     repeats: str,
     heldout: Mapping[str, Any],
 ) -> dict:
@@ -263,18 +263,18 @@ def write(
 
     Args:
         out: gets documents.parquet and dropped.parquet.
-        judged: the folder that `judge` wrote.
+        filtered: the folder that `filter_part` wrote.
         start: number of its first document.
-        fates: a parquet file of (doc, why, kept): documents that deduplication drops.
+        outcomes: a parquet file of (doc, why, kept): documents that deduplication drops.
         repeats: .npy of (doc, paragraph, characters): paragraphs that it takes out.
         heldout: {column: group or own, below}: a document is held out if that fact is below.
 
     Returns:
         {counts: [[gate, reason, language, split, documents, bytes, bytes read], ...], samples}.
     """
-    facts = np.load(Path(judged) / "facts.npy", mmap_mode="r")
+    facts = np.load(Path(filtered) / "facts.npy", mmap_mode="r")
     end = start + len(facts)
-    dropped_by = _read_fates(fates, start, end)
+    dropped_by = _read_outcomes(outcomes, start, end)
     gone = _read_repeats(repeats, start, end)
     places = facts[heldout["column"]]
     counts: Counter = Counter()
@@ -288,7 +288,9 @@ def write(
             out / "dropped.parquet", _schema(DROPPED_COLUMNS), compression="zstd"
         ) as lost,
     ):
-        for part in pq.ParquetFile(Path(judged) / "judged.parquet").iter_batches(BATCH_DOCUMENTS):
+        for part in pq.ParquetFile(Path(filtered) / "filtered.parquet").iter_batches(
+            BATCH_DOCUMENTS
+        ):
             rows = part.to_pylist()
             for number, row in enumerate(rows, first):
                 row["duplicate_of"] = ""
@@ -306,7 +308,7 @@ def write(
 
 
 def _schema(names: list[str]) -> pa.Schema:
-    known = {field.name: field for field in JUDGED}
+    known = {field.name: field for field in FILTERED}
     return pa.schema([known.get(name, pa.field(name, pa.string())) for name in names])
 
 
@@ -317,7 +319,7 @@ def _table(rows: list[dict], names: list[str]) -> pa.Table:
     return pa.Table.from_pylist(cut, _schema(names))
 
 
-def _read_fates(path: str, start: int, end: int) -> dict[int, tuple[str, str]]:
+def _read_outcomes(path: str, start: int, end: int) -> dict[int, tuple[str, str]]:
     filters = [("doc", ">=", start), ("doc", "<", end)]
     rows = pq.read_table(path, filters=filters).to_pylist()
     return {row["doc"] - start: (row["why"], row["kept"]) for row in rows}

@@ -317,7 +317,7 @@ class Gates:
 
     def _find_toxicity(self, batch: Batch, view: View) -> None:
         languages = [batch.languages[index] for index in view.indices]
-        found = self._toxicity.judge(view.data, view.offsets, view.words, languages)
+        found = self._toxicity.find(view.data, view.offsets, view.words, languages)
         for place, index in enumerate(view.indices):
             batch.toxicity[index] = found.scores[place]
             if batch.why[index]:

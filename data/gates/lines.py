@@ -65,7 +65,7 @@ POLICIES = (
 
 
 class Lines(NamedTuple):
-    """Room for the lines of a text; what it holds of the text read last.
+    """Buffers for the lines of a text; what it holds of the text read last.
 
     Attributes:
         starts, ends: first byte in `data`, and the one after the last; int64.
@@ -83,8 +83,8 @@ class Lines(NamedTuple):
     hashes: np.ndarray
 
 
-def room(data: np.ndarray, offsets: np.ndarray) -> Lines:
-    """Makes room for the lines of any one of the texts.
+def buffers(data: np.ndarray, offsets: np.ndarray) -> Lines:
+    """Buffers for the lines of any one of the texts.
 
     Args:
         data: the texts back to back, uint8 [bytes].

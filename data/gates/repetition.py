@@ -25,8 +25,8 @@ from data.words import (
 TOP, DUPLICATE = 1, 2
 
 
-class Room(NamedTuple):
-    """Room for the n-grams of a text.
+class Buffers(NamedTuple):
+    """Buffers for the n-grams of a text.
 
     Attributes:
         sums: of the words before each word, as `roll` folds them; uint64 [words + 1].
@@ -45,10 +45,10 @@ class Room(NamedTuple):
     counts: np.ndarray
 
 
-def room(most: int) -> Room:
-    """Makes room for texts of up to `most` words and lines."""
+def buffers(most: int) -> Buffers:
+    """Buffers for texts of up to `most` words and lines."""
     size = 1 << (2 * most + 1).bit_length()
-    return Room(
+    return Buffers(
         np.empty(most + 1, np.uint64),
         np.empty(most + 1, np.int64),
         np.empty(most, np.int64),
@@ -103,13 +103,13 @@ def repeated_paragraphs(found, count, keys):
 
 
 @numba.njit(cache=True, nogil=True)
-def read_words(data, entries, hashes, chars, starts, room):
-    """Fills `room.sums` and `room.chars` from the words of a text.
+def read_words(data, entries, hashes, chars, starts, buffers):
+    """Fills `buffers.sums` and `buffers.chars` from the words of a text.
 
     Unlike in the hashes of data.words, different digits differ here: a table of numbers repeats
     nothing.
     """
-    sums, char_sums = room.sums, room.chars
+    sums, char_sums = buffers.sums, buffers.chars
     total, num_chars = np.uint64(0), np.int64(0)
     for word in range(len(hashes)):
         sums[word], char_sums[word] = total, num_chars
@@ -125,10 +125,10 @@ def read_words(data, entries, hashes, chars, starts, room):
 
 
 @numba.njit(cache=True, nogil=True)
-def _count_ngrams(n, count, room):
-    """Counts the n-grams at `room.places`: room.slots and room.counts; the used part of keys."""
-    table = _table(room.keys, count)
-    sums, places, slots, counts = room.sums, room.places, room.slots, room.counts
+def _count_ngrams(n, count, buffers):
+    """Counts the n-grams at `buffers.places`, in its slots and counts; the used part of keys."""
+    table = _table(buffers.keys, count)
+    sums, places, slots, counts = buffers.sums, buffers.places, buffers.slots, buffers.counts
     factor = power(n)
     for j in range(count):
         place = places[j]
@@ -143,13 +143,13 @@ def _count_ngrams(n, count, room):
 
 
 @numba.njit(cache=True, nogil=True)
-def _top_chars(n, count, room):
+def _top_chars(n, count, buffers):
     """Characters of the most frequent n-gram, all its occurrences; 0 if none repeats."""
     most = longest = 1
     for j in range(count):
-        times = room.counts[room.slots[j]]
+        times = buffers.counts[buffers.slots[j]]
         if times >= most:
-            chars = room.chars[room.places[j] + n] - room.chars[room.places[j]]
+            chars = buffers.chars[buffers.places[j] + n] - buffers.chars[buffers.places[j]]
             # Several can be the most frequent: the longest of them counts.
             longest = max(longest, chars) if times == most else chars
             most = times
@@ -157,22 +157,22 @@ def _top_chars(n, count, room):
 
 
 @numba.njit(cache=True, nogil=True)
-def _repeated_chars(n, count, room):
+def _repeated_chars(n, count, buffers):
     """Characters of the words in n-grams seen before; each word once."""
     chars = covered = 0
     for j in range(count):
-        times = room.counts[room.slots[j]]
+        times = buffers.counts[buffers.slots[j]]
         if times > 0:
-            room.counts[room.slots[j]] = -times  # the first occurrence
+            buffers.counts[buffers.slots[j]] = -times  # the first occurrence
         else:
-            place = room.places[j]
-            chars += room.chars[place + n] - room.chars[max(place, covered)]
+            place = buffers.places[j]
+            chars += buffers.chars[place + n] - buffers.chars[max(place, covered)]
             covered = place + n
     return chars
 
 
 @numba.njit(cache=True, nogil=True)
-def _narrow(count, room):
+def _narrow(count, buffers):
     """Keeps the places where an n-gram one word longer may repeat, and returns how many.
 
     There the n-gram repeats, and so does the one at the next word.
@@ -180,37 +180,37 @@ def _narrow(count, room):
     kept = 0
     for j in range(count - 1):
         if (
-            room.places[j + 1] == room.places[j] + 1
-            and abs(room.counts[room.slots[j]]) > 1
-            and abs(room.counts[room.slots[j + 1]]) > 1
+            buffers.places[j + 1] == buffers.places[j] + 1
+            and abs(buffers.counts[buffers.slots[j]]) > 1
+            and abs(buffers.counts[buffers.slots[j + 1]]) > 1
         ):
-            room.places[kept] = room.places[j]
+            buffers.places[kept] = buffers.places[j]
             kept += 1
     return kept
 
 
 @numba.njit(cache=True, nogil=True)
-def ngram_rules(num_words, room, top_limits, duplicate_limits, wants_top, wants_duplicate):
+def ngram_rules(num_words, buffers, top_limits, duplicate_limits, wants_top, wants_duplicate):
     """Measures the n-grams of the text that `room` holds: which rule fails, and its share.
 
     `top_limits` begin at n-grams of 2 words, `duplicate_limits` go on where they end. Which: TOP,
     DUPLICATE or 0. Shares are of the characters of words.
     """
     for place in range(num_words):
-        room.places[place] = place
+        buffers.places[place] = place
     count = num_words - 1
     first_duplicate = 2 + len(top_limits)
     for n in range(2, first_duplicate + len(duplicate_limits)):
         if count < 1 or (n >= first_duplicate and not wants_duplicate):
             break
-        _count_ngrams(n, count, room)
+        _count_ngrams(n, count, buffers)
         if n < first_duplicate:
-            share = _top_chars(n, count, room) / room.chars[num_words]
+            share = _top_chars(n, count, buffers) / buffers.chars[num_words]
             if wants_top and share > top_limits[n - 2]:
                 return TOP, share
         else:
-            share = _repeated_chars(n, count, room) / room.chars[num_words]
+            share = _repeated_chars(n, count, buffers) / buffers.chars[num_words]
             if share > duplicate_limits[n - first_duplicate]:
                 return DUPLICATE, share
-        count = _narrow(count, room)
+        count = _narrow(count, buffers)
     return 0, 0.0

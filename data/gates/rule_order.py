@@ -107,7 +107,7 @@ def find_failures(
     limits,
     tables,
     found,
-    room,
+    buffers,
     failed,
     measured,
 ):
@@ -133,9 +133,9 @@ def find_failures(
             if rule == PASSES and asked & C4_LINE_RULES:
                 rule, value = _check_c4_lines(asked, text, found, count, limits, tables)
             if rule == PASSES and asked & DUPLICATE_RULES:
-                rule, value = _check_duplicates(asked, data, found, count, limits, room.keys)
+                rule, value = _check_duplicates(asked, data, found, count, limits, buffers.keys)
         if rule == PASSES and asked & NGRAM_RULES:
-            rule, value = _check_ngrams(asked, text, limits, tables.entries, room)
+            rule, value = _check_ngrams(asked, text, limits, tables.entries, buffers)
         failed[k], measured[k] = rule, value
 
 
@@ -297,11 +297,11 @@ def _check_duplicates(asked, data, found, count, limits, keys):
 
 
 @numba.njit(cache=True, nogil=True)
-def _check_ngrams(asked, text, limits, entries, room):
-    repetition.read_words(text.data, entries, text.hashes, text.chars, text.starts, room)
+def _check_ngrams(asked, text, limits, entries, buffers):
+    repetition.read_words(text.data, entries, text.hashes, text.chars, text.starts, buffers)
     which, value = repetition.ngram_rules(
         len(text.hashes),
-        room,
+        buffers,
         limits.max_top_ngram_chars,
         limits.max_duplicate_ngram_chars,
         (asked >> TOP_NGRAMS) & 1 != 0,

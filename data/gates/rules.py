@@ -206,7 +206,7 @@ def first_failures(
             for name, value in values.items()
         }
     )
-    found = lines.room(data, offsets)
+    found = lines.buffers(data, offsets)
     most_words = int(np.diff(words.offsets).max(initial=0))
     failed = np.full(len(offsets) - 1, PASSES, np.int8)
     measured = np.zeros(len(offsets) - 1, np.float32)
@@ -219,7 +219,7 @@ def first_failures(
         limits,
         rule_order.Tables(char_table(), lines.marks(), stop_words.sets()),
         found,
-        repetition.room(max(most_words, len(found.starts))),
+        repetition.buffers(max(most_words, len(found.starts))),
         failed,
         measured,
     )

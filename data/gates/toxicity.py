@@ -88,7 +88,7 @@ class ToxicityConfig:
 
 
 def paths(config: ToxicityConfig) -> list[str]:
-    """The files that judging reads: lists and the model.
+    """The files that it reads: lists and the model.
 
     Raises:
         BadInput: the folder of lists has none.
@@ -108,7 +108,7 @@ def _list_paths(folder: str) -> dict[str, Path]:
     return found
 
 
-class Judgement(NamedTuple):
+class Findings(NamedTuple):
     """What was found in a batch of texts; every field [texts].
 
     Attributes:
@@ -143,13 +143,13 @@ class Toxicity:
             else None
         )
 
-    def judge(
+    def find(
         self,
         data: np.ndarray,
         offsets: np.ndarray,
         words: Words,
         languages: Sequence[str],
-    ) -> Judgement:
+    ) -> Findings:
         """Looks for toxic words, and scores texts.
 
         Args:
@@ -175,13 +175,11 @@ class Toxicity:
             )
         too_many = hits > self._config.max_hits_per_word * np.diff(words.offsets)
         if self._model is None:
-            return Judgement(
-                hits, too_many, np.full(size, np.nan, np.float32), np.zeros(size, bool)
-            )
+            return Findings(hits, too_many, np.full(size, np.nan, np.float32), np.zeros(size, bool))
         limits = self._config.max_score_by_language
         highest = np.array([limits.get(code, self._config.max_score) for code in languages])
         scores = self._model.score(data, offsets, words)
-        return Judgement(hits, too_many, scores, scores > highest)
+        return Findings(hits, too_many, scores, scores > highest)
 
     def _table(self, code: str) -> "_Table":
         code = code if code in self._phrases else ""

@@ -237,7 +237,7 @@ def _free_lists(html: str) -> str:
 def _deepen(tree: HTMLTree):
     """Puts the body's content three levels deeper.
 
-    Resiliparse takes every list near the top of a page for a menu, and judges lists by their
+    Resiliparse takes every list near the top of a page for a menu, and takes lists by their
     links, and divisions too, only further down; pages with few levels would lose their lists.
     """
     outer = inner = tree.create_element("div")

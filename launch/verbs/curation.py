@@ -11,7 +11,7 @@ from launch.console import Progress
 from launch.store.rundir import RunDir, read_json
 
 # Fields of a document's history that are printed first.
-FIRST_FIELDS = ("fate", "why", "reason", "detail", "duplicate_of")
+FIRST_FIELDS = ("outcome", "why", "reason", "detail", "duplicate_of")
 
 
 def headline(run: RunDir) -> dict:

@@ -46,7 +46,7 @@ def decide(rows, names, evaluation=None, **changes):
     return gates.decide([row(one) if isinstance(one, str) else one for one in rows])
 
 
-def fates(batch):
+def outcomes(batch):
     return list(zip(batch.why, batch.reason, batch.detail, strict=True))
 
 
@@ -72,7 +72,7 @@ def test_length_counts_characters():
     batch = decide(
         ["x" * 9, "\u00e4" * 10, "x" * 30, "x" * 31], ("length",), min_chars=11, max_chars=31
     )
-    assert fates(batch) == [
+    assert outcomes(batch) == [
         ("length", "short", "10 characters"),
         ("", "", ""),
         ("", "", ""),
@@ -92,7 +92,7 @@ def test_blocked_hosts_and_their_subdomains_go(tmp_path):
     batch = decide(
         [row(PROSE, url=url) for url in pages], ("blocked",), blocked=f"{tmp_path}/blocked"
     )
-    assert [(why, reason) for why, reason, _ in fates(batch)] == [
+    assert [(why, reason) for why, reason, _ in outcomes(batch)] == [
         ("blocked", "bad.org"),
         ("blocked", "bad.org"),
         ("", ""),
@@ -111,7 +111,7 @@ def test_what_opted_out_goes_by_url_or_hash(tmp_path):
         row(PROSE + "more"),
     ]
     batch = decide(rows, ("opt_out",), opt_out=f"{tmp_path}/out")
-    assert [(why, reason) for why, reason, _ in fates(batch)] == [
+    assert [(why, reason) for why, reason, _ in outcomes(batch)] == [
         ("opt_out", "url"),
         ("", ""),
         ("opt_out", "hash"),
@@ -125,7 +125,7 @@ def test_languages_are_found_for_all_and_dropped_where_asked():
     assert (batch.language_score > 0.5).all()
     keep = dataclasses.replace(CONFIG.language, keep=("en",))
     batch = decide([PROSE, GERMAN], ("language",), language=keep)
-    assert [fate[:2] for fate in fates(batch)] == [("", ""), ("language", "de")]
+    assert [outcome[:2] for outcome in outcomes(batch)] == [("", ""), ("language", "de")]
 
 
 def test_code_has_the_language_that_its_reader_knows():
@@ -155,7 +155,7 @@ def test_a_rule_applies_only_where_it_is_named(name):
 
 def test_the_first_rule_that_fails_is_named_with_its_value():
     batch = decide(["five words are not fifty"], ("gopher",))
-    assert fates(batch) == [("gopher_word_count", "", "5")]
+    assert outcomes(batch) == [("gopher_word_count", "", "5")]
 
 
 def test_chinese_is_not_dropped_for_the_length_of_its_words():
@@ -206,7 +206,7 @@ def test_evaluation_texts_are_named(tmp_path):
     question = " ".join(PROSE.split()[20:40])
     contamination.build([("quiz", question)], 13).save(tmp_path / "index.npz")
     batch = decide([PROSE, GERMAN], ("contamination",), tmp_path / "index.npz")
-    assert [fate[:2] for fate in fates(batch)] == [("contamination", "quiz"), ("", "")]
+    assert [outcome[:2] for outcome in outcomes(batch)] == [("contamination", "quiz"), ("", "")]
     assert decide([PROSE], (), tmp_path / "index.npz").why == [""]
 
 

@@ -312,7 +312,7 @@ def test_only_what_changed_is_read_again(tmp_path):
     config = config_of({name: source_of(folder / f"{name}.jsonl") for name in ("a", "b", "c")})
     run(config, tmp_path)
     before = digests(tmp_path / "out")
-    judged = {path.name for path in (tmp_path / "cache/judged").iterdir()}
+    filtered = {path.name for path in (tmp_path / "cache/filtered").iterdir()}
     content = (folder / "b.jsonl").read_bytes()
     # The same size and time, other content.
     stat = (folder / "b.jsonl").stat()
@@ -323,7 +323,7 @@ def test_only_what_changed_is_read_again(tmp_path):
     assert [line for line in lines if line.startswith("reading")] == [
         "reading: 1/1 parts (2 cached), b: b.jsonl"
     ]
-    assert len({path.name for path in (tmp_path / "cache/judged").iterdir()} - judged) == 1
+    assert len({path.name for path in (tmp_path / "cache/filtered").iterdir()} - filtered) == 1
     after = digests(tmp_path / "out")
     changed = {name for name in after if after[name] != before[name]}
     assert "documents/part-00001.parquet" in changed

@@ -60,9 +60,9 @@ def batch(texts):
 
 
 def hits(folder, *pairs):
-    judge = toxicity.Toxicity(config(lists=str(folder)))
+    gate = toxicity.Toxicity(config(lists=str(folder)))
     codes, texts = zip(*pairs, strict=True)
-    return judge.judge(*batch(texts), codes).hits.tolist()
+    return gate.find(*batch(texts), codes).hits.tolist()
 
 
 def test_words_and_phrases_are_counted(folder):
@@ -107,15 +107,15 @@ def test_counts_are_those_of_a_plain_search(folder):
 
 def test_too_many_is_a_share_of_the_words(folder):
     texts = ["zork " + "snow " * 9, "zork " + "snow " * 10, "snow", ""]
-    judge = toxicity.Toxicity(config(lists=str(folder), max_hits_per_word=0.095))
-    found = judge.judge(*batch(texts), ["en"] * 4)
+    gate = toxicity.Toxicity(config(lists=str(folder), max_hits_per_word=0.095))
+    found = gate.find(*batch(texts), ["en"] * 4)
     assert found.hits.tolist() == [1, 1, 0, 0]
     assert found.too_many.tolist() == [True, False, False, False]
     assert np.isnan(found.scores).all() and not found.too_high.any()
 
 
 def test_without_lists_and_model_nothing_is_found():
-    found = toxicity.Toxicity(config()).judge(*batch(["zork", "x"]), ["en", "en"])
+    found = toxicity.Toxicity(config()).find(*batch(["zork", "x"]), ["en", "en"])
     assert found.hits.tolist() == [0, 0] and not found.too_many.any() and not found.too_high.any()
 
 
@@ -141,7 +141,7 @@ def test_a_model_is_fitted_from_examples_and_judges(tmp_path, name):
         model=str(tmp_path / "model"), max_score=0.5, max_score_by_language={"de": 0.9999}
     )
     texts = ["you zork number 77", "the calm sea"] * 2
-    found = toxicity.Toxicity(settings).judge(*batch(texts), ["en", "en", "de", "de"])
+    found = toxicity.Toxicity(settings).find(*batch(texts), ["en", "en", "de", "de"])
     assert found.scores[0] == found.scores[2] > 0.5 > found.scores[1] == found.scores[3]
     assert found.too_high.tolist() == [True, False, False, False]
 
@@ -225,9 +225,9 @@ def test_real_lists_leave_declarations_alone():
         pytest.skip("the data sets are not beside the checkout")
     with gzip.open(declarations, "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
-    judge = toxicity.Toxicity(config(lists=str(lists), max_hits_per_word=0.005))
+    gate = toxicity.Toxicity(config(lists=str(lists), max_hits_per_word=0.005))
     codes = [toxicity.language.to_iso639_1(row["name"].split("_")[0]) for row in rows]
-    found = judge.judge(*batch([row["text"] for row in rows]), codes)
+    found = gate.find(*batch([row["text"] for row in rows]), codes)
     assert [row["name"] for row, bad in zip(rows, found.too_many, strict=True) if bad] == [
         "pes_1",  # a plain word for a person is in the Persian list
         "pes_2",

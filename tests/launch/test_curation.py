@@ -76,13 +76,13 @@ def test_the_story_of_a_document_is_told(curated):
     folder, _ = curated
     where = (WEB, f"--run={folder}/out", "--json")
     code, out, _ = seedbed("curate", *where, "--explain=text/a.jsonl:00000021")
-    story = json.loads(out)
+    history = json.loads(out)
     assert code == 0
-    assert (story["fate"], story["why"]) == ("dropped", "exact_duplicate")
-    assert story["stays"]["id"] == story["duplicate_of"] == "text/a.jsonl:00000004"
+    assert (history["outcome"], history["why"]) == ("dropped", "exact_duplicate")
+    assert history["stays"]["id"] == history["duplicate_of"] == "text/a.jsonl:00000004"
     code, out, _ = seedbed("curate", *where, "--explain=code/b.py")
-    story = json.loads(out)
-    assert (code, story["fate"], story["language"]) == (0, "kept", "python")
+    history = json.loads(out)
+    assert (code, history["outcome"], history["language"]) == (0, "kept", "python")
     line = refusal("curate", *where[:2], "--explain=text/a.jsonl:00000099")
     assert "text/a.jsonl:000000" in line and "DOMAIN/FILE:RECORD#PIECE" in line
 
@@ -93,10 +93,10 @@ def test_a_story_begins_with_the_fate_and_ends_with_the_text(curated, record):
     key = f"text/a.jsonl:{record}"
     for json_too in ((), ("--json",)):
         code, out, _ = seedbed("curate", WEB, f"--run={folder}/out", f"--explain={key}", *json_too)
-        found = [out.index(word) for word in ("fate", "why", "reason", "detail", key)]
+        found = [out.index(word) for word in ("outcome", "why", "reason", "detail", key)]
         assert code == 0 and found == sorted(found)
-    story = json.loads(out)
-    assert list(story)[-1] == "text" and list(story)[:3] == ["verb", "fate", "why"]
+    history = json.loads(out)
+    assert list(history)[-1] == "text" and list(history)[:3] == ["verb", "outcome", "why"]
 
 
 def tables(folder):
