@@ -59,11 +59,11 @@ def advantages(score_B: jax.Array, mask_BR: jax.Array, group_size: int, scale: b
 
     Source: arXiv 2402.03300, section 4.1.2; without the deviation arXiv 2503.20783, section 3.
     """
-    score_GS = score_B.reshape(-1, group_size)
-    apart_GS = score_GS - score_GS.mean(-1, keepdims=True)
+    by_group = score_B.reshape(-1, group_size)
+    apart = by_group - by_group.mean(-1, keepdims=True)
     if scale:
-        apart_GS = apart_GS / (jnp.sqrt(jnp.square(apart_GS).mean(-1, keepdims=True)) + STD_FLOOR)
-    return apart_GS.reshape(-1, 1) * mask_BR.astype(jnp.float32)
+        apart = apart / (jnp.sqrt(jnp.square(apart).mean(-1, keepdims=True)) + STD_FLOOR)
+    return apart.reshape(-1, 1) * mask_BR.astype(jnp.float32)
 
 
 def start(

@@ -142,6 +142,14 @@ def measure(
 ) -> tuple[CriticExperience, dict[str, jax.Array]]:
     """Turns the scores of a rollout into advantages.
 
+    Args:
+      config: discount, lambda, and the KL penalty.
+      model_config: shape of the policy and of its reference.
+      reference, params, critic: parameters of the three models.
+      sequences: prompts and answers.
+      finished_B: whether each answer has its end token.
+      score_B: reward of each answer, without the penalty.
+
     Returns:
       The experience, and the iteration's metrics: those of `policy.measure`, and the critic's
       explained_variance.

@@ -139,7 +139,16 @@ def accuracy(
 def score_rows(
     config: TransformerConfig, params: Params, rows: Sequence[Batch], batch_size: int
 ) -> np.ndarray:
-    """`score` over any number of rows {tokens_L, real_L}, `batch_size` at a time; at least one."""
+    """`score` over any number of rows.
+
+    Args:
+      config, params: of the reward model.
+      rows: {tokens_L, real_L} of each answer with its prompt, at least one.
+      batch_size: rows at a time.
+
+    Returns:
+      float32 scores, one a row.
+    """
     found = [
         _score_batch(config, params, batch["tokens"], batch["real"])
         for batch in fixed_batches(rows, batch_size, filler=rows[0])

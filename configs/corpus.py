@@ -1,9 +1,8 @@
 """Curation of many domains at once: books, papers, an encyclopedia, the web, forums, languages.
 
     seedbed run --config=configs/corpus.py:DIR --run=runs/corpus
-    seedbed curate --config=configs/corpus.py:DIR --score=DIR
 
-DIR holds the folders pretrain, web, qa and multilingual, and eval, filters for what is measured.
+DIR holds the folders pretrain, web, qa and multilingual, and eval with the evaluation sets.
 `--config.stages="('curate','tokenizer','pretrain','eval','report')"` trains on it too.
 """
 

@@ -142,8 +142,8 @@ class MoEConfig:
     top_groups: int = 1  # groups that a token may choose from
     balance_bias: bool = False  # a bias on the choice alone
     bias_rate: float = 0.0  # its move a step against the load
-    aux_loss: float = 0.0  # weight of the load-balancing loss; 1 is its even value
-    z_loss: float = 0.0  # weight of the router's logsumexp^2
+    aux_loss: float = 0.0  # weight of the load-balancing loss (1 if even), in pretrain and sft
+    z_loss: float = 0.0  # weight of the router's logsumexp^2, in pretrain and sft
     dispatch: str = "dropless"  # dropless or capacity
     capacity_factor: float = 1.0  # slots of an expert, relative to an even share of a row
 

@@ -38,9 +38,15 @@ class GroupedAttention(nnx.Module):
         self.k_norm = Norm(config, "KH" if whole else "H", rngs, kind="rms") if normed else None
 
     def project(self, x_BLD: jax.Array, positions_BL: jax.Array, cached: bool):
-        """Queries q_BLNH, keys k_BKLH and values v_BKLH, normed and rotated.
+        """Queries, keys and values, normed and rotated.
 
-        `cached` says that keys and values go into a cache: here it changes nothing.
+        Args:
+          x_BLD: the normed residual stream.
+          positions_BL: of the tokens, for the rotation.
+          cached: whether keys and values go into a cache; here it changes nothing.
+
+        Returns:
+          q_BLNH, k_BKLH, v_BKLH.
         """
         del cached  # a cache holds the same
         multiply = functools.partial(product, quantized=self.config.quantized)

@@ -39,7 +39,7 @@ ARGUED_LENGTHS: dict[str, str] = {}
 # Public functions that only users of the packages call: {"package.module.name": who they are}.
 LIBRARY_FUNCTIONS: dict[str, str] = {
     "model.cache.insert": "programs that keep a batch going, in which a prompt takes an ended row",
-    "model.interop.huggingface.load": "README's three lines: loads a checkpoint onto any mesh",
+    "model.interop.huggingface.load": "docs/models.md: loads a checkpoint onto any mesh",
     "launch.load.load_run": "README: a run's model and tokenizer from Python",
     "model.interop.huggingface.save": "its counterpart; the verb export streams from disk instead",
 }

@@ -21,6 +21,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -259,7 +260,7 @@ def python_blocks() -> list[tuple[str, str]]:
         for kind, body in BLOCK.findall(text)
         if kind == "python"
     ]
-    return [(name, body) for name, body in blocks if not SAVED.match(body)]
+    return [(name, textwrap.dedent(body)) for name, body in blocks if not SAVED.match(body)]
 
 
 @pytest.mark.parametrize(("page", "body"), python_blocks())
