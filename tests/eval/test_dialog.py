@@ -75,6 +75,7 @@ def echo(monkeypatch):
         *,
         max_new_tokens,
         temperature,
+        top_p,
         end_id,
         pad_id,
     ):
