@@ -48,11 +48,11 @@ def get_config() -> ConfigDict:
         scale_embedding=True,
     )
     config.layout = dict(scan_layers=False)
-    config.pretrain = dict(seq_len=256, z_loss=1e-4, **training(300, 16, 3e-3, 40))
-    config.sft = dict(seq_len=256, **training(360, 16, 2e-3, 30))
-    config.reward = dict(seq_len=96, **training(120, 32, 3e-4, 10))
-    config.dpo = training(80, 32, 1e-4, 10)
-    config.ppo = training(30, 64, 1e-4, 6)
+    config.pretrain = dict(seq_len=256, z_loss=1e-4, **training(240, 16, 3e-3, 40))
+    config.sft = dict(seq_len=256, **training(280, 16, 2e-3, 30))
+    config.reward = dict(seq_len=64, **training(90, 32, 3e-4, 10))
+    config.dpo = training(70, 32, 1e-4, 10)
+    config.ppo = training(24, 64, 1e-4, 6)
     config.ppo["critic_optimizer"] = dict(peak_lr=3e-4, warmup_steps=6)
     config.grpo = training(40, 16, 1e-4, 8)
     # What the training stages share, but for what their own sections say.
