@@ -26,7 +26,7 @@ def parts(tmp_path_factory):
 
 
 def converse(parts):
-    return chat._Conversation(*parts, 8, 64)
+    return chat._Conversation(*parts, 8, 64, {"temperature": 0.0, "seed": 0})
 
 
 def test_a_line_that_is_too_long_is_refused_and_the_session_goes_on(parts, capsys):

@@ -380,7 +380,7 @@ def test_a_damaged_stage_with_checkpoints_is_refused_until_it_is_started_over(pi
     before = pairs.read_text()
     pairs.write_text("")
     with pytest.raises(BadInput, match=f"configuration: {pairs} is damaged; run"):
-        pipeline(only="dpo")
+        pipeline(only="ppo")
     with pytest.raises(BadInput, match=f"{pairs} is damaged; .*`seedbed reward --fresh`"):
         pipeline()
     assert pairs.read_text() == "" and kept.exists()
