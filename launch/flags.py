@@ -1,6 +1,7 @@
 """The command line: verbs, their flags, configuration files and overrides of their keys."""
 
 import inspect
+import math
 import re
 import runpy
 import traceback
@@ -159,7 +160,7 @@ def parse(verb: str, arguments: list[str]) -> Parsed:
     flags.DEFINE_integer("tokens", None, "tokens", lower_bound=1, flag_values=given)
     flags.DEFINE_float("temperature", 0.0, "temperature", lower_bound=0.0, flag_values=given)
     flags.DEFINE_float("top-p", 1.0, "top-p", lower_bound=0.0, upper_bound=1.0, flag_values=given)
-    flags.DEFINE_integer("seed", 0, "seed", lower_bound=0, flag_values=given)
+    flags.DEFINE_integer("seed", 0, "seed", 0, 2**31 - 1, flag_values=given)
     flags.DEFINE_integer("workers", 0, "workers", lower_bound=0, flag_values=given)
     for name in ("json", "fresh", "fit-quality", "fit-toxicity"):
         flags.DEFINE_bool(name, False, name, flag_values=given)
@@ -203,8 +204,8 @@ def _name_value(values: flags.FlagValues, error: flags.IllegalFlagValueError) ->
     if kind is None:
         return f"flags: {error}"
     lowest, highest = (getattr(flag.parser, f"{end}_bound", None) for end in ("lower", "upper"))
-    bound = "" if lowest is None else f", {lowest:g} or more"
-    bound += "" if highest is None else f" and {highest:g} or less"
+    bound = "" if lowest is None else f", {lowest:.10g} or more"
+    bound += "" if highest is None else f" and {highest:.10g} or less"
     return f"{found[1].removesuffix(f': {error.__context__}')}: must be {kind}{bound}"
 
 
@@ -289,6 +290,9 @@ def _check_flags(verb: str, given: flags.FlagValues) -> None:
             raise BadInput(f"--{name}=: is empty; it must be {FLAG_LINES[name][0]}")
     if given["prompt"].present and not given.prompt.strip():
         raise BadInput("--prompt=: is empty; give a question, or leave it out for standard input")
+    for name in ("temperature", "top-p"):
+        if not math.isfinite(given[name].value):
+            raise BadInput(f"--{name}={given[name].value}: must be a finite number")
     for name in LOCAL_PLACES:
         if "://" in given[name].value:
             raise BadInput(

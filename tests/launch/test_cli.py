@@ -105,6 +105,8 @@ def test_help_names_every_verb_and_exit_code():
         (["chat"], "--run is missing"),
         (["chat", "--run=nowhere", "--tokens=0"], "--tokens=0: must be a whole number, 1 or more"),
         (["chat", "--run=nowhere", "--tokens=-1"], "--tokens=-1: must be a whole number"),
+        (["chat", "--run=nowhere", "--temperature=nan"], "--temperature=nan: must be a finite"),
+        (["chat", "--run=nowhere", f"--seed={2**63}"], "0 or more and 2147483647 or less"),
         (["chat", "--run=nowhere", "--top-p=2"], "--top-p=2: must be a number, 0 or more and 1 or"),
         (["report"], "--run is missing"),
         (["run", QUICKSTART, "--run=gs://bucket/x"], "--run=gs://bucket/x: runs and models are"),
