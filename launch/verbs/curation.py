@@ -45,6 +45,8 @@ def explain(run: RunDir, key: str) -> dict:
     if run.read_done("curate") is None:
         raise BadInput(f"{run.path}: curation is not finished; `seedbed curate` first")
     found = documents.explain(run.stage("curate"), key)
+    for row in (found, found.get("stays", {})):
+        row |= {name: None for name, x in row.items() if x != x}  # nan: no gate measured it
     for name in ("meta", "edits"):
         found[name] = json.loads(found[name]) if found[name] else {}
     # What became of it and why, where one looks first; a text may be longer than the screen.

@@ -83,6 +83,7 @@ def test_the_story_of_a_document_is_told(curated):
     code, out, _ = seedbed("curate", *where, "--explain=code/b.py")
     history = json.loads(out)
     assert (code, history["outcome"], history["language"]) == (0, "kept", "python")
+    assert "NaN" not in out and history["quality"] is None
     line = refusal("curate", *where[:2], "--explain=text/a.jsonl:00000099")
     assert "text/a.jsonl:000000" in line and "DOMAIN/FILE:RECORD#PIECE" in line
 
