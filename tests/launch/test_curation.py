@@ -72,7 +72,7 @@ def test_json_counts_what_was_read_kept_dropped_and_broken(curated):
     assert all(row["why"] for row in result["broken"])
 
 
-def test_the_story_of_a_document_is_told(curated):
+def test_the_history_of_a_document_is_shown(curated):
     folder, _ = curated
     where = (WEB, f"--run={folder}/out", "--json")
     code, out, _ = seedbed("curate", *where, "--explain=text/a.jsonl:00000021")
@@ -89,7 +89,7 @@ def test_the_story_of_a_document_is_told(curated):
 
 
 @pytest.mark.parametrize("record", ["00000021", "00000022"])
-def test_a_story_begins_with_the_fate_and_ends_with_the_text(curated, record):
+def test_a_history_begins_with_the_outcome_and_ends_with_the_text(curated, record):
     folder, _ = curated
     key = f"text/a.jsonl:{record}"
     for json_too in ((), ("--json",)):
